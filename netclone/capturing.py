@@ -1,0 +1,443 @@
+"""capture(model) -> operator graph: the exact capture, used for sources and for what a clone is made of.
+
+One placeholder per input, ``get_attr`` for tensors under their own names, ``call_function`` on aten operators, one
+tensor out. Nothing is decomposed; what only serves training or bookkeeping is removed, in-place operators become
+functional, and what depends on no input at all is evaluated where an operator needs it as a plain tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.errors import OutputError, TiedWeightsError, TraceError
+
+FACTS = "netclone"  # key in GraphModule.meta: positions, example
+aten = torch.ops.aten
+
+_WEIGHT_SLOTS: dict[Any, tuple[int, ...]] = {
+    aten.conv1d.default: (1, 2),
+    aten.conv2d.default: (1, 2),
+    aten.conv3d.default: (1, 2),
+    aten.conv2d.padding: (1, 2),
+    aten.conv_transpose2d.input: (1, 2),
+    aten.linear.default: (1, 2),
+    aten.batch_norm.default: (1, 2, 3, 4),
+    aten.layer_norm.default: (2, 3),
+    aten.group_norm.default: (2, 3),
+}
+_FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-mode graph
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.dropout_.default,
+}
+_SIZES = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Run a caller's model without moving the random state that the caller sees."""
+    with torch.random.fork_rng():
+        yield
+
+
+def is_captured(model: nn.Module) -> bool:
+    """Whether a model is an operator graph made by :func:`capture`."""
+    return isinstance(model, fx.GraphModule) and bool(model.meta.get(FACTS, {}).get("operators"))
+
+
+def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
+    """Copy a model into an operator graph with a free batch size; the model is untouched.
+
+    Parameters
+    ----------
+    model
+        A module taking ``len(examples)`` tensors ``(N, ...)`` and returning one tensor. A symbolic graph keeps its
+        node names as positions; an operator graph is copied.
+    examples
+        One batch of at least two per input.
+
+    Raises
+    ------
+    TraceError
+        If ``torch.export`` does not take the model, or fixes its batch size.
+    TiedWeightsError
+        If two parameter names share storage.
+    OutputError
+        If the model returns anything but one tensor.
+
+    Reference: DESIGN, "Two captures, both fx graphs"; docs/adr/0001-two-captures.md.
+    """
+    if is_captured(model):
+        assert isinstance(model, fx.GraphModule)
+        return copy.deepcopy(model)
+    check_untied(model)
+    exported, order = _export(model, examples)
+    graph_module = _with_named_tensors(exported, len(examples))
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    values = list(output.args[0])
+    positions = {path: node.name for path, node in zip(order, values[1:], strict=True) if isinstance(node, fx.Node)}
+    output.args = (values[0],)
+    _make_functional(graph_module, type(model).__name__)
+    _drop_bookkeeping(graph_module)
+    _fold_constants(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    _drop_unused_tensors(graph_module)
+    alive = {node.name for node in graph_module.graph.nodes}
+    moved = graph_module.meta.pop("moved", {})
+    positions = {path: _follow(name, moved) for path, name in positions.items()}
+    graph_module.graph.lint()
+    graph_module.recompile()
+    graph_module.meta = {
+        FACTS: {
+            "positions": {path: name for path, name in positions.items() if name in alive},
+            "not_tensors": {},
+            "example": examples[0],
+            "operators": True,
+        }
+    }
+    return graph_module.eval()
+
+
+def check_untied(model: nn.Module) -> None:
+    """Refuse a model in which one storage has two names: slicing one would change the other."""
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        key = parameter.untyped_storage().data_ptr() if parameter.device.type != "meta" else id(parameter)
+        if key and key in seen:
+            raise TiedWeightsError(
+                f"parameters '{seen[key]}' and '{name}' share one storage (tied weights); netclone slices each on its "
+                f"own: untie them first, for example model.get_parameter('{name}').data = ....clone() on a fresh "
+                "nn.Parameter"
+            )
+        seen[key] = name
+
+
+def fingerprint(graph_module: fx.GraphModule) -> str:
+    """Hash of an operator graph's structure: operators, tensor names and shapes, not their values."""
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        digest.update(f"{node.op}:{node.target}".encode())
+        if node.op == "get_attr":
+            digest.update(str(tuple(tensor_at(graph_module, str(node.target)).shape)).encode())
+    return digest.hexdigest()
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer with a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a parameter or buffer under a dotted name, making the containers on the way."""
+    path, _, leaf = name.rpartition(".")
+    for part in path.split(".") if path else []:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module._modules[part]  # type: ignore[assignment]
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+class _Taps:
+    """What modules or nodes returned, by path (no attribute of a module: export watches those)."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+
+class _Tapped(nn.Module):
+    """A model that also returns what every module (or, of a symbolic graph, every node) gave."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = _Taps()
+        if not isinstance(model, fx.GraphModule):
+            for path, module in model.named_modules():
+                if path:
+                    module.register_forward_hook(self._hook(path))
+
+    def _hook(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, Tensor):
+                self.taps.values[path] = out
+
+        return hook
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
+        self.taps.values.clear()
+        if isinstance(self.model, fx.GraphModule):
+            seen = self.taps.values
+            out = _TappedInterpreter(self.model, seen).run(*inputs)
+            positions = self.model.meta.get(FACTS, {}).get("positions", {})
+            seen.update({path: seen[name] for path, name in positions.items() if name in seen})
+        else:
+            out = self.model(*inputs)
+        return (out, *self.taps.values.values())
+
+
+class _TappedInterpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, taps: dict[str, Tensor]) -> None:
+        super().__init__(module)
+        self.taps = taps
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor) and n.op in ("call_module", "call_function", "call_method"):
+            self.taps[n.name] = out
+        return out
+
+
+def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, list[str]]:
+    tapped = _Tapped(copy.deepcopy(model).eval())
+    batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
+    try:
+        with deterministic():
+            exported = torch.export.export(
+                tapped,
+                tuple(examples),
+                strict=False,
+                dynamic_shapes=(tuple({0: batch} for _ in examples),),
+            )
+    except Exception as error:  # export raises many types; all of them mean the same to a caller
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise TraceError(
+            f"torch.export: {type(error).__name__}: {lines[0] if lines else error} (in {type(model).__name__})"
+        ) from error
+    values = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    if len(values) != 1 + len(tapped.taps.values):
+        raise OutputError(
+            f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor (N, ...): "
+            "wrap the model in a module that returns its logits"
+        )
+    return exported, list(tapped.taps.values)
+
+
+def _with_named_tensors(exported: Any, inputs: int) -> fx.GraphModule:
+    """The exported graph with parameters, buffers and constants as get_attr under the model's own names."""
+    signature = exported.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    tensors = {**exported.constants, **exported.state_dict}
+    parameters = set(signature.inputs_to_parameters.values())
+    root = nn.Module()
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            full = names[node.name]
+            short = full.removeprefix("model.")
+            tensor = tensors[full]
+            if full in parameters and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=tensor.requires_grad)
+            set_tensor(root, short, tensor)
+            copied[node] = graph.create_node("get_attr", short, name=node.name)
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+        copied[node].meta = {key: node.meta[key] for key in ("val", "nn_module_stack") if key in node.meta}
+    assert sum(node.op == "placeholder" for node in graph.nodes) == inputs
+    return fx.GraphModule(root, graph, "OperatorGraph")
+
+
+def _make_functional(graph_module: fx.GraphModule, model: str) -> None:
+    """Replace in-place operators by their functional twins; later users of the changed tensor read the new one."""
+    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    for node in list(graph_module.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if not node.target._schema.is_mutable or node.target in _FIRST_ARGUMENT:
+            continue
+        changed = node.args[0]
+        twin = _functional_twin(node.target)
+        viewed = isinstance(changed, fx.Node) and _is_view(changed) and any(
+            order[user] > order[node] for user in _base(changed).users
+        )
+        if twin is None or not isinstance(changed, fx.Node) or viewed:
+            raise TraceError(
+                f"torch.export: node '{node.name}' ({node.target}) of {model} writes into a part of a tensor, which "
+                "netclone cannot make functional: rewrite that line of the model without in-place assignment"
+            )
+        node.target = twin
+        for user in list(changed.users):
+            if order[user] > order[node]:
+                user.replace_input_with(changed, node)
+
+
+def _functional_twin(target: Any) -> Any:
+    name = target._schema.name.split("::")[1]
+    if target._schema.name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
+        packet = getattr(aten, name[:-1], None)
+        return getattr(packet, target._overloadname, None)
+    return None
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and any(
+        argument.alias_info is not None and not argument.alias_info.is_write for argument in target._schema.arguments
+    )
+
+
+def _base(node: fx.Node) -> fx.Node:
+    while _is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _drop_bookkeeping(graph_module: fx.GraphModule) -> None:
+    moved: dict[str, str] = {}
+    for node in list(graph_module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        source = node.args[0] if node.args else None
+        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
+            graph_module.graph.erase_node(node)
+        elif isinstance(source, fx.Node) and (node.target in _FIRST_ARGUMENT or _keeps_value(node, source)):
+            moved[node.name] = source.name
+            node.replace_all_uses_with(source)
+            graph_module.graph.erase_node(node)
+    graph_module.meta["moved"] = moved
+
+
+def _keeps_value(node: fx.Node, source: fx.Node) -> bool:
+    """Casts to the same dtype and device, full slices, pads by nothing."""
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not (isinstance(before, Tensor) and isinstance(after, Tensor)):
+        return False
+    if node.target in (aten.to.dtype, aten.to.device, aten._to_copy.default, aten.type_as.default, aten.to.dtype_layout):
+        return before.dtype == after.dtype and before.device == after.device
+    if node.target is aten.slice.Tensor:
+        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        return start in (0, None) and (end is None or end == 2**63 - 1) and step == 1
+    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        return all(amount == 0 for amount in node.args[1])  # type: ignore[union-attr]
+    return False
+
+
+def _fold_constants(graph_module: fx.GraphModule) -> None:
+    """Evaluate what depends on no input, where it must be a plain tensor.
+
+    That is: integer and boolean values, tensors created from literals, and what stands in the weight slots of
+    parametric operators (weight standardisation). Everything else stays in the graph, so that it can be sliced.
+    """
+    constant: set[fx.Node] = set()
+    pure: set[fx.Node] = set()  # depends on literals alone
+    for node in graph_module.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and inputs and all(n in constant for n in inputs)):
+            constant.add(node)
+        if node.op == "call_function" and all(n in pure for n in inputs):
+            if isinstance(node.meta.get("val"), Tensor):
+                pure.add(node)
+                constant.add(node)
+    wanted: dict[fx.Node, None] = {}
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if node in constant and node.op != "get_attr" and isinstance(value, Tensor):
+            if node in pure or not value.dtype.is_floating_point:
+                wanted[node] = None
+        for slot in _WEIGHT_SLOTS.get(node.target, ()):
+            operand = node.args[slot] if slot < len(node.args) else None
+            if isinstance(operand, fx.Node) and operand in constant and operand.op == "call_function":
+                wanted[operand] = None
+    if not wanted:
+        return
+    known: dict[fx.Node, Any] = {}
+    with torch.no_grad(), deterministic():
+        for node in wanted:
+            value = _evaluate(graph_module, node, known)
+            name = _folded_name(graph_module, node)
+            trainable = any(
+                isinstance(tensor_at(graph_module, str(leaf.target)), nn.Parameter) for leaf in _leaves(node)
+            )
+            folded = value.detach().clone().contiguous()
+            if trainable and folded.is_floating_point():
+                folded = nn.Parameter(folded)
+            set_tensor(graph_module, name, folded)
+            with graph_module.graph.inserting_before(node):
+                attribute = graph_module.graph.create_node("get_attr", name, name=f"{node.name}_folded")
+            attribute.meta = dict(node.meta)
+            node.replace_all_uses_with(attribute)
+
+
+def _evaluate(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        missing = [n for n in current.all_input_nodes if n not in known]
+        if current in known:
+            stack.pop()
+        elif missing:
+            stack.extend(missing)
+        elif current.op == "get_attr":
+            known[stack.pop()] = tensor_at(graph_module, str(current.target))
+        else:
+            args, kwargs = fx.node.map_arg((current.args, current.kwargs), known.__getitem__)
+            known[stack.pop()] = current.target(*args, **kwargs)  # type: ignore[operator]
+    return known[node]
+
+
+def _leaves(node: fx.Node) -> list[fx.Node]:
+    seen: dict[fx.Node, None] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen[current] = None
+            stack.extend(current.all_input_nodes)
+    return [n for n in seen if n.op == "get_attr"]
+
+
+def _folded_name(graph_module: fx.GraphModule, node: fx.Node) -> str:
+    for leaf in _leaves(node):
+        name = f"{leaf.target}_folded"
+        if tuple(tensor_at(graph_module, str(leaf.target)).shape) == tuple(node.meta["val"].shape):
+            break
+    else:
+        name = f"folded_{node.name}"
+    taken = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    root = nn.Module()
+    for name in dict.fromkeys(str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"):
+        set_tensor(root, name, tensor_at(graph_module, name))
+    assert used
+    for name in list(graph_module._modules):
+        delattr(graph_module, name)
+    for name in [*graph_module._parameters, *graph_module._buffers]:
+        delattr(graph_module, name)
+    for name, module in root._modules.items():
+        graph_module.add_module(name, module)  # type: ignore[arg-type]
+    for name, parameter in root._parameters.items():
+        graph_module.register_parameter(name, parameter)
+    for name, buffer in root._buffers.items():
+        graph_module.register_buffer(name, buffer)
+
+
+def _follow(name: str, moved: dict[str, str]) -> str:
+    while name in moved:
+        name = moved[name]
+    return name

@@ -1,0 +1,229 @@
+"""channel_groups(model) -> ChannelGroups: the prunable units of a network, and what is not prunable, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.capturing import capture, fingerprint, tensor_at
+from netclone.errors import OutputError
+from netclone.labelling import Labelling
+from netclone.labels import compact
+from netclone.tracing import check_one_device_and_dtype, example_input, shape_of
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units that appear in exactly the same tensors: any non-empty part of them may be kept.
+
+    ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``.
+    """
+
+    name: str
+    size: int
+    members: tuple[tuple[str, int, int], ...]
+    units: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Unprunable:
+    """A producer whose channels all stay: the node that is the reason, and the reason."""
+
+    name: str
+    size: int
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size} channels): {self.reason}" + (f" (node '{self.node}')" if self.node else "")
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """All prunable units of a network, in groups, and what is not prunable.
+
+    ``fingerprint`` identifies the structure they belong to. ``parameters`` counts all parameters,
+    ``prunable_parameters`` those that go away if every unit does.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    unprunable: tuple[Unprunable, ...]
+    fingerprint: str
+    parameters: int
+    prunable_parameters: int
+    graph_module: fx.GraphModule = field(repr=False, compare=False)
+    labelling: Labelling = field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def outputs(self) -> int:
+        """How many classes (columns of output) the network has."""
+        output = next(node for node in self.graph_module.graph.nodes if node.op == "output")
+        shape = shape_of(output.args[0])
+        if shape is None or len(shape) != 1:
+            raise OutputError(f"the model's output has shape (N, {shape}); expected logits (N, classes)")
+        return shape[0]
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group with a name, or the group that slices a parameter (``"blocks.0.attn.qkv.weight"``, axis 0)."""
+        for group in self.groups:
+            if group.name == name or any(parameter == name and axis == 0 for parameter, axis, _ in group.members):
+                return group
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        share = self.prunable_parameters / max(self.parameters, 1)
+        lines = [f"{len(self.groups)} groups, {sum(g.size for g in self.groups)} units, {share:.0%} of the parameters"]
+        lines += [f"  {group.name}: {group.size} units" for group in self.groups]
+        if self.unprunable:
+            lines += ["not prunable:", *(f"  {item}" for item in self.unprunable)]
+        return "\n".join(lines)
+
+
+def channel_groups(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> ChannelGroups:
+    """Find which channels must be kept or removed together, by running the network on integer labels.
+
+    Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths
+    come out by themselves. Operators without a rule keep their channels and are listed with node and reason.
+
+    Parameters
+    ----------
+    model
+        A module or a traced graph.
+    example_inputs
+        As for :func:`netclone.trace`.
+
+    Raises
+    ------
+    TraceError, TiedWeightsError, OutputError
+        As for capturing the model.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> groups = netclone.channel_groups(timm.create_model("test_vit", num_classes=4))
+    >>> groups["blocks.0.attn.qkv.weight"].size  # attention heads
+    2
+    >>> groups["blocks.0.mlp.fc1.weight"].size
+    192
+
+    Reference: DESIGN, "Channel groups by running the graph on labels".
+    """
+    check_one_device_and_dtype(model, "model")
+    graph_module = capture(model, example_input(model, example_inputs))
+    labelling = Labelling(graph_module)
+    occurrences = _occurrences(labelling)
+    protected = _output_units(labelling)
+    by_tensors: dict[tuple[int, ...], list[int]] = {}
+    for unit, tensors in occurrences.items():
+        if unit not in protected:
+            by_tensors.setdefault(tensors, []).append(unit)
+    members = _members(labelling)
+    groups: list[ChannelGroup] = []
+    names: dict[str, int] = {}
+    for units in by_tensors.values():
+        slices = members.get(units[0], ())
+        if len(units) < 2 or not slices:
+            continue
+        name = _group_name(slices, labelling)
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        groups.append(ChannelGroup(name, len(units), slices, tuple(units)))
+    prunable = {unit for group in groups for unit in group.units}
+    return ChannelGroups(
+        groups=tuple(groups),
+        unprunable=_unprunable(labelling, prunable, protected),
+        fingerprint=fingerprint(graph_module),
+        parameters=sum(p.numel() for p in graph_module.parameters()),
+        prunable_parameters=_count(labelling, prunable),
+        graph_module=graph_module,
+        labelling=labelling,
+    )
+
+
+def _occurrences(labelling: Labelling) -> dict[int, tuple[int, ...]]:
+    """Unit to the tensors (activations, parameter axes) it appears in, in order of first appearance."""
+    tensors = [
+        labels
+        for value in labelling.values.values()
+        for labels in (value if isinstance(value, tuple) else (value,))
+        if isinstance(labels, Tensor)
+    ]
+    tensors += [*labelling.slots.values(), *labelling.constants.values()]
+    found: dict[int, list[int]] = {}
+    for index, labels in enumerate(tensors):
+        for unit in np.unique(labelling.labels.roots(compact(labels)).numpy()).tolist():
+            if unit:
+                found.setdefault(unit, []).append(index)
+    return {unit: tuple(indices) for unit, indices in sorted(found.items())}
+
+
+def _output_units(labelling: Labelling) -> set[int]:
+    output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
+    assert isinstance(output, fx.Node)
+    return set(torch.unique(labelling.labels.roots(compact(labelling.data(output)))).tolist())
+
+
+def _members(labelling: Labelling) -> dict[int, tuple[tuple[str, int, int], ...]]:
+    """Unit to the parameter axes it slices, with the number of slices."""
+    found: dict[int, list[tuple[str, int, int]]] = {}
+    for (name, axis), labels in labelling.slots.items():
+        units, counts = np.unique(labelling.labels.roots(labels).numpy(), return_counts=True)
+        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
+            if unit:
+                found.setdefault(unit, []).append((name, axis, count))
+    return {unit: tuple(slices) for unit, slices in found.items()}
+
+
+def _group_name(slices: tuple[tuple[str, int, int], ...], labelling: Labelling) -> str:
+    producers = [name for name, axis, _ in slices if labelling.roles[name, axis] == "out"]
+    name = (producers or [slices[0][0]])[0]
+    return name.removesuffix(".weight").removesuffix(".weight_folded")
+
+
+def _unprunable(labelling: Labelling, prunable: set[int], protected: set[int]) -> tuple[Unprunable, ...]:
+    found = []
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] != "out":
+            continue
+        units = labelling.labels.roots(labels)
+        stays = [i for i, unit in enumerate(units.tolist()) if unit not in prunable]
+        if not stays:
+            continue
+        label, unit = int(labels[stays[0]]), int(units[stays[0]])
+        event = labelling.labels.why_fixed(label) if unit == 0 else labelling.labels.why_joined(label)
+        if unit in protected and unit != 0:
+            found.append(Unprunable(name, len(stays), "output", "these are the model's outputs"))
+        elif event is None:
+            found.append(Unprunable(name, len(stays), "", "a single channel"))
+        else:
+            reason = f"{event.why}, so all of them stay together" if unit else f"{event.why}, so all of them stay"
+            found.append(Unprunable(name, len(stays), event.node, reason))
+    return tuple(found)
+
+
+def _count(labelling: Labelling, prunable: set[int]) -> int:
+    """Parameters that lie on a prunable slice along some axis."""
+    units = torch.tensor(sorted(prunable), dtype=torch.long)
+    total = 0
+    for name in dict(labelling.graph_module.named_parameters()):
+        tensor = tensor_at(labelling.graph_module, name)
+        stays = torch.ones((), dtype=torch.long)
+        if name in labelling.constants:
+            free = torch.isin(labelling.labels.roots(compact(labelling.constants[name])), units)
+            total += int(free.double().mean() * tensor.numel())
+            continue
+        for axis in range(tensor.dim()):
+            if (name, axis) in labelling.slots:
+                kept = ~torch.isin(labelling.labels.roots(labelling.slots[name, axis]), units)
+                stays = stays * int(kept.sum())
+            else:
+                stays = stays * tensor.size(axis)
+        total += tensor.numel() - int(stays)
+    return total

@@ -1,0 +1,66 @@
+"""The exceptions and warnings of netclone: one root each, few typed children.
+
+Every message says what failed, at which node or argument, what was seen and what was expected, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class NetcloneError(Exception):
+    """Root of everything netclone raises on purpose."""
+
+
+class ArgumentError(NetcloneError, ValueError):
+    """An argument is outside what the function accepts (``keep``, ``classes``, ``method``, a model's device or dtype)."""
+
+
+class TraceError(NetcloneError, ValueError):
+    """Neither capture could turn the model into a graph, or the graph does not compute what the model computes."""
+
+
+class TiedWeightsError(TraceError):
+    """Two parameter names share one storage, so slicing one would silently change the other."""
+
+
+class PositionError(NetcloneError, LookupError):
+    """``at`` names no position of the model, or one that cannot be cut or tapped."""
+
+
+class AdapterError(NetcloneError, ValueError):
+    """A clone's input does not fit the features at the position it is put on."""
+
+
+class OutputError(NetcloneError, TypeError):
+    """The model does not return one ``(N, classes)`` tensor of logits."""
+
+
+class MaskError(NetcloneError, ValueError):
+    """A mask does not belong to the model it is applied to, or would leave nothing."""
+
+
+class DataError(NetcloneError, ValueError):
+    """The data are empty, not finite, of the wrong shape, or labelled outside the range."""
+
+
+class FitError(NetcloneError, ArithmeticError):
+    """Training diverged: the loss is not finite."""
+
+
+class CloneNameError(NetcloneError, LookupError):
+    """A clone's name is taken, is unknown, or is not an identifier."""
+
+
+class CertificateError(NetcloneError, ArithmeticError):
+    """The slim network does not equal the masked one: a fault of netclone, never to be ignored."""
+
+
+class ArchiveError(NetcloneError, ValueError):
+    """A file is not an intact netclone archive, or asks for something an archive may not contain."""
+
+
+class NetcloneWarning(UserWarning):
+    """Root of netclone's warnings: a result is weaker than it looks."""
+
+
+class UncalibratedWarning(NetcloneWarning):
+    """New-class logits were fitted without any sample of the target's own classes."""

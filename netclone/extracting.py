@@ -1,0 +1,283 @@
+"""extract(source, mask) -> CloneModule: the masked source as a physically slim network, cut at a position."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.capturing import FACTS, deterministic
+from netclone.channels import ChannelGroups, channel_groups
+from netclone.data import Batches, check_classes, gather
+from netclone.errors import CertificateError, PositionError
+from netclone.masks import ChannelMask, silence
+from netclone.modules import CloneModule, CloneSpec
+from netclone.reconstructing import reconstruct_slim
+from netclone.slimming import Resizer, slim
+from netclone.tracing import example_input, position, shape_of
+
+aten = torch.ops.aten
+TOLERANCE = 1e-9  # relative, in float64: what "equal" means in a certificate
+
+
+def extract(
+    source: nn.Module,
+    mask: ChannelMask,
+    at: str | None = None,
+    *,
+    classes: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+    reconstruct: Batches | None = None,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+) -> CloneModule:
+    """Cut the masked source at a position and store only what is kept.
+
+    Parameters
+    ----------
+    source
+        The network, a module or a traced graph; untouched.
+    mask
+        What to keep, made for this source.
+    at
+        Where to cut: the module's input is the source's (slim) features there. None: the source's input.
+    classes
+        Columns of the output to keep, in this order; None keeps every class.
+    class_names
+        One name per class, stored with the module.
+    reconstruct
+        Batches ``(images, labels)`` on which the consumers of removed channels are refitted by least squares, layer
+        by layer, to what the full source computes. None: the paper's plain copy.
+
+    Raises
+    ------
+    MaskError
+        If the mask was made for another model.
+    PositionError
+        If ``at`` is unknown, is not one tensor, or the rest of the network goes round it.
+    CertificateError
+        If the slim network does not equal the masked one in float64 (never expected).
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> mask = netclone.localize(source, method="magnitude", keep=0.5)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[1, 3])
+    >>> module.classes, module.source_at, module.certificate < 1e-9
+    ((1, 3), 'layer2', True)
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3; DESIGN, "Channel groups".
+    """
+    example = example_input(source, example_inputs)
+    return extract_from(channel_groups(source, example), mask, at, classes, class_names, reconstruct)
+
+
+def extract_from(
+    groups: ChannelGroups,
+    mask: ChannelMask,
+    at: str | None,
+    classes: Sequence[int] | None,
+    class_names: Sequence[str] = (),
+    reconstruct: Batches | None = None,
+    features_only: bool = False,
+) -> CloneModule:
+    """As :func:`extract`, from groups that are known already.
+
+    ``features_only`` ends the module before the source's classifier (its output is then ``(N, F)``).
+    """
+    labelling, full = groups.labelling, groups.graph_module
+    chosen = check_classes(classes, groups.outputs)
+    removed = mask.removed_units(groups)
+    removed_outputs = _removed_outputs(groups, chosen)
+    if removed_outputs is not None:
+        removed = torch.cat([removed, removed_outputs]).sort().values
+    new = Resizer(labelling, removed)
+    slimmed = slim(labelling, removed)
+    cut_node = None if at is None else position(full, at)
+    certificate = _certify(groups, slimmed, new, removed, chosen, removed_outputs is not None, cut_node)
+    if reconstruct is not None:
+        reconstruct_slim(full, slimmed, new, gather(reconstruct, "reconstruct"), None if cut_node is None else cut_node.name)
+    if features_only:
+        _end_before_classifier(slimmed)
+    else:
+        _order_outputs(slimmed, chosen, removed_outputs is not None, groups.outputs)
+    body = slimmed if cut_node is None else cut(slimmed, cut_node.name)
+    placeholder = next(node for node in body.graph.nodes if node.op == "placeholder")
+    input_shape = shape_of(placeholder)
+    assert input_shape is not None
+    for node in body.graph.nodes:  # an archive holds no shapes; nor does a fresh module
+        node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+    spec = CloneSpec(
+        classes=chosen,
+        class_names=tuple(class_names),
+        source_at=at,
+        input_shape=input_shape,
+        certificate=certificate,
+        source_fingerprint=groups.fingerprint,
+        kept=mask.summary(),
+    )
+    return CloneModule(body, spec)
+
+
+def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
+    """The part of an operator graph that follows a node, which becomes its input ``features``.
+
+    Raises
+    ------
+    PositionError
+        If the node's first axis is not the batch, or what follows also reads something before the node.
+    """
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    at = nodes[name]
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    needed = _needed(output, at)
+    around = [n for n in needed if n.op == "placeholder" and not all(_is_batch_size(u) for u in n.users if u in needed)]
+    if around or at not in needed:
+        through = next((u.name for n in around for u in n.users if u in needed), "output")
+        raise PositionError(
+            f"position '{name}': what follows also reads earlier features, through node '{through}'; cut where all "
+            "paths meet, for example at the end of a block or stage"
+        )
+    graph = fx.Graph()
+    copied = {at: graph.placeholder("features")}
+    copied[at].meta = {"val": at.meta["val"]}
+    for node in graph_module.graph.nodes:
+        if node not in needed or node is at or node.op == "placeholder":
+            continue
+        if _is_batch_size(node) and node.args[0] not in copied:
+            copied[node] = graph.call_function(aten.sym_size.int, (copied[at], 0))
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+    root = nn.Module()
+    from netclone.capturing import set_tensor, tensor_at
+
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            set_tensor(root, str(node.target), tensor_at(graph_module, str(node.target)))
+    graph.lint()
+    part = fx.GraphModule(root, graph, "OperatorGraph")
+    part.meta = {FACTS: {"positions": {}, "not_tensors": {}, "operators": True}}
+    return part.eval()
+
+
+def features_node(graph_module: fx.GraphModule) -> fx.Node | None:
+    """The features ``(N, F)`` read by the last linear operator of a graph; None if it does not end in one."""
+    output = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
+    if not isinstance(output, fx.Node) or output.target is not aten.linear.default:
+        return None
+    features = output.args[0]
+    assert isinstance(features, fx.Node)
+    shape = shape_of(features)
+    return features if shape is not None and len(shape) == 1 else None
+
+
+def _needed(output: fx.Node, at: fx.Node) -> set[fx.Node]:
+    """Everything the output is computed from, not looking behind ``at``."""
+    seen: set[fx.Node] = set()
+    stack = [output]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if node is not at and not _is_batch_size(node):
+                stack.extend(node.all_input_nodes)
+    return seen
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    return node.target is aten.sym_size.int and node.args[1] == 0
+
+
+def _removed_outputs(groups: ChannelGroups, classes: tuple[int, ...]) -> Tensor | None:
+    """Units of the output columns that are not asked for; None where columns are not units of their own."""
+    labelling = groups.labelling
+    output = next(node for node in groups.graph_module.graph.nodes if node.op == "output").args[0]
+    units = labelling.labels.roots(labelling.data(output)).reshape(-1)
+    if len(classes) == len(units):
+        return torch.empty(0, dtype=torch.long)
+    if len(units.unique()) != len(units) or bool((units == 0).any()):
+        return None
+    gone = torch.ones(len(units), dtype=torch.bool)
+    gone[list(classes)] = False
+    return units[gone]
+
+
+def _order_outputs(slimmed: fx.GraphModule, classes: tuple[int, ...], removed: bool, count: int) -> None:
+    """Let the output hold exactly ``classes``, in order; the columns are ascending so far."""
+    columns = [sorted(classes).index(c) for c in classes] if removed else list(classes)
+    if columns == list(range(len(sorted(classes)) if removed else count)):
+        return
+    output = next(node for node in slimmed.graph.nodes if node.op == "output")
+    logits = output.args[0]
+    with slimmed.graph.inserting_before(output):
+        parts = [slimmed.graph.call_function(aten.slice.Tensor, (logits, 1, c, c + 1)) for c in columns]
+        ordered = slimmed.graph.call_function(aten.cat.default, (parts, 1))
+    value = logits.meta["val"]
+    for node, width in [*((part, 1) for part in parts), (ordered, len(columns))]:
+        node.meta = {"val": value.new_empty((value.shape[0], width))}
+    output.args = (ordered,)
+    slimmed.recompile()
+
+
+def _end_before_classifier(slimmed: fx.GraphModule) -> None:
+    features = features_node(slimmed)
+    if features is not None:
+        output = next(node for node in slimmed.graph.nodes if node.op == "output")
+        output.args = (features,)
+        slimmed.graph.eliminate_dead_code()
+        slimmed.recompile()
+
+
+def _certify(
+    groups: ChannelGroups,
+    slimmed: fx.GraphModule,
+    new: Resizer,
+    removed: Tensor,
+    classes: tuple[int, ...],
+    outputs_removed: bool,
+    cut_node: fx.Node | None,
+) -> float:
+    """max |masked - slim| / max |masked| in float64 on the example input."""
+    example = groups.graph_module.meta[FACTS]["example"][:1]
+    example = example.double() if example.is_floating_point() else example
+    masked = silence(copy.deepcopy(groups.graph_module).double(), groups.labelling, removed)
+    exact = copy.deepcopy(slimmed).double()
+    with torch.no_grad(), deterministic():
+        seen = _WithNode(masked, None if cut_node is None else cut_node.name)
+        want = seen.run(example)
+        given = example
+        if cut_node is not None:
+            exact = cut(exact, cut_node.name)
+            assert seen.value is not None
+            given = seen.value
+            labels = groups.labelling.data(cut_node)
+            for axis in range(1, given.dim()):
+                kept = new.kept(labels, axis)
+                given = given.index_select(axis, kept.nonzero().flatten().to(given.device))
+        got = exact(given)
+    if outputs_removed and len(classes) < want.shape[1]:
+        want = want[:, sorted(classes)]
+    error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    if not error <= TOLERANCE:
+        raise CertificateError(
+            f"slim and masked network differ by {error:.1e} (relative, float64; expected <= {TOLERANCE:.0e}): this is "
+            "a fault of netclone, please report the model"
+        )
+    return error
+
+
+class _WithNode(fx.Interpreter):
+    """Runs a graph and remembers what one node gave."""
+
+    def __init__(self, module: fx.GraphModule, name: str | None) -> None:
+        super().__init__(module)
+        self.name = name
+        self.value: Tensor | None = None
+
+    def run_node(self, n: fx.Node) -> object:
+        out = super().run_node(n)
+        if n.name == self.name:
+            self.value = out
+        return out

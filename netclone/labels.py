@@ -1,0 +1,158 @@
+"""Labels: integers on tensor elements, united where elements must be kept or removed together.
+
+Label 0 means: always kept. A tensor of labels has the shape of the activation it describes (at batch size one);
+axes along which nothing varies are expanded views of size one, so that it stays small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """Why labels were fixed or joined: the node at which it happened, and what happens there."""
+
+    node: str
+    why: str
+
+
+class Labels:
+    """Union-find over integer labels, vectorised, that remembers why labels were fixed or joined.
+
+    Examples
+    --------
+    >>> labels = Labels()
+    >>> a, b = labels.fresh(3), labels.fresh(3)
+    >>> labels.unite(a, b)
+    >>> labels.fix(a[:1], Event("relu", "an example"))
+    >>> labels.roots(b).tolist()
+    [0, 2, 3]
+    """
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1024, dtype=np.int64)
+        self._fixed_by = np.full(1024, -1, dtype=np.int64)
+        self._joined_by = np.full(1024, -1, dtype=np.int64)
+        self._count = 1
+        self._events: list[Event] = [Event("", "never labelled")]
+        self._fixed_by[0] = 0
+
+    def fresh(self, count: int) -> Tensor:
+        """``count`` new labels, each its own unit."""
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            size = max(2 * len(self._parent), self._count)
+            self._parent = np.resize(self._parent, size)
+            for array in ("_fixed_by", "_joined_by"):
+                grown = np.full(size, -1, dtype=np.int64)
+                grown[:start] = getattr(self, array)[:start]
+                setattr(self, array, grown)
+        self._parent[start : self._count] = np.arange(start, self._count)
+        return torch.arange(start, self._count)
+
+    def roots(self, labels: Tensor) -> Tensor:
+        """The unit every element belongs to (0: always kept), in the same, expanded shape."""
+        small = compact(labels)
+        return torch.from_numpy(self._kept_as_zero(small.numpy())).reshape(small.shape).expand(labels.shape)
+
+    def unite(self, a: Tensor, b: Tensor, event: Event | None = None) -> None:
+        """Make the units that meet element by element one; meeting label 0 fixes the other side."""
+        a, b = torch.broadcast_tensors(a, b)
+        narrow = [
+            axis for axis in range(a.dim()) if (a.stride(axis) == 0 and b.stride(axis) == 0) or a.size(axis) == 1
+        ]
+        for axis in narrow:
+            a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
+        pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()])
+        if pairs.shape[1] > 256:
+            pairs = np.unique(pairs, axis=1)
+        number = self._number(event) if event else -1
+        while True:
+            x, y = self._find(pairs[0]), self._find(pairs[1])
+            differ = x != y
+            pairs = np.stack([np.minimum(x, y)[differ], np.maximum(x, y)[differ]])
+            if not pairs.size:
+                return
+            low, high = pairs
+            to_zero = low == 0
+            if to_zero.any():
+                self._mark(self._fixed_by, high[to_zero], number if number >= 0 else 0)
+                pairs = pairs[:, ~to_zero]
+                low, high = pairs
+            if number >= 0:
+                self._mark(self._joined_by, low, number)
+            for array in (self._fixed_by, self._joined_by):
+                self._mark(array, low, array[high])
+            self._parent[high] = low
+
+    def fix(self, labels: Tensor, event: Event) -> None:
+        """Make every unit in ``labels`` always kept."""
+        units = self._find(np.unique(compact(labels).numpy()))
+        self._mark(self._fixed_by, units, self._number(event))
+
+    def why_fixed(self, label: int) -> Event | None:
+        """The event that fixed the unit of a label; None if it is free."""
+        return self._event(self._fixed_by, label)
+
+    def why_joined(self, label: int) -> Event | None:
+        """The first event that joined several units into the unit of a label."""
+        return self._event(self._joined_by, label)
+
+    def varies(self, labels: Tensor, axis: int) -> bool:
+        """Whether the units change along an axis."""
+        if labels.size(axis) == 1 or labels.stride(axis) == 0:
+            return False
+        units = self.roots(labels)
+        return bool((units != units.narrow(axis, 0, 1)).any())
+
+    def _find(self, labels: np.ndarray) -> np.ndarray:
+        found = self._parent[labels]
+        while True:
+            above = self._parent[found]
+            if np.array_equal(above, found):
+                self._parent[labels] = found
+                return found
+            found = above
+
+    def _kept_as_zero(self, labels: np.ndarray) -> np.ndarray:
+        units = self._find(labels)
+        return np.where(self._fixed_by[units] >= 0, 0, units)
+
+    def _event(self, array: np.ndarray, label: int) -> Event | None:
+        number = int(array[self._find(np.array([label]))[0]])
+        return self._events[number] if number >= 0 else None
+
+    def _number(self, event: Event) -> int:
+        if self._events[-1] != event:
+            self._events.append(event)
+        return len(self._events) - 1
+
+    @staticmethod
+    def _mark(array: np.ndarray, units: np.ndarray, number: int | np.ndarray) -> None:
+        """Write event numbers, keeping the earliest."""
+        old, new = array[units], np.broadcast_to(number, units.shape)
+        array[units] = np.where(old < 0, new, np.where(new < 0, old, np.minimum(old, new)))
+
+
+def compact(labels: Tensor) -> Tensor:
+    """A view with size one along every axis that is only expanded."""
+    for axis in range(labels.dim()):
+        if labels.size(axis) > 1 and labels.stride(axis) == 0:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def expanded(labels: Tensor) -> Tensor:
+    """The same labels, with axes along which no label changes turned into expanded views."""
+    shape = labels.shape
+    for axis in range(labels.dim()):
+        if labels.size(axis) > 1 and labels.stride(axis) != 0:
+            first = labels.narrow(axis, 0, 1)
+            if bool((labels == first).all()):
+                labels = first
+    return labels.expand(shape)

@@ -1,0 +1,212 @@
+"""localize(source) -> ChannelMask: which units carry the cloned classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netclone.capturing import tensor_at
+from netclone.channels import ChannelGroups, channel_groups
+from netclone.data import Batches, check_classes, check_keep, gather
+from netclone.errors import ArgumentError, FitError
+from netclone.gates import gated_outputs, gate_vector
+from netclone.masks import ChannelMask
+from netclone.tracing import example_input
+
+METHODS = ("local", "taylor", "magnitude", "random")
+
+
+def localize(
+    source: nn.Module,
+    data: Batches | None = None,
+    *,
+    classes: Sequence[int] | None = None,
+    method: str = "local",
+    keep: float = 0.5,
+    seed: int = 0,
+    steps: int = 120,
+    batch_size: int = 64,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ChannelMask:
+    """Choose the channels that carry the cloned classes, under a budget; source weights are frozen.
+
+    Parameters
+    ----------
+    source
+        The network to clone from, a module or a traced graph.
+    data
+        Iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space. Needed by
+        ``"local"`` and ``"taylor"``.
+    classes
+        The classes to clone; None: all the source has.
+    method
+        ``"local"``: gates learned so that the masked source agrees with the full one in neighbourhoods of the
+        samples, the budget approached gradually. ``"taylor"``: first-order change of the loss. ``"magnitude"``:
+        norm of the weights. ``"random"``.
+    keep
+        Share of the units to keep in every channel group, in (0, 1]; at least one unit stays.
+    seed
+        Same seed, same mask.
+    steps, batch_size
+        Length of learning (``"local"``) and samples per step.
+    progress
+        Called with ``(step, steps)``.
+
+    Raises
+    ------
+    ArgumentError
+        If ``keep``, ``classes`` or ``method`` is out of range, or the method needs data and got none.
+    DataError
+        If the data are empty, not finite, or labelled outside the source's classes.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> netclone.localize(source, method="magnitude", keep=0.25).share < 0.3
+    True
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.2 (localisation by local fidelity).
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
+    check_keep(keep)
+    if data is None and method in ("local", "taylor"):
+        raise ArgumentError(
+            f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
+            "method='magnitude'"
+        )
+    samples = None if data is None else gather(data, what="data")
+    if example_inputs is None and samples is not None:
+        example_inputs = samples.images[:2]
+    groups = channel_groups(source, example_input(source, example_inputs))
+    count = groups.outputs
+    wanted = check_classes(classes, count)
+    generator = torch.Generator().manual_seed(seed)
+    if method == "random":
+        return _top(groups, [torch.rand(g.size, generator=generator) for g in groups.groups], keep)
+    if method == "magnitude":
+        return _top(groups, _magnitudes(groups), keep)
+    assert samples is not None
+    samples.check_labels(count, "source")
+    chosen = samples.of_classes(wanted)
+    scores = _taylor(groups, chosen.images, chosen.labels, wanted, batch_size)
+    if method == "taylor":
+        return _top(groups, scores, keep)
+    learned = _local(groups, chosen.images, wanted, scores, keep, generator, steps, batch_size, progress)
+    return _top(groups, learned, keep)
+
+
+def _top(groups: ChannelGroups, scores: Sequence[Tensor], keep: float) -> ChannelMask:
+    return ChannelMask.from_kept(
+        groups, {g.name: flags.tolist() for g, flags in zip(groups.groups, _flags(scores, keep), strict=True)}
+    )
+
+
+def _flags(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+    """Per group, True for the best ``keep`` of the units (at least one); ties go to the first."""
+    flags = []
+    for score in scores:
+        count = max(1, round(keep * len(score)))
+        best = torch.sort(score.detach(), descending=True, stable=True).indices[:count]
+        flags.append(torch.zeros(len(score), dtype=torch.bool).index_fill_(0, best.cpu(), True))
+    return flags
+
+
+def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
+    """L2 norm of every unit's slices of producer weights, each tensor on its own scale."""
+    labelling = groups.labelling
+    scores = {unit: 0.0 for group in groups.groups for unit in group.units}
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] not in ("out", "along") or not name.endswith(("weight", "weight_folded")):
+            continue
+        tensor = tensor_at(groups.graph_module, name).detach().double()
+        norms = tensor.movedim(axis, 0).flatten(1).norm(dim=1) if tensor.dim() > 1 else tensor.abs()
+        norms = norms / norms.mean().clamp_min(1e-12)
+        for unit, norm in zip(labelling.labels.roots(labels).tolist(), norms.tolist(), strict=True):
+            if unit in scores:
+                scores[unit] += norm
+    return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
+
+
+def _taylor(
+    groups: ChannelGroups, images: Tensor, labels: Tensor, classes: tuple[int, ...], batch_size: int
+) -> list[Tensor]:
+    """Mean squared first-order change of the loss per unit: the gradient at an open gate."""
+    gates = [torch.ones(group.size, device=images.device, requires_grad=True) for group in groups.groups]
+    columns = torch.tensor(classes, device=images.device)
+    targets = torch.searchsorted(columns.sort().values, labels)
+    order = columns.sort().values
+    totals = [torch.zeros_like(gate) for gate in gates]
+    for start in range(0, len(images), batch_size):
+        out = gated_outputs(groups, gate_vector(groups, gates), images[start : start + batch_size])
+        loss = F.cross_entropy(out[:, order], targets[start : start + batch_size])
+        for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
+            total += gradient.square()
+    return [total.sqrt().cpu() for total in totals]
+
+
+def _local(
+    groups: ChannelGroups,
+    images: Tensor,
+    classes: tuple[int, ...],
+    start: Sequence[Tensor],
+    keep: float,
+    generator: torch.Generator,
+    steps: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Tensor]:
+    """Learn one score per unit so that the kept part agrees with the full source around the samples.
+
+    A neighbourhood is a sample mixed with another and perturbed; agreement is on the logits of the cloned classes
+    against each other and against the strongest of the rest. Gates are hard in the forward pass (the best units at
+    the present budget) and pass the gradient straight through; the budget shrinks from everything to ``keep``.
+    """
+    scores = [
+        ((s - s.mean()) / s.std(unbiased=False).clamp_min(1e-12)).to(images.device).requires_grad_() for s in start
+    ]
+    optimizer = torch.optim.Adam(scores, lr=0.05)
+    spread = images.std()
+    with torch.no_grad():
+        full = torch.cat(
+            [groups.graph_module(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        )
+    scale = full.std().clamp_min(1e-6)
+    columns = torch.tensor(classes, device=images.device)
+    for step in range(steps):
+        share = keep + (1 - keep) * max(0.0, 1 - step / (0.6 * steps)) ** 2
+        first, second = (torch.randint(len(images), (batch_size,), generator=generator) for _ in range(2))
+        mix = torch.rand(batch_size, generator=generator).pow(3).view(-1, *[1] * (images.dim() - 1)).to(images)
+        noise = torch.randn(batch_size, *images.shape[1:], generator=generator).to(images)
+        nearby = images[first] * (1 - mix / 2) + images[second] * mix / 2 + 0.1 * spread * noise
+        with torch.no_grad():
+            want = _local_logits(groups.graph_module(nearby), columns)
+        gates = [
+            flag.to(score) + score - score.detach() for score, flag in zip(scores, _flags(scores, share), strict=True)
+        ]
+        got = _local_logits(gated_outputs(groups, gate_vector(groups, gates), nearby), columns)
+        agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
+        loss = agreement + 0.1 * F.mse_loss(got / scale, want / scale)
+        if not torch.isfinite(loss):
+            raise FitError(f"localize: the loss is {loss.item()} at step {step}; check the data's scale")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1, steps)
+    return [score.detach().cpu() for score in scores]
+
+
+def _local_logits(logits: Tensor, columns: Tensor) -> Tensor:
+    """Logits of the cloned classes and, as one more column, the strongest of the rest."""
+    rest = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, columns, False)
+    if not rest.any():
+        return logits[:, columns]
+    return torch.cat([logits[:, columns], logits[:, rest].amax(1, keepdim=True)], 1)
+
+

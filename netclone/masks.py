@@ -1,0 +1,124 @@
+"""ChannelMask: which units of a network are kept. Hard, frozen, and tied to the structure it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.capturing import tensor_at
+from netclone.channels import ChannelGroups, channel_groups
+from netclone.errors import MaskError
+from netclone.labelling import Labelling
+
+
+@dataclass(frozen=True)
+class ChannelMask:
+    """Per channel group, which units are kept.
+
+    Made by :func:`netclone.localize`, or by hand with :meth:`from_kept`. ``kept`` holds ``(group name, flags)``.
+
+    Examples
+    --------
+    >>> import timm, torch, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> mask = netclone.localize(source, method="random", keep=0.5)
+    >>> round(mask.share, 1)
+    0.5
+    >>> masked = mask.apply(source)
+    >>> masked(torch.zeros(1, 3, 160, 160)).shape
+    torch.Size([1, 4])
+    """
+
+    fingerprint: str
+    kept: tuple[tuple[str, tuple[bool, ...]], ...]
+
+    @classmethod
+    def from_kept(cls, groups: ChannelGroups, kept: Mapping[str, Iterable[bool]]) -> ChannelMask:
+        """A mask that keeps the flagged units of the named groups, and everything of the others.
+
+        Raises
+        ------
+        MaskError
+            If a group is unknown, has another number of units, or would keep none.
+        """
+        known = {group.name: group for group in groups.groups}
+        for name in kept:
+            if name not in known:
+                raise MaskError(f"no channel group '{name}'; the model's groups are {sorted(known)[:5]}...")
+        flags = tuple(
+            (name, tuple(bool(flag) for flag in kept[name]) if name in kept else (True,) * group.size)
+            for name, group in known.items()
+        )
+        mask = cls(groups.fingerprint, flags)
+        mask.validate(groups)
+        return mask
+
+    @property
+    def share(self) -> float:
+        """Share of the prunable units that are kept."""
+        flags = [flag for _, group in self.kept for flag in group]
+        return sum(flags) / max(len(flags), 1)
+
+    def summary(self) -> tuple[tuple[str, int, int], ...]:
+        """``(group, units kept, units)`` per group."""
+        return tuple((name, sum(flags), len(flags)) for name, flags in self.kept)
+
+    def validate(self, groups: ChannelGroups) -> None:
+        """Check that the mask belongs to a model.
+
+        Raises
+        ------
+        MaskError
+            If it was made for another structure, or keeps no unit of a group.
+        """
+        sizes = {group.name: group.size for group in groups.groups}
+        if self.fingerprint != groups.fingerprint or {name: len(flags) for name, flags in self.kept} != sizes:
+            ours = ", ".join(f"{name}:{len(flags)}" for name, flags in self.kept[:3])
+            theirs = ", ".join(f"{group.name}:{group.size}" for group in groups.groups[:3])
+            raise MaskError(
+                f"this mask was made for another model (its groups: {ours}...; the model's: {theirs}...): make one "
+                "for this model with netclone.localize"
+            )
+        for name, flags in self.kept:
+            if not any(flags):
+                raise MaskError(f"the mask keeps no unit of group '{name}' ({len(flags)} units): keep at least one")
+
+    def removed_units(self, groups: ChannelGroups) -> Tensor:
+        """The units (roots of labels) that are not kept, sorted."""
+        self.validate(groups)
+        flags = dict(self.kept)
+        removed = [
+            unit
+            for group in groups.groups
+            for unit, keep in zip(group.units, flags[group.name], strict=True)
+            if not keep
+        ]
+        return torch.tensor(sorted(removed), dtype=torch.long)
+
+    def apply(self, source: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
+        """A full-size copy of the source in which masked units are silenced.
+
+        The consumers' weight columns of the masked units are zero; that equals removal exactly.
+
+        Raises
+        ------
+        MaskError
+            If the mask was made for another model.
+        """
+        groups = channel_groups(source, example_inputs)
+        return silence(groups.graph_module, groups.labelling, self.removed_units(groups))
+
+
+def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
+    """Set the consumers' columns of removed units to zero, in place, in a graph with the labelled one's tensors."""
+    with torch.no_grad():
+        for (name, axis), labels in labelling.slots.items():
+            if labelling.roles[name, axis] == "in":
+                gone = torch.isin(labelling.labels.roots(labels), removed)
+                if gone.any():
+                    tensor = tensor_at(graph_module, name)
+                    tensor.index_fill_(axis, gone.nonzero().flatten().to(tensor.device), 0)
+    return graph_module

@@ -1,0 +1,246 @@
+"""trace(model) -> GraphModule with shapes: the readable capture, used for targets."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+import torch
+from timm.layers import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+
+from netclone.capturing import FACTS, capture, deterministic, is_captured
+from netclone.errors import ArgumentError, OutputError, PositionError, TraceError
+
+
+class _PositionTracer(fx.Tracer):
+    """Symbolic tracer with timm's leaf registry that notes which node every module path returned."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self._leaves = tuple(get_notrace_modules())
+        self.positions: dict[str, str] = {}
+        self.not_tensors: dict[str, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        if isinstance(out, fx.Proxy):
+            self.positions[path] = out.node.name
+        else:
+            self.not_tensors[path] = type(out).__name__
+        return out
+
+
+def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
+    """Copy a model into a graph whose nodes know their shapes; the model is untouched.
+
+    The graph is traced symbolically, so that module paths stay and the input size is free; where that fails,
+    ``torch.export`` is used. The result is checked: it computes bitwise what the model computes (in eval mode).
+
+    Parameters
+    ----------
+    model
+        Any module that takes one tensor ``(N, ...)``. A traced graph is copied.
+    example_inputs
+        One tensor ``(N, C, H, W)``, or a tuple holding it. May be left out for timm models that say their input
+        size (``default_cfg``).
+
+    Raises
+    ------
+    TraceError
+        If neither capture takes the model, with the reason of each.
+    ArgumentError
+        If no example was given and the model does not say its input size, or the model is spread over devices.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> model = timm.create_model("test_resnet", num_classes=4)
+    >>> traced = netclone.trace(model)
+    >>> netclone.position(traced, "layer2").name
+    'layer2_0_act2'
+
+    Reference: DESIGN, "Two captures, both fx graphs".
+    """
+    check_one_device_and_dtype(model, "model")
+    if isinstance(model, fx.GraphModule) and FACTS in model.meta:
+        return copy.deepcopy(model)
+    example = example_input(model, example_inputs)
+    working = copy.deepcopy(model)
+    modes = {name: module.training for name, module in working.named_modules()}
+    working.eval()
+    tracer = _PositionTracer()
+    try:
+        graph = tracer.trace(working)
+        traced = fx.GraphModule(working, graph, type(model).__name__)
+        with torch.no_grad(), deterministic():
+            got = ShapeProp(traced).propagate(example)
+            want = working(example)
+        traced.meta[FACTS] = {
+            "positions": tracer.positions,
+            "not_tensors": tracer.not_tensors,
+            "example": example,
+        }
+    except Exception as symbolic:  # any model code may run here; export is the second try
+        try:
+            traced = capture(model, example)
+        except TraceError as exported:
+            raise TraceError(
+                f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_first_line(symbolic)}\n"
+                f"  {_first_line(exported)}\nWay out: move control flow that depends on data out of forward(), or "
+                "register the module that holds it as a leaf with timm.layers.register_notrace_module."
+            ) from symbolic
+    else:
+        if isinstance(got, Tensor) and not (isinstance(want, Tensor) and same_bits(got, want)):
+            raise TraceError(
+                f"the traced graph of {type(model).__name__} does not compute what the model computes on the example "
+                "input; a forward hook on the model or randomness in eval mode does that: remove it before tracing"
+            )
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, module.training)
+    return traced
+
+
+def position(traced: fx.GraphModule, at: str) -> fx.Node:
+    """The node whose output is the position ``at``: a module path (``"layer2.0"``) or a node name.
+
+    Raises
+    ------
+    PositionError
+        If there is no such position (the closest names are suggested), or its output is not one tensor.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> traced = netclone.trace(timm.create_model("test_resnet", num_classes=4))
+    >>> netclone.position(traced, "layer9")
+    Traceback (most recent call last):
+        ...
+    netclone.errors.PositionError: no position 'layer9' in ResNet; did you mean 'layer4', 'layer3' or 'layer2'?
+    """
+    facts = traced.meta.get(FACTS, {})
+    nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
+    paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
+    model = type(traced).__name__
+    if at in facts.get("not_tensors", {}):
+        raise PositionError(
+            f"position '{at}' of {model} returns {facts['not_tensors'][at]}, not one tensor: "
+            "choose a module inside it, or one that follows it"
+        )
+    if at not in paths and at not in nodes:
+        near = difflib.get_close_matches(str(at), [*paths, *nodes], n=3, cutoff=0.3)
+        listed = " or ".join(f"'{n}'" for n in near[-2:]) if near else ""
+        if len(near) == 3:
+            listed = f"'{near[0]}', {listed}"
+        hint = f"did you mean {listed}?" if near else f"positions are module paths such as {sorted(paths)[:3]}"
+        raise PositionError(f"no position '{at}' in {model}; {hint}")
+    node = nodes[paths.get(at, at)]
+    if shape_of(node) is None:
+        raise PositionError(
+            f"position '{at}' (node '{node.name}') of {model} is not one tensor: choose a node that uses it, such as "
+            + ", ".join(f"'{user.name}'" for user in list(node.users)[:3])
+        )
+    return node
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a node's output without the batch dimension, or None where it is not one tensor."""
+    meta = node.meta.get("tensor_meta")
+    if isinstance(meta, TensorMetadata):
+        return tuple(int(size) for size in meta.shape[1:])
+    value = node.meta.get("val")
+    return tuple(int(size) for size in value.shape[1:]) if isinstance(value, Tensor) else None
+
+
+def logits_node(traced: fx.GraphModule) -> fx.Node:
+    """The node that gives the model's one output, a tensor ``(N, classes)``.
+
+    Raises
+    ------
+    OutputError
+        If the model returns a tuple, a dict, or a tensor of another rank.
+    """
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    value = output.args[0]
+    model = type(traced).__name__
+    if not isinstance(value, fx.Node) or shape_of(value) is None:
+        kind = type(value).__name__ if not isinstance(value, fx.Node) else "no single tensor"
+        raise OutputError(
+            f"node 'output' of {model} returns {kind}; expected one tensor (N, classes): wrap the model in a module "
+            "that returns its logits"
+        )
+    shape = shape_of(value)
+    if shape is None or len(shape) != 1:
+        raise OutputError(f"node '{value.name}' of {model} returns shape (N, {shape}); expected logits (N, classes)")
+    return value
+
+
+def classifier_input(traced: fx.GraphModule) -> fx.Node | None:
+    """The node with the features ``(N, F)`` read by the model's last linear layer; None if it does not end in one."""
+    node = logits_node(traced)
+    linear = (
+        node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Linear)
+    ) or node.target in (nn.functional.linear, torch.ops.aten.linear.default)
+    if not linear or not isinstance(node.args[0], fx.Node):
+        return None
+    shape = shape_of(node.args[0])
+    return node.args[0] if shape is not None and len(shape) == 1 else None
+
+
+def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> Tensor:
+    """One example batch ``(2, ...)``: the caller's (first two images), or one the model's ``default_cfg`` describes."""
+    if isinstance(example_inputs, (tuple, list)):
+        if len(example_inputs) != 1:
+            raise ArgumentError(f"example_inputs: netclone takes models of one input, got {len(example_inputs)} inputs")
+        example_inputs = example_inputs[0]
+    if isinstance(example_inputs, Tensor):
+        if example_inputs.dim() < 2 or len(example_inputs) == 0:
+            raise ArgumentError(f"example_inputs: expected a batch (N, ...), got shape {tuple(example_inputs.shape)}")
+        few = example_inputs[:2].detach()
+        return few if len(few) == 2 else torch.cat([few, few])
+    if isinstance(model, fx.GraphModule) and FACTS in model.meta:
+        return model.meta[FACTS]["example"]
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
+    if size is None:
+        raise ArgumentError(
+            f"example_inputs: {type(model).__name__} does not say its input size; pass one batch, such as "
+            "example_inputs=torch.randn(2, 3, 224, 224)"
+        )
+    parameter = next(model.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *size, generator=generator).to(parameter.device, parameter.dtype)
+
+
+def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
+    """Refuse a model whose parameters lie on several devices or in several floating dtypes."""
+    first: tuple[str, Tensor] | None = None
+    for name, parameter in model.named_parameters():
+        if first is None:
+            first = name, parameter
+        elif (parameter.device, parameter.dtype) != (first[1].device, first[1].dtype):
+            raise ArgumentError(
+                f"{what}: parameter '{name}' is {parameter.dtype} on {parameter.device}, '{first[0]}' is "
+                f"{first[1].dtype} on {first[1].device}; bring the model to one device and dtype with .to()"
+            )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal to the last bit (NaN equals NaN)."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def symbolic_or_captured(model: nn.Module) -> str:
+    """Which capture a traced graph came from: ``"symbolic"`` or ``"export"``."""
+    return "export" if is_captured(model) else "symbolic"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
