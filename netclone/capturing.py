@@ -110,6 +110,17 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     return graph_module.eval()
 
 
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A node's positional arguments: literals and nodes, as the operator's schema says."""
+    return node.args
+
+
+def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Call the operator of a node."""
+    function: Any = node.target
+    return function(*args, **kwargs)
+
+
 def check_untied(model: nn.Module) -> None:
     """Refuse a model in which one storage has two names: slicing one would change the other."""
     seen: dict[int, str] = {}
@@ -267,8 +278,10 @@ def _make_functional(graph_module: fx.GraphModule, model: str) -> None:
             continue
         changed = node.args[0]
         twin = _functional_twin(node.target)
-        viewed = isinstance(changed, fx.Node) and _is_view(changed) and any(
-            order[user] > order[node] for user in _base(changed).users
+        viewed = (
+            isinstance(changed, fx.Node)
+            and _is_view(changed)
+            and any(order[user] > order[node] for user in _base(changed).users)
         )
         if twin is None or not isinstance(changed, fx.Node) or viewed:
             raise TraceError(
@@ -322,13 +335,20 @@ def _keeps_value(node: fx.Node, source: fx.Node) -> bool:
     before, after = source.meta.get("val"), node.meta.get("val")
     if not (isinstance(before, Tensor) and isinstance(after, Tensor)):
         return False
-    if node.target in (aten.to.dtype, aten.to.device, aten._to_copy.default, aten.type_as.default, aten.to.dtype_layout):
+    if node.target in (
+        aten.to.dtype,
+        aten.to.device,
+        aten._to_copy.default,
+        aten.type_as.default,
+        aten.to.dtype_layout,
+    ):
         return before.dtype == after.dtype and before.device == after.device
     if node.target is aten.slice.Tensor:
-        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
-        return start in (0, None) and (end is None or end == 2**63 - 1) and step == 1
+        given = list(arguments(node)[2:])
+        start, end, step = given + [None, None, 1][len(given) :]
+        return bool(start in (0, None) and (end is None or end == 2**63 - 1) and step == 1)
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
-        return all(amount == 0 for amount in node.args[1])  # type: ignore[union-attr]
+        return all(amount == 0 for amount in arguments(node)[1])
     return False
 
 
@@ -344,16 +364,16 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (node.op == "call_function" and inputs and all(n in constant for n in inputs)):
             constant.add(node)
-        if node.op == "call_function" and all(n in pure for n in inputs):
-            if isinstance(node.meta.get("val"), Tensor):
-                pure.add(node)
-                constant.add(node)
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        if node.op == "call_function" and is_tensor and all(n in pure for n in inputs):
+            pure.add(node)
+            constant.add(node)
     wanted: dict[fx.Node, None] = {}
     for node in graph_module.graph.nodes:
         value = node.meta.get("val")
-        if node in constant and node.op != "get_attr" and isinstance(value, Tensor):
-            if node in pure or not value.dtype.is_floating_point:
-                wanted[node] = None
+        computed = node in constant and node.op != "get_attr" and isinstance(value, Tensor)
+        if computed and (node in pure or not value.dtype.is_floating_point):
+            wanted[node] = None
         for slot in _WEIGHT_SLOTS.get(node.target, ()):
             operand = node.args[slot] if slot < len(node.args) else None
             if isinstance(operand, fx.Node) and operand in constant and operand.op == "call_function":
@@ -391,7 +411,7 @@ def _evaluate(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, 
             known[stack.pop()] = tensor_at(graph_module, str(current.target))
         else:
             args, kwargs = fx.node.map_arg((current.args, current.kwargs), known.__getitem__)
-            known[stack.pop()] = current.target(*args, **kwargs)  # type: ignore[operator]
+            known[stack.pop()] = call(current, args, kwargs)
     return known[node]
 
 
@@ -420,11 +440,9 @@ def _folded_name(graph_module: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
-    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
     root = nn.Module()
     for name in dict.fromkeys(str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"):
         set_tensor(root, name, tensor_at(graph_module, name))
-    assert used
     for name in list(graph_module._modules):
         delattr(graph_module, name)
     for name in [*graph_module._parameters, *graph_module._buffers]:

@@ -11,7 +11,7 @@ class NetcloneError(Exception):
 
 
 class ArgumentError(NetcloneError, ValueError):
-    """An argument is outside what the function accepts (``keep``, ``classes``, ``method``, a model's device or dtype)."""
+    """An argument is outside what is accepted (``keep``, ``classes``, ``method``, a device or dtype)."""
 
 
 class TraceError(NetcloneError, ValueError):

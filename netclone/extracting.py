@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import FACTS, deterministic
+from netclone.capturing import FACTS, arguments, deterministic, set_tensor, tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, gather
 from netclone.errors import CertificateError, PositionError
@@ -98,7 +98,9 @@ def extract_from(
     cut_node = None if at is None else position(full, at)
     certificate = _certify(groups, slimmed, new, removed, chosen, removed_outputs is not None, cut_node)
     if reconstruct is not None:
-        reconstruct_slim(full, slimmed, new, gather(reconstruct, "reconstruct"), None if cut_node is None else cut_node.name)
+        reconstruct_slim(
+            full, slimmed, new, gather(reconstruct, "reconstruct"), None if cut_node is None else cut_node.name
+        )
     if features_only:
         _end_before_classifier(slimmed)
     else:
@@ -151,8 +153,6 @@ def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
         else:
             copied[node] = graph.node_copy(node, copied.__getitem__)
     root = nn.Module()
-    from netclone.capturing import set_tensor, tensor_at
-
     for node in graph.nodes:
         if node.op == "get_attr":
             set_tensor(root, str(node.target), tensor_at(graph_module, str(node.target)))
@@ -187,7 +187,7 @@ def _needed(output: fx.Node, at: fx.Node) -> set[fx.Node]:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    return node.target is aten.sym_size.int and node.args[1] == 0
+    return node.target is aten.sym_size.int and arguments(node)[1] == 0
 
 
 def _removed_outputs(groups: ChannelGroups, classes: tuple[int, ...]) -> Tensor | None:
@@ -273,11 +273,11 @@ class _WithNode(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, name: str | None) -> None:
         super().__init__(module)
-        self.name = name
+        self.wanted = name
         self.value: Tensor | None = None
 
     def run_node(self, n: fx.Node) -> object:
         out = super().run_node(n)
-        if n.name == self.name:
+        if n.name == self.wanted:
             self.value = out
         return out

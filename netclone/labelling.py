@@ -306,5 +306,3 @@ def _at_batch_one(value: Any) -> Shape:
 def _size_at_batch_one(size: Any) -> int:
     expression = size.node.expr
     return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))
-
-

@@ -63,9 +63,7 @@ class Labels:
     def unite(self, a: Tensor, b: Tensor, event: Event | None = None) -> None:
         """Make the units that meet element by element one; meeting label 0 fixes the other side."""
         a, b = torch.broadcast_tensors(a, b)
-        narrow = [
-            axis for axis in range(a.dim()) if (a.stride(axis) == 0 and b.stride(axis) == 0) or a.size(axis) == 1
-        ]
+        narrow = [axis for axis in range(a.dim()) if (a.stride(axis) == 0 and b.stride(axis) == 0) or a.size(axis) == 1]
         for axis in narrow:
             a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
         pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()])

@@ -12,7 +12,7 @@ from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, check_keep, gather
 from netclone.errors import ArgumentError, FitError
-from netclone.gates import gated_outputs, gate_vector
+from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
 from netclone.tracing import example_input
 
@@ -27,7 +27,7 @@ def localize(
     method: str = "local",
     keep: float = 0.5,
     seed: int = 0,
-    steps: int = 120,
+    steps: int = 100,
     batch_size: int = 64,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -173,9 +173,7 @@ def _local(
     optimizer = torch.optim.Adam(scores, lr=0.05)
     spread = images.std()
     with torch.no_grad():
-        full = torch.cat(
-            [groups.graph_module(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-        )
+        full = torch.cat([groups.graph_module(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
     scale = full.std().clamp_min(1e-6)
     columns = torch.tensor(classes, device=images.device)
     for step in range(steps):
@@ -208,5 +206,3 @@ def _local_logits(logits: Tensor, columns: Tensor) -> Tensor:
     if not rest.any():
         return logits[:, columns]
     return torch.cat([logits[:, columns], logits[:, rest].amax(1, keepdim=True)], 1)
-
-

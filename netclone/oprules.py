@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from netclone.capturing import arguments as _args
+from netclone.capturing import call
+
 if TYPE_CHECKING:
     from netclone.labelling import Labelling
     from netclone.slimming import Resizer
@@ -41,11 +44,11 @@ class Rule:
 
 def _pointwise(run: Labelling, node: fx.Node) -> Tensor:
     """Elements that meet are kept or removed together."""
-    return run.meet(node, [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)])
+    return run.meet(node, [a for a in (*_args(node), *node.kwargs.values()) if isinstance(a, fx.Node)])
 
 
 def _prelu(run: Labelling, node: fx.Node) -> Tensor:
-    x, weight = run.data(node.args[0]), node.args[1]
+    x, weight = run.data(_args(node)[0]), _args(node)[1]
     channels = run.along(node, x, 1, "prelu needs one slope per channel")
     if run.tensor_of(weight).numel() > 1:
         run.slot(weight, 0, channels, "along")
@@ -62,13 +65,13 @@ def _move(run: Labelling, node: fx.Node) -> Any:
     return run.executed(target, args, kwargs)
 
 
-def _move_fixed_axes(axes: Callable[[fx.Node], list[int]]) -> LabelRule:
+def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
     """Movement whose literals are positions along some axes: what lies along these stays together."""
 
     def rule(run: Labelling, node: fx.Node) -> Any:
         args, kwargs = run.literal(node)
         x = args[0]
-        for axis in axes(node):
+        for axis in axes(_args(node)):
             x = run.merge(node, x, [axis % x.dim()], "moves elements along this axis").expand(x.shape)
         return run.executed(node.target, (x, *args[1:]), kwargs)
 
@@ -76,10 +79,10 @@ def _move_fixed_axes(axes: Callable[[fx.Node], list[int]]) -> LabelRule:
 
 
 def _index(run: Labelling, node: fx.Node) -> Any:
-    indices = [run.tensor_of(i) if isinstance(i, fx.Node) and i.op == "get_attr" else i for i in node.args[1]]
+    indices = [run.tensor_of(i) if isinstance(i, fx.Node) and i.op == "get_attr" else i for i in _args(node)[1]]
     if any(isinstance(i, fx.Node) for i in indices):
         return run.opaque(node, "an index that depends on the input")
-    x = run.data(node.args[0])
+    x = run.data(_args(node)[0])
     for axis, index in enumerate(indices):
         if index is not None:
             x = run.merge(node, x, [axis], "is indexed along this axis").expand(x.shape)
@@ -88,14 +91,14 @@ def _index(run: Labelling, node: fx.Node) -> Any:
 
 def _im2col(run: Labelling, node: fx.Node) -> Tensor:
     args, kwargs = run.literal(node)
-    moved = node.target(args[0].double().contiguous(), *args[1:], **kwargs)  # type: ignore[operator]
+    moved = call(node, (args[0].double().contiguous(), *args[1:]), kwargs)
     return run.trim(moved.long())
 
 
 def _pad(run: Labelling, node: fx.Node) -> Tensor:
     """Padding repeats the label along axes of one label; padding channels are new units of their own."""
-    x, amounts = run.data(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
-    mode = node.args[2] if len(node.args) > 2 else "constant"
+    x, amounts = run.data(_args(node)[0]), list(_args(node)[1])
+    mode = _args(node)[2] if len(_args(node)) > 2 else "constant"
     for i in range(len(amounts) // 2):
         axis, left, right = x.dim() - 1 - i, amounts[2 * i], amounts[2 * i + 1]
         if not run.labels.varies(x, axis):
@@ -114,46 +117,48 @@ def _pad(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _getitem(run: Labelling, node: fx.Node) -> Any:
-    container, index = node.args
+    container, index = _args(node)
     return run.value(container)[index]
 
 
 def _arithmetic(run: Labelling, node: fx.Node) -> Any:
     args, kwargs = run.literal(node)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return call(node, args, kwargs)
 
 
 def _reshaped(sizes_at: int) -> ResizeRule:
     def rule(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-        sizes = list(node.args[sizes_at])  # type: ignore[arg-type]
+        sizes = list(_args(node)[sizes_at])
         before, after = new.old_shape(node), new.shape(node)
-        first = node.args[1] % (len(before) - len(sizes) + 1) if node.target is aten.unflatten.int else 0  # type: ignore
+        first = _args(node)[1] % (len(before) - len(sizes) + 1) if node.target is aten.unflatten.int else 0
         for i, size in enumerate(sizes):
             axis = first + i + (len(before) - len(sizes) if node.target is aten.expand.default else 0)
             if before[axis] != after[axis] and size != -1:
                 if isinstance(size, fx.Node) and -1 in sizes:
                     new.refuse(node, "two sizes of this reshape depend on the channels that stay")
                 sizes[i] = -1 if isinstance(size, fx.Node) else after[axis]
-        return (*node.args[:sizes_at], sizes, *node.args[sizes_at + 1 :])
+        return (*_args(node)[:sizes_at], sizes, *_args(node)[sizes_at + 1 :])
 
     return rule
 
 
 def _split_sizes(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    axis = (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % len(new.old_shape(node.args[0]))
+    dim: Any = _args(node)[2] if len(_args(node)) > 2 else node.kwargs.get("dim", 0)
+    axis = dim % len(new.old_shape(_args(node)[0]))
     sizes = [shape[axis] for shape in new.shapes(node)]
     if sizes == [shape[axis] for shape in new.old_shapes(node)]:
-        return node.args
+        return _args(node)
     new.replace_target(node, aten.split_with_sizes.default)
-    return (node.args[0], sizes, axis)
+    return (_args(node)[0], sizes, axis)
 
 
 def _slice_bounds(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    source = node.args[0]
-    axis, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    source = _args(node)[0]
+    given = list(_args(node)[1:])
+    axis, start, end, step = given + [0, None, None, 1][len(given) :]
     axis %= len(new.old_shape(source))
     if new.old_shape(source)[axis] == new.shape(source)[axis]:
-        return node.args
+        return _args(node)
     if step != 1:
         new.refuse(node, "takes every other channel")
     start, end, _ = slice(start, end).indices(new.old_shape(source)[axis])
@@ -161,27 +166,27 @@ def _slice_bounds(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
 
 
 def _select_index(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    source, axis, index = node.args[:3]
+    source, axis, index = _args(node)[:3]
     size = new.old_shape(source)[axis]
     return (source, axis, index if new.shape(source)[axis] == size else new.kept_before(source, axis, index % size))
 
 
 def _pad_amounts(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    amounts, source = list(node.args[1]), node.args[0]  # type: ignore[arg-type]
+    amounts, source = list(_args(node)[1]), _args(node)[0]
     before = new.old_shape(source)
     for i in range(len(amounts) // 2):
         axis, left = len(before) - 1 - i, amounts[2 * i]
         if new.old_shape(node)[axis] != new.shape(node)[axis]:
             amounts[2 * i] = new.kept_before(node, axis, left)
             amounts[2 * i + 1] = new.shape(node)[axis] - new.kept_before(node, axis, left + before[axis])
-    return (source, amounts, *node.args[2:])
+    return (source, amounts, *_args(node)[2:])
 
 
 # ---------------------------------------------------------------- reductions and normalisation
 
 
 def _dims(node: fx.Node, rank: int, default: Any = None) -> list[int]:
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", default)
+    dims = _args(node)[1] if len(_args(node)) > 1 else node.kwargs.get("dim", default)
     if dims is None or dims == []:
         return list(range(rank))
     return [d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
@@ -191,8 +196,8 @@ def _reduce(dim_at: int = 1) -> LabelRule:
     """What is reduced together stays together."""
 
     def rule(run: Labelling, node: fx.Node) -> Any:
-        x = run.data(node.args[0])
-        dims = node.args[dim_at] if len(node.args) > dim_at else None
+        x = run.data(_args(node)[0])
+        dims = _args(node)[dim_at] if len(_args(node)) > dim_at else None
         if dims is None or dims == []:
             dims = list(range(x.dim()))
         dims = [d % x.dim() for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
@@ -205,46 +210,46 @@ def _reduce(dim_at: int = 1) -> LabelRule:
 
 
 def _softmax(run: Labelling, node: fx.Node) -> Tensor:
-    x = run.data(node.args[0])
+    x = run.data(_args(node)[0])
     return run.merge(node, x, _dims(node, x.dim()), "normalises over this axis").expand(x.shape)
 
 
 def _layer_norm(run: Labelling, node: fx.Node) -> Tensor:
-    x = run.data(node.args[0])
-    last = list(range(x.dim() - len(node.args[1]), x.dim()))  # type: ignore[arg-type]
+    x = run.data(_args(node)[0])
+    last = list(range(x.dim() - len(_args(node)[1]), x.dim()))
     return run.merge(node, x, last, "normalises over the channels").expand(x.shape)
 
 
 def _batch_norm(run: Labelling, node: fx.Node) -> Tensor:
-    x = run.data(node.args[0])
+    x = run.data(_args(node)[0])
     channels = run.along(node, x, 1, "needs whole channels")
-    for parameter in node.args[1:5]:
+    for parameter in _args(node)[1:5]:
         if isinstance(parameter, fx.Node):
             run.slot(parameter, 0, channels, "along")
     return run.spread(channels, 1, x.shape)
 
 
 def _group_norm(run: Labelling, node: fx.Node) -> Tensor:
-    x, groups = run.data(node.args[0]), node.args[1]
+    x, groups = run.data(_args(node)[0]), _args(node)[1]
     assert isinstance(groups, int)
     channels = run.along(node, x, 1, "needs whole channels")
     merged = run.merge(node, channels.reshape(groups, -1), [1], "normalises over the channels of a group")
     channels = merged.expand(groups, x.size(1) // groups).reshape(-1)
-    for parameter in node.args[2:4]:
+    for parameter in _args(node)[2:4]:
         if isinstance(parameter, fx.Node):
             run.slot(parameter, 0, channels, "along")
     return run.spread(channels, 1, x.shape)
 
 
 def _group_count(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    source, groups = node.args[:2]
-    width = new.old_shape(source)[1] // groups  # type: ignore[operator]
-    return (source, new.shape(source)[1] // width, *node.args[2:])
+    source, groups = _args(node)[:2]
+    width = new.old_shape(source)[1] // groups
+    return (source, new.shape(source)[1] // width, *_args(node)[2:])
 
 
 def _spatial(run: Labelling, node: fx.Node) -> Any:
     """Pooling and resizing: the last axes are mixed, the channels stay what they are."""
-    x = run.data(node.args[0])
+    x = run.data(_args(node)[0])
     rank = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
     merged = run.merge(node, x, list(range(x.dim() - rank, x.dim())), "mixes positions")
     out = [merged.expand(shape) for shape in run.shapes(node)]
@@ -256,11 +261,11 @@ def _spatial(run: Labelling, node: fx.Node) -> Any:
 
 def _convolution(run: Labelling, node: fx.Node) -> Tensor:
     """A consumer along its input channels, a producer along its output channels; groups are units of their own."""
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
     if run.name(weight) is None or (bias is not None and run.name(bias) is None):
         return run.opaque(node, "its weight is computed from the input")
-    x = run.data(node.args[0])
-    groups = node.args[6] if len(node.args) > 6 else 1
+    x = run.data(_args(node)[0])
+    groups = _args(node)[6] if len(_args(node)) > 6 else 1
     assert isinstance(groups, int)
     channels = run.along(node, x, x.dim() - run.tensor_of(weight).dim() + 1, "needs whole channels")
     if groups == 1:
@@ -278,19 +283,19 @@ def _convolution(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _convolution_groups(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
-    if len(node.args) < 7 or node.args[6] == 1:
-        return node.args
-    groups = node.args[6]
-    width = new.old_shape(node.args[0])[1] // groups  # type: ignore[operator]
-    return (*node.args[:6], new.shape(node.args[0])[1] // width, *node.args[7:])
+    if len(_args(node)) < 7 or _args(node)[6] == 1:
+        return _args(node)
+    groups = _args(node)[6]
+    width = new.old_shape(_args(node)[0])[1] // groups
+    return (*_args(node)[:6], new.shape(_args(node)[0])[1] // width, *_args(node)[7:])
 
 
 def _transposed_convolution(run: Labelling, node: fx.Node) -> Tensor:
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    groups = node.args[6] if len(node.args) > 6 else 1
+    weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
+    groups = _args(node)[6] if len(_args(node)) > 6 else 1
     if run.name(weight) is None or groups != 1:
         return run.opaque(node, "grouped transposed convolution")
-    run.slot(weight, 0, run.along(node, run.data(node.args[0]), 1, "needs whole channels"), "in")
+    run.slot(weight, 0, run.along(node, run.data(_args(node)[0]), 1, "needs whole channels"), "in")
     rows = run.rows(weight, 1)
     if bias is not None:
         run.slot(bias, 0, rows, "along")
@@ -298,12 +303,12 @@ def _transposed_convolution(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _linear(run: Labelling, node: fx.Node) -> Tensor:
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    return _matrix(run, node, node.args[0], weight, bias, columns=1)
+    weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
+    return _matrix(run, node, _args(node)[0], weight, bias, columns=1)
 
 
 def _addmm(run: Labelling, node: fx.Node) -> Tensor:
-    return _matrix(run, node, node.args[1], node.args[2], node.args[0], columns=0)
+    return _matrix(run, node, _args(node)[1], _args(node)[2], _args(node)[0], columns=0)
 
 
 def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, columns: int) -> Tensor:
@@ -322,7 +327,7 @@ def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, 
 
 
 def _matmul(run: Labelling, node: fx.Node) -> Tensor:
-    a, b = node.args[0], node.args[1]
+    a, b = _args(node)[0], _args(node)[1]
     if run.name(b) is not None and run.tensor_of(b).dim() == 2:
         return _matrix(run, node, a, b, None, columns=0)
     x, y = run.data(a), run.data(b)
@@ -334,7 +339,7 @@ def _matmul(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _einsum(run: Labelling, node: fx.Node) -> Tensor:
-    equation, operands = node.args[0], [run.data(n) for n in node.args[1]]  # type: ignore[union-attr]
+    equation, operands = _args(node)[0], [run.data(n) for n in _args(node)[1]]
     assert isinstance(equation, str)
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -356,7 +361,7 @@ def _einsum(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _attention(run: Labelling, node: fx.Node) -> Tensor:
-    q, k, v = (run.data(n) for n in node.args[:3])
+    q, k, v = (run.data(n) for n in _args(node)[:3])
     if q.size(-3) != k.size(-3) and node.kwargs.get("enable_gqa"):
         repeat = q.size(-3) // k.size(-3)
         k, v = (t.repeat_interleave(repeat, -3) for t in (k, v))
@@ -365,83 +370,85 @@ def _attention(run: Labelling, node: fx.Node) -> Tensor:
     k = run.merge(node, k, [k.dim() - 2, k.dim() - 1], why)
     v = run.merge(node, v, [v.dim() - 2], why)
     scores = run.contract(node, q, k)
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    mask = _args(node)[3] if len(_args(node)) > 3 else node.kwargs.get("attn_mask")
     if isinstance(mask, fx.Node):
-        tokens = (*scores.shape[:-2], q.size(-2), run.data(node.args[1]).size(-2))
+        tokens = (*scores.shape[:-2], q.size(-2), run.data(_args(node)[1]).size(-2))
         scores = run.merge(node, run.meet_labels(node, scores.expand(tokens), mask), [len(tokens) - 1], why)
     return run.contract(node, scores, v).expand(run.shapes(node)[0])
 
 
 # ---------------------------------------------------------------- the table
 
+_ELEMENTWISE = """
+    add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar div.Tensor_mode
+    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum minimum where.self atan2 lerp.Scalar lerp.Tensor addcmul
+    addcdiv relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu softplus
+    log_sigmoid softshrink hardshrink threshold exp expm1 log log2 log1p sqrt rsqrt square reciprocal neg abs sign erf
+    sin cos tan clamp clamp.Tensor clamp_min clamp_max floor ceil round logical_not logical_and logical_or bitwise_not
+    bitwise_and.Tensor bitwise_or.Tensor masked_fill.Scalar masked_fill.Tensor eq.Scalar ne.Scalar gt.Scalar ge.Scalar
+    lt.Scalar le.Scalar eq.Tensor ne.Tensor gt.Tensor ge.Tensor lt.Tensor le.Tensor to.dtype to.device to.dtype_layout
+    _to_copy type_as contiguous clone
+"""
+_MOVEMENT = """
+    permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze cat stack unbind.int pixel_shuffle
+    pixel_unshuffle channel_shuffle movedim.int swapaxes repeat reshape_as view_as expand_as
+    repeat_interleave.self_int flatten.using_ints numpy_T mT adjoint
+"""
+_REDUCTIONS = """
+    mean.dim sum.dim_IntList amax amin var.dim var.correction std.dim std.correction max.dim min.dim prod.dim_int
+    logsumexp argmax argmin all.dim any.dim
+"""
+_POSITIONS = """
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d upsample_nearest2d.vec upsample_bilinear2d
+    upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec upsample_linear1d.vec
+    _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec
+"""
+# known, and safe in an archive, but what they touch stays
+_KEPT_WHOLE = """
+    col2im cumsum topk sort gather scatter.src grid_sampler cross copy baddbmm lstm.input index_select
+"""
+
 
 def _rules() -> dict[Any, Rule]:
     rules: dict[Any, Rule] = {}
 
-    def add(label: LabelRule | None, *names: str, resize: ResizeRule | None = None) -> None:
-        for name in names:
+    def add(label: LabelRule | None, names: str, resize: ResizeRule | None = None) -> None:
+        for name in names.split():
             packet, _, overload = name.partition(".")
             operation = getattr(getattr(aten, packet, None), overload or "default", None)
             if operation is not None:  # an operator this torch does not have needs no rule
                 rules[operation] = Rule(label, resize)
 
-    add(
-        _pointwise,
-        *("add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar").split(),
-        *("div.Tensor_mode pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum minimum where.self atan2").split(),
-        *("relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu").split(),
-        *("softplus log_sigmoid exp log log2 log1p sqrt rsqrt square reciprocal neg abs sign erf sin cos").split(),
-        *("clamp clamp.Tensor clamp_min clamp_max floor ceil round logical_not logical_and logical_or").split(),
-        *("bitwise_not bitwise_and.Tensor bitwise_or.Tensor masked_fill.Scalar masked_fill.Tensor").split(),
-        *("eq.Scalar ne.Scalar gt.Scalar ge.Scalar lt.Scalar le.Scalar eq.Tensor ne.Tensor gt.Tensor").split(),
-        *("ge.Tensor lt.Tensor le.Tensor to.dtype to.device to.dtype_layout _to_copy type_as contiguous clone").split(),
-        *("lerp.Scalar lerp.Tensor addcmul addcdiv expm1 tan softshrink hardshrink threshold").split(),
-    )
-    add(_prelu, "prelu", "_prelu_kernel")
-    add(
-        _move,
-        *("permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze cat stack unbind.int").split(),
-        *("pixel_shuffle pixel_unshuffle channel_shuffle movedim.int swapaxes repeat reshape_as view_as").split(),
-        *("expand_as repeat_interleave.self_int flatten.using_ints numpy_T mT adjoint").split(),
-    )
-    add(_move, "view", "reshape", "_unsafe_view", resize=_reshaped(1))
-    add(_move, "expand", resize=_reshaped(1))
+    add(_pointwise, _ELEMENTWISE)
+    add(_prelu, "prelu _prelu_kernel")
+    add(_move, _MOVEMENT)
+    add(_move, "view reshape _unsafe_view expand", resize=_reshaped(1))
     add(_move, "unflatten.int", resize=_reshaped(2))
-    add(_move, "split.Tensor", "split_with_sizes", "split.sizes", "chunk", resize=_split_sizes)
+    add(_move, "split.Tensor split_with_sizes split.sizes chunk", resize=_split_sizes)
     add(_move, "slice.Tensor", resize=_slice_bounds)
     add(_move, "select.int", resize=_select_index)
-    add(_move_fixed_axes(lambda node: list(node.args[2])), "roll")  # type: ignore[arg-type]
-    add(_move_fixed_axes(lambda node: list(node.args[1])), "flip")  # type: ignore[arg-type]
-    add(_move_fixed_axes(lambda node: [node.args[1]]), "narrow", "index_select")  # type: ignore[list-item]
+    add(_move_fixed_axes(lambda args: list(args[2])), "roll")
+    add(_move_fixed_axes(lambda args: list(args[1])), "flip")
+    add(_move_fixed_axes(lambda args: [args[1]]), "narrow")
     add(_index, "index.Tensor")
     add(_im2col, "im2col")
-    add(_pad, "pad", "constant_pad_nd", resize=_pad_amounts)
-    add(
-        _reduce(),
-        *("mean.dim sum.dim_IntList amax amin var.dim var.correction std.dim std.correction max.dim min.dim").split(),
-        *("prod.dim_int logsumexp argmax argmin all.dim any.dim cumsum").split(),
-    )
-    add(_reduce(2), "linalg_vector_norm", "norm.ScalarOpt_dim")
-    add(_softmax, "softmax.int", "log_softmax.int", "_softmax")
-    add(_layer_norm, "layer_norm", "rms_norm")
-    add(_batch_norm, "batch_norm", "instance_norm")
+    add(_pad, "pad constant_pad_nd", resize=_pad_amounts)
+    add(_reduce(), _REDUCTIONS)
+    add(_reduce(2), "linalg_vector_norm norm.ScalarOpt_dim")
+    add(_softmax, "softmax.int log_softmax.int _softmax")
+    add(_layer_norm, "layer_norm rms_norm")
+    add(_batch_norm, "batch_norm instance_norm")
     add(_group_norm, "group_norm", resize=_group_count)
-    add(
-        _spatial,
-        *("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d").split(),
-        *("adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d.vec").split(),
-        *("upsample_bilinear2d.vec upsample_bicubic2d.vec _upsample_bicubic2d_aa.vec upsample_linear1d.vec").split(),
-        *("_upsample_bilinear2d_aa.vec upsample_nearest2d upsample_bilinear2d upsample_bicubic2d").split(),
-    )
-    add(_convolution, *("conv1d conv2d conv3d conv1d.padding conv2d.padding").split(), resize=_convolution_groups)
-    add(_transposed_convolution, "conv_transpose2d.input", "conv_transpose1d")
+    add(_spatial, _POSITIONS)
+    add(_convolution, "conv1d conv2d conv3d conv1d.padding conv2d.padding", resize=_convolution_groups)
+    add(_transposed_convolution, "conv_transpose2d.input conv_transpose1d")
     add(_linear, "linear")
     add(_addmm, "addmm")
-    add(_matmul, "matmul", "bmm")
+    add(_matmul, "matmul bmm")
     add(_einsum, "einsum")
     add(_attention, "scaled_dot_product_attention")
-    # known and safe to store, but what they touch stays
-    add(None, "col2im", "topk", "sort", "gather", "scatter.src", "grid_sampler", "cross", "copy", "baddbmm", "lstm.input")
+    add(None, _KEPT_WHOLE)
 
     add(_arithmetic, "sym_size.int")
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg):

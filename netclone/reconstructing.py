@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from netclone.capturing import tensor_at
+from netclone.capturing import arguments, call, tensor_at
 from netclone.data import Samples
 from netclone.slimming import Resizer
 
@@ -24,8 +26,8 @@ def reconstruct_slim(
     what the full network computes. Behind a cut at ``at`` the slim network starts from the full one's features.
     """
     twins = {node.name: node for node in slimmed.graph.nodes}
-    wide: dict[fx.Node, object] = {}
-    slim: dict[str, object] = {}
+    wide: dict[fx.Node, Any] = {}
+    slim: dict[str, Any] = {}
     last_use = {n: node for node in full.graph.nodes for n in node.all_input_nodes}
     with torch.no_grad():
         for node in full.graph.nodes:
@@ -38,19 +40,21 @@ def reconstruct_slim(
             if node.name == at:
                 slim[node.name] = _narrowed(new, node, wide[node])
             else:
-                slim[node.name] = _run(slimmed, twin, {t: slim.get(t.name) for t in twin.all_input_nodes}, samples.images)
+                slim[node.name] = _run(
+                    slimmed, twin, {t: slim.get(t.name) for t in twin.all_input_nodes}, samples.images
+                )
             for used in node.all_input_nodes:
                 if last_use[used] is node:
                     del wide[used], slim[used.name]
 
 
-def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, object], images: Tensor) -> object:
+def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], images: Tensor) -> Any:
     if node.op == "placeholder":
         return images
     if node.op == "get_attr":
         return tensor_at(graph_module, str(node.target))
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return call(node, args, kwargs)
 
 
 def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
@@ -58,11 +62,11 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
         return False
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return groups == 1 and not bool(new.kept_slices(str(weight.target), 1).all())
+    groups = arguments(node)[6] if len(node.args) > 6 else 1
+    return bool(groups == 1) and not bool(new.kept_slices(str(weight.target), 1).all())
 
 
-def _narrowed(new: Resizer, node: fx.Node, value: object) -> object:
+def _narrowed(new: Resizer, node: fx.Node, value: Any) -> Tensor:
     assert isinstance(value, Tensor)
     for axis in range(1, value.dim()):
         kept = new.kept_along(node, axis)
@@ -71,7 +75,7 @@ def _narrowed(new: Resizer, node: fx.Node, value: object) -> object:
 
 
 def _refit(
-    slimmed: fx.GraphModule, twin: fx.Node, slim: dict[str, object], want: object, new: Resizer, node: fx.Node
+    slimmed: fx.GraphModule, twin: fx.Node, slim: dict[str, Any], want: Any, new: Resizer, node: fx.Node
 ) -> None:
     weight_node, bias_node = twin.args[1], twin.args[2] if len(twin.args) > 2 else None
     assert isinstance(weight_node, fx.Node) and isinstance(twin.args[0], fx.Node)
@@ -79,7 +83,8 @@ def _refit(
     inputs, targets = slim[twin.args[0].name], _narrowed(new, node, want)
     assert isinstance(inputs, Tensor) and isinstance(targets, Tensor)
     if twin.target is aten.conv2d.default:
-        stride, padding, dilation = (*twin.args[3:6], *([1, 1], [0, 0], [1, 1])[len(twin.args[3:6]) :])
+        given = list(arguments(twin)[3:6])
+        stride, padding, dilation = given + [[1, 1], [0, 0], [1, 1]][len(given) :]
         targets = targets.flatten(2).transpose(1, 2)
     size = weight[0].numel() + (bias_node is not None)
     gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
@@ -88,7 +93,7 @@ def _refit(
     for start in range(0, len(inputs), step):
         part = inputs[start : start + step]
         if twin.target is aten.conv2d.default:
-            part = F.unfold(part, weight.shape[2:], dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
+            part = F.unfold(part, weight.shape[2:], dilation, padding, stride).transpose(1, 2)
         rows = part.reshape(-1, weight[0].numel()).double()
         if bias_node is not None:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)

@@ -1,0 +1,134 @@
+"""What surgery costs, as ratios measured in one run: python examples/benchmarks/surgery.py
+
+Prints one row per claim of README's "Cost" table with the bar it is held to, and exits with 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import netclone
+from netclone.channels import channel_groups
+
+
+def seconds(function: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of a call, after one call to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def ratio(first: Callable[[], object], second: Callable[[], object], repeats: int = 9) -> float:
+    """Median of first/second, the two timed in turn so that a drifting machine cancels out."""
+    first(), second()
+    found = []
+    for _ in range(repeats):
+        found.append(seconds(first, 1) / seconds(second, 1))
+    return statistics.median(found)
+
+
+class Chain(nn.Module):
+    """A residual network of any length, to see how the time grows with the number of nodes."""
+
+    def __init__(self, blocks: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(blocks)
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def surgery(model: nn.Module, example: Tensor) -> int:
+    """Capture, group, slim with a certificate; returns the number of graph nodes."""
+    groups = channel_groups(model, example)
+    mask = netclone.localize(groups.graph_module, method="magnitude", keep=0.5)
+    netclone.extract(groups.graph_module, mask)
+    return len(groups.graph_module.graph.nodes)
+
+
+def main() -> int:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rows: list[tuple[str, float, float | None]] = []
+    image = torch.randn(2, 3, 224, 224)
+
+    resnet = timm.create_model("resnet50").eval()
+    traced = netclone.trace(resnet, image)
+    groups = channel_groups(resnet, image)
+    mask = netclone.localize(groups.graph_module, method="magnitude", keep=0.5)
+    slim = netclone.extract(groups.graph_module, mask)
+    module = netclone.extract(groups.graph_module, mask, at="layer3", classes=[0, 1, 2])
+    keep_all = netclone.localize(groups.graph_module, method="magnitude", keep=1.0)
+    fitting = netclone.extract(groups.graph_module, keep_all, at="layer3", classes=[0, 1, 2])
+
+    grafting = ratio(
+        lambda: netclone.remove(netclone.inject(traced, fitting, at="layer3")), lambda: copy.deepcopy(resnet)
+    )
+    rows.append(("inject + remove / copy.deepcopy(model), resnet50", grafting, 5.0))
+    for name in ("resnet50", "vit_small_patch16_224"):
+        model = timm.create_model(name).eval()
+        rows.append((f"capture + grouping + extraction, {name}, s", seconds(lambda m=model: surgery(m, image), 3), 5.0))
+
+    sizes, times = [], []
+    for blocks in (24, 1250):
+        chain = Chain(blocks)
+        small = torch.randn(2, 3, 8, 8)
+        sizes.append(surgery(chain, small))
+        times.append(seconds(lambda c=chain, s=small: surgery(c, s), 1 if blocks > 100 else 3))
+    per_node = (times[1] / sizes[1]) / (times[0] / sizes[0])
+    rows.append((f"time per node at {sizes[1]} nodes / at {sizes[0]}", per_node, 1.5))
+
+    grafted = netclone.inject(traced, fitting, at="layer3").eval()
+    with torch.no_grad():
+        tapped = resnet.layer3(resnet.layer2(resnet.layer1(resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(image)))))))
+        together = ratio(lambda: grafted(image), lambda: (resnet(image), fitting(tapped)))
+        rows.append(("grafted latency / (target + module run separately)", together, 1.05))
+        dense_macs = netclone.cost(resnet, image, repeats=1).macs
+        slim_macs = netclone.cost(slim, image, repeats=1).macs
+        latency = ratio(lambda: slim(image), lambda: resnet(image))
+    rows.append(("MACs slim/dense, resnet50 keep 0.5", slim_macs / dense_macs, None))
+    rows.append(("latency slim/dense, resnet50 keep 0.5", latency, None))
+    rows.append(("latency ratio / MACs ratio", latency / (slim_macs / dense_macs), 1.25))
+    rows.append(("parameters of the module cut at layer3 / source", parameters(module) / parameters(resnet), None))
+
+    table = Table("claim", "measured", "bar", title=f"torch {torch.__version__}, timm {timm.__version__}, one core")
+    for claim, value, bar in rows:
+        missed = bar is not None and value > bar
+        table.add_row(claim, f"[red]{value:.3f}[/]" if missed else f"{value:.3f}", "" if bar is None else f"<= {bar}")
+    Console(width=110).print(table)
+    if len(sys.argv) > 1:
+        record = {"torch": torch.__version__, "timm": timm.__version__, "rows": rows}
+        Path(sys.argv[1]).write_text(json.dumps(record, indent=2) + "\n")
+    return int(any(bar is not None and value > bar for _, value, bar in rows))
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,317 @@
+"""clone(source, target, data) -> CloneModule: localise, search the position, fit adapter and classifier."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
+from netclone.capturing import FACTS, capture, deterministic, fingerprint, tensor_at
+from netclone.channels import ChannelGroups, channel_groups
+from netclone.data import Batches, Samples, check_classes, check_keep, gather
+from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
+from netclone.extracting import extract_from, features_node
+from netclone.localizing import localize
+from netclone.masks import ChannelMask
+from netclone.modules import Candidate, CloneModule
+from netclone.placing import Place, candidates, features_at, matching, reason
+from netclone.slimming import Resizer
+from netclone.tracing import classifier_input, logits_node, position, shape_of, trace
+
+Progress = Callable[[str, int, int], None]
+
+
+def clone(
+    source: nn.Module,
+    target: nn.Module,
+    data: Batches,
+    *,
+    classes: Sequence[int],
+    class_names: Sequence[str] = (),
+    target_data: Batches | None = None,
+    keep: float = 0.5,
+    at: str = "auto",
+    source_at: str | None = None,
+    method: str = "local",
+    reconstruct: bool = True,
+    mask: ChannelMask | None = None,
+    epochs: int = 20,
+    batch_size: int = 64,
+    validation: float = 0.2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CloneModule:
+    """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
+
+    Learns the mask, searches the target position from deep to shallow, and fits adapter and classifier there.
+    Source and target are untouched; the result goes to :func:`netclone.inject` and :func:`netclone.save`.
+
+    Parameters
+    ----------
+    source, target
+        Modules or traced graphs.
+    data
+        The clone set: iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space.
+        Samples of other classes are ignored.
+    classes
+        Source classes to clone; the new columns come in this order.
+    target_data
+        The same in the target's label space. If missing, nothing calibrates new logits against old ones: a threshold
+        is set on the clone set alone, and an :class:`~netclone.errors.UncalibratedWarning` is given.
+    keep
+        Share of the source's units to keep, in (0, 1].
+    at
+        Target position, or ``"auto"``: search from deep to shallow, stopping when validation stops improving.
+    source_at
+        Where the source is cut; None: the cut point that matches the target position in size and depth.
+    method, mask
+        How to localise (see :func:`netclone.localize`), or a mask made before.
+    reconstruct
+        Refit what reads removed channels by least squares on the clone set.
+    epochs, batch_size, validation
+        Length of the fit at each position, samples per step, share of the samples held out to choose by.
+    progress
+        Called with ``(what, done, total)``.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        If an argument or the data are out of range.
+    PositionError
+        If no position works; the message lists the reason of each.
+
+    Examples
+    --------
+    >>> import timm, torch, netclone
+    >>> source = timm.create_model("test_efficientnet", num_classes=4)
+    >>> target = timm.create_model("test_resnet", num_classes=2)
+    >>> images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 4
+    >>> old = [(images, labels % 2)]
+    >>> module = netclone.clone(source, target, [(images, labels)], classes=[2, 3], target_data=old,
+    ...                         at="layer3", method="magnitude", epochs=1)
+    >>> module.at, module.classes
+    ('layer3', (2, 3))
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3; DESIGN, "The paper in one page".
+    """
+    check_keep(keep)
+    if not 0 < validation < 1:
+        raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
+    tell = progress or (lambda what, done, total: None)
+    new = gather(data, "data")
+    old = None if target_data is None else gather(target_data, "target_data")
+    _check_same_images(new, old)
+    if not old:
+        warnings.warn(
+            "clone: no target_data, so new-class logits are not calibrated against the target's classes; a threshold "
+            "is set on the clone set alone. Pass some samples of the old classes as target_data.",
+            UncalibratedWarning,
+            stacklevel=2,
+        )
+    example = new.images[:2]
+    with deterministic():
+        torch.manual_seed(seed)
+        groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
+        chosen = check_classes(classes, groups.outputs)
+        if class_names and len(class_names) != len(chosen):
+            raise ArgumentError(f"class_names: {len(class_names)} names for {len(chosen)} classes; give one per class")
+        new.check_labels(groups.outputs, "source")
+        new = new.of_classes(chosen)
+        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, seed, reconstruct)
+        if mask is None:
+            mask = localize(
+                groups.graph_module,
+                [(task.clone_set.images, task.clone_set.labels)] if method in ("local", "taylor") else None,
+                classes=chosen,
+                method=method,
+                keep=keep,
+                seed=seed,
+                progress=lambda done, total: tell("localize", done, total),
+            )
+        return _search(task, mask, at, source_at, tuple(class_names), tell)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every candidate position needs."""
+
+    target: fx.GraphModule
+    groups: ChannelGroups
+    clone_set: Samples  # the new-class training samples, labels in the source's space
+    images: Tensor
+    labels: Tensor  # columns of the grafted model
+    train: Tensor  # indices into images
+    validation: Tensor
+    classes: tuple[int, ...]
+    batch_size: int
+    epochs: int
+    seed: int
+    reconstruct: bool
+
+    @classmethod
+    def of(
+        cls,
+        target: nn.Module,
+        groups: ChannelGroups,
+        new: Samples,
+        old: Samples | None,
+        classes: tuple[int, ...],
+        validation: float,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        reconstruct: bool,
+    ) -> _Task:
+        traced = trace(target, new.images[:2]).eval()
+        width = (shape_of(logits_node(traced)) or (0,))[0]
+        if old is not None:
+            old.check_labels(width, "target")
+        generator = torch.Generator().manual_seed(seed)
+        columns = {c: width + i for i, c in enumerate(classes)}
+        labels = torch.tensor([columns[int(label)] for label in new.labels], device=new.labels.device)
+        images = new.images
+        if old is not None:
+            images, labels = torch.cat([old.images, images]), torch.cat([old.labels, labels])
+        train, held_out = _split(labels, validation, generator)
+        first_new = 0 if old is None else len(old)
+        own = train[train >= first_new] - first_new
+        clone_set = Samples(new.images[own], new.labels[own], "data")
+        return cls(
+            traced, groups, clone_set, images, labels, train, held_out, classes, batch_size, epochs, seed, reconstruct
+        )
+
+
+def _search(
+    task: _Task,
+    mask: ChannelMask,
+    at: str,
+    source_at: str | None,
+    class_names: tuple[str, ...],
+    tell: Progress,
+) -> CloneModule:
+    """Fit candidates from deep to shallow; stop when validation no longer improves; return the best."""
+    tried: list[Candidate] = []
+    best: tuple[float, CloneModule] | None = None
+    todo = candidates(task.target) if at == "auto" else (_place(task.target, at),)
+    sources = candidates(task.groups.graph_module, most=64)
+    for number, place in enumerate(todo):
+        tell(f"fit at {place.at}", 0, task.epochs)
+        cut = source_at
+        try:
+            cut = cut or matching(place, sources).at
+            score, module = _fit_at(task, mask, place, cut, partial(tell, f"fit at {place.at}"))
+        except NetcloneError as error:
+            tried.append(Candidate(place.at, cut, None, reason(error)))
+            if at != "auto":
+                raise
+            continue
+        tried.append(Candidate(place.at, cut, score))
+        tell("search", number + 1, len(todo))
+        if best is not None and score <= best[0]:
+            break
+        best = score, module
+    if best is None:
+        reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
+        raise PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")
+    tell("search", len(todo), len(todo))
+    score, module = best
+    return module.with_spec(class_names=class_names, scores=(("validation", score),), search=tuple(tried))
+
+
+def _fit_at(
+    task: _Task, mask: ChannelMask, place: Place, source_at: str, tell: Callable[[int, int], None]
+) -> tuple[float, CloneModule]:
+    recon = [(task.clone_set.images, task.clone_set.labels)] if task.reconstruct else None
+    module = extract_from(task.groups, mask, source_at, task.classes, (), recon, features_only=True)
+    head = features_node(task.groups.graph_module)
+    cut_node = position(task.groups.graph_module, source_at)
+    wanted = features_at(task.groups.graph_module, task.images, [cut_node.name], task.batch_size)[cut_node.name]
+    wanted = _kept_channels(task.groups, mask, cut_node, wanted)
+    last = classifier_input(task.target) or logits_node(task.target)
+    logits = logits_node(task.target)
+    seen = features_at(task.target, task.images, [place.node, last.name, logits.name], task.batch_size)
+    cached = Cached(seen[place.node], seen[last.name], seen[logits.name], task.labels)
+    train, held_out = cached[task.train], cached[task.validation]
+    adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(cached.logits)
+    adapter.solve(train.features, wanted[task.train])
+    with torch.no_grad():
+        own = [module.body(adapter(part)) for part in train.features.split(task.batch_size)]
+    features = torch.cat(own)
+    classifier = Classifier(features.shape[1], train.target_features.shape[1], len(task.classes)).to(cached.logits)
+    weight, bias = _source_rows(task, mask, head)
+    classifier.start(features, train.target_features, weight, bias)
+    branch = Branch(adapter, module.body, classifier)
+    generator = torch.Generator().manual_seed(task.seed)
+    score = fit(
+        branch,
+        train,
+        held_out,
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        generator=generator,
+        progress=tell,
+    )
+    body = capture(branch, cached.features[:2], cached.target_features[:2])
+    body.meta[FACTS].pop("example")
+    fitted = CloneModule(body, module.spec).with_spec(
+        at=place.at,
+        input_shape=place.shape,
+        feature_node=last.name,
+        feature_shape=tuple(cached.target_features.shape[1:]),
+        target_input_shape=tuple(task.images.shape[1:]),
+        target_fingerprint=fingerprint(task.target),
+    )
+    return score, fitted.eval()
+
+
+def _source_rows(task: _Task, mask: ChannelMask, head: fx.Node | None) -> tuple[Tensor | None, Tensor | None]:
+    """The source's own classifier rows for the cloned classes, over the kept features."""
+    if head is None:
+        return None, None
+    graph_module = task.groups.graph_module
+    linear = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
+    weight = tensor_at(graph_module, str(linear.args[1].target)).detach()[list(task.classes)]
+    resizer = Resizer(task.groups.labelling, mask.removed_units(task.groups))
+    weight = weight[:, resizer.kept_slices(str(linear.args[1].target), 1).to(weight.device)]
+    bias = None if len(linear.args) < 3 else tensor_at(graph_module, str(linear.args[2].target)).detach()
+    return weight, None if bias is None else bias[list(task.classes)]
+
+
+def _kept_channels(groups: ChannelGroups, mask: ChannelMask, node: fx.Node, features: Tensor) -> Tensor:
+    resizer = Resizer(groups.labelling, mask.removed_units(groups))
+    for axis in range(1, features.dim()):
+        kept = resizer.kept_along(node, axis)
+        features = features.index_select(axis, kept.nonzero().flatten().to(features.device))
+    return features
+
+
+def _place(traced: fx.GraphModule, at: str) -> Place:
+    node = position(traced, at)
+    shape = shape_of(node)
+    assert shape is not None
+    return Place(at, node.name, shape, 0.0)
+
+
+def _split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices for training and validation, per class; a class of one sample is in both."""
+    train, held_out = [], []
+    for label in labels.unique().tolist():
+        index = (labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator).to(index.device)]
+        count = min(max(1, round(share * len(index))), max(1, len(index) - 1))
+        held_out.append(index[:count])
+        train.append(index[count:] if len(index) > 1 else index)
+    return torch.cat(train).sort().values, torch.cat(held_out).sort().values
+
+
+def _check_same_images(new: Samples, old: Samples | None) -> None:
+    if old is not None and (old.images.shape[1:] != new.images.shape[1:] or old.images.dtype != new.images.dtype):
+        raise DataError(
+            f"target_data: images are {tuple(old.images.shape[1:])} {old.images.dtype}, those of data "
+            f"{tuple(new.images.shape[1:])} {new.images.dtype}; give both in the target's input format"
+        )

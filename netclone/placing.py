@@ -1,0 +1,130 @@
+"""Where a clone can go: cut points of source and target, their match, and frozen features at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from netclone.adapting import grid_of
+from netclone.capturing import FACTS
+from netclone.errors import NetcloneError, PositionError
+from netclone.tracing import shape_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position that every path from input to output passes: its name, node, shape and relative depth in [0, 1]."""
+
+    at: str
+    node: str
+    shape: tuple[int, ...]
+    depth: float
+
+
+def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
+    """The named cut points of a graph with one feature map or token tensor, shallow to deep.
+
+    A cut point is a node that every path from the input to the output passes (a dominator of the output).
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> [place.at for place in places(netclone.trace(timm.create_model("test_resnet")))][-4:]
+    ['layer1', 'layer2', 'layer3', 'layer4']
+    """
+    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    flow = nx.DiGraph((source, node) for node in order for source in node.all_input_nodes if source.op != "get_attr")
+    start = next(node for node in order if node.op == "placeholder")
+    output = next(node for node in order if node.op == "output")
+    if start not in flow or output not in flow:
+        return ()
+    above = nx.immediate_dominators(flow, start)
+    chain: list[fx.Node] = []
+    node = above.get(output)
+    while node is not None and node is not start:
+        chain.append(node)
+        node = above.get(node)
+    names = _names(graph_module)
+    found = []
+    for node in reversed(chain):
+        shape = shape_of(node)
+        if node.name in names and shape is not None and len(shape) in (2, 3) and math.prod(shape) > max(shape):
+            found.append(Place(names[node.name], node.name, shape, order[node] / len(order)))
+    return tuple(found)
+
+
+def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]:
+    """Places worth trying, deepest first: of each run inside one top-level module the last, at most ``most``."""
+    every = places(graph_module)
+    last = {}
+    for place in every:
+        top = place.at.split(".")
+        last[".".join(top[:2]) if len(top) > 1 and top[1].isdigit() else top[0]] = place
+    chosen = sorted(set(last.values()), key=lambda place: -place.depth)
+    if len(chosen) > most:
+        step = (len(chosen) - 1) / (most - 1)
+        chosen = [chosen[round(i * step)] for i in range(most)]
+    return tuple(chosen)
+
+
+def matching(place: Place, source: Sequence[Place]) -> Place:
+    """The source's cut point that fits a target position: of similar grid size and relative depth.
+
+    Raises
+    ------
+    PositionError
+        If the source has no cut point.
+    """
+    if not source:
+        raise PositionError("the source has no position that all its paths pass; give source_at=...")
+
+    def distance(other: Place) -> float:
+        a, b = grid_of(place.shape), grid_of(other.shape)
+        ratio = math.log2(max(1, a.height * a.width) / max(1, b.height * b.width)) / 2
+        return abs(ratio) + abs(place.depth - other.depth)
+
+    return min(source, key=distance)
+
+
+def features_at(
+    graph_module: fx.GraphModule, images: Tensor, nodes: Sequence[str], batch_size: int
+) -> dict[str, Tensor]:
+    """What the named nodes give for all images, computed in one pass, without gradient."""
+    kept: dict[str, list[Tensor]] = {name: [] for name in nodes}
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            runner = _Recorder(graph_module, kept)
+            runner.run(images[start : start + batch_size])
+    return {name: torch.cat(parts) for name, parts in kept.items()}
+
+
+def reason(error: NetcloneError) -> str:
+    """Why a candidate was rejected, in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, kept: dict[str, list[Tensor]]) -> None:
+        super().__init__(module)
+        self.kept = kept
+
+    def run_node(self, n: fx.Node) -> object:
+        out = super().run_node(n)
+        if n.name in self.kept:
+            assert isinstance(out, Tensor)
+            self.kept[n.name].append(out.clone())  # a later node may write into it
+        return out
+
+
+def _names(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Node name to the shortest module path that returns it."""
+    found: dict[str, str] = {}
+    for path, node in graph_module.meta.get(FACTS, {}).get("positions", {}).items():
+        if node not in found or (path.count("."), len(path)) < (found[node].count("."), len(found[node])):
+            found[node] = path
+    return found

@@ -1,0 +1,125 @@
+"""The architectures that grouping and slimming are shown on, with weights on which no check is empty.
+
+Freshly built networks hide faults: statistics of BatchNorm are 0 and 1, layer scales are tiny, heads and tokens are
+zero. ``build`` randomises all of these, the same way at every call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Name, what its constructor is told (smaller images, to save time), and its library.
+
+    ``units`` gives, for some parameters, how many units the group that slices its rows has to have: what is known of
+    the architecture by hand.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    torchvision: bool = False
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images."""
+        return int(self.options.get("img_size", 64))
+
+
+_ALL = (
+    Architecture("resnet18", units={"layer1.0.conv1.weight": 64, "conv1.weight": 64, "layer4.0.conv1.weight": 512}),
+    Architecture("resnet50", units={"layer1.0.conv1.weight": 64, "layer1.0.conv2.weight": 64, "conv1.weight": 64}),
+    Architecture("mobilenetv2_100", units={"blocks.1.0.conv_pw.weight": 96}),
+    Architecture("mobilenetv3_small_100", units={"blocks.1.0.conv_pw.weight": 72}),
+    Architecture("efficientnet_b0", units={"blocks.1.0.conv_pw.weight": 96, "blocks.1.0.se.conv_reduce.weight": 4}),
+    Architecture("regnetx_002", units={"s1.b1.conv2.conv.weight": 3}),  # groups of 8 channels, of 24
+    Architecture("densenet121", units={"features.denseblock1.denselayer1.conv1.weight": 128}),
+    Architecture("ghostnet_100"),
+    Architecture("res2net50_26w_4s"),
+    Architecture("dpn68"),
+    Architecture("vgg11_bn", options={"mlp_ratio": 1 / 16}, units={"features.0.weight": 64}),  # else 1 GB of weights
+    Architecture("convnext_atto", units={"stages.0.blocks.0.mlp.fc1.weight": 160}),
+    Architecture(
+        "vit_tiny_patch16_224",
+        options={"img_size": 64},
+        units={"blocks.0.attn.qkv.weight": 3, "blocks.11.attn.qkv.weight": 3, "blocks.0.mlp.fc1.weight": 768},
+    ),
+    Architecture(
+        "deit_tiny_distilled_patch16_224",
+        options={"img_size": 64},
+        units={"blocks.0.attn.qkv.weight": 3, "blocks.0.mlp.fc1.weight": 768},
+    ),
+    Architecture(
+        "swin_tiny_patch4_window7_224",
+        options={"img_size": 112},
+        units={f"layers.{i}.blocks.0.attn.qkv.weight": 3 * 2**i for i in range(4)}
+        | {f"layers.{i}.blocks.1.attn.qkv.weight": 3 * 2**i for i in range(4)}
+        | {"layers.0.blocks.0.mlp.fc1.weight": 384},
+    ),
+    Architecture("mobilevit_xxs", units={"stages.2.1.transformer.0.attn.qkv.weight": 4}),
+    Architecture("mixer_s16_224", options={"img_size": 64}, units={"blocks.0.mlp_channels.fc1.weight": 2048}),
+    Architecture("pit_ti_224", options={"img_size": 64}, units={"transformers.0.blocks.0.attn.qkv.weight": 2}),
+    Architecture("xcit_nano_12_p8_224", units={"blocks.0.attn.qkv.weight": 4, "blocks.0.mlp.fc1.weight": 512}),
+    Architecture("test_nfnet"),
+    Architecture("shufflenet_v2_x0_5", torchvision=True),
+    Architecture("squeezenet1_1", torchvision=True, units={"features.3.squeeze.weight": 16}),
+    Architecture("googlenet", torchvision=True, options={"init_weights": False}),
+)
+ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
+
+
+def build(name: str) -> nn.Module:
+    """A network in float64 and eval mode, with the same random weights at every call."""
+    architecture = ARCHITECTURES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if architecture.torchvision:
+            model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **architecture.options)
+        else:
+            model = timm.create_model(name, num_classes=CLASSES, **architecture.options)
+        return randomised(model.double().eval(), example(name, count=4, seed=1))
+
+
+def example(name: str, count: int = 2, seed: int = 0) -> Tensor:
+    """A batch of images for an architecture, in float64."""
+    size = ARCHITECTURES[name].size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
+    """The model, with everything that starts as a constant made random, in place.
+
+    BatchNorm statistics become those of the images (so that the signal neither dies nor explodes on its way), each
+    then moved at random; affine weights, biases, layer scales, gains, tokens and zero heads are drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1:  # gains, temperatures
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif bool((parameter == parameter.flatten()[0]).all()):
+                start = float(parameter.flatten()[0])
+                parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
+        for norm in norms:
+            norm.momentum, momentum = 1.0, norm.momentum
+            norm.train()
+            norm.momentum_before = momentum
+        model(images)
+        for norm in norms:
+            norm.eval()
+            norm.momentum = norm.__dict__.pop("momentum_before")
+            noise = torch.randn(norm.num_features, generator=generator, dtype=torch.float64)
+            norm.running_mean += 0.3 * noise * norm.running_var.sqrt()
+            norm.running_var *= torch.rand(norm.num_features, generator=generator, dtype=torch.float64) + 0.5
+    return model
