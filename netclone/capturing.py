@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from netclone.errors import OutputError, TiedWeightsError, TraceError
 
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
+IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
 aten = torch.ops.aten
 
 _WEIGHT_SLOTS: dict[Any, tuple[int, ...]] = {
@@ -233,8 +234,8 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, list[s
     values = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     if len(values) != 1 + len(tapped.taps.values):
         raise OutputError(
-            f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor (N, ...): "
-            "wrap the model in a module that returns its logits"
+            f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor "
+            "(N, ...): wrap the model in a module that returns its logits"
         )
     return exported, list(tapped.taps.values)
 
@@ -289,9 +290,34 @@ def _make_functional(graph_module: fx.GraphModule, model: str) -> None:
                 "netclone cannot make functional: rewrite that line of the model without in-place assignment"
             )
         node.target = twin
+        node.meta[IN_PLACE] = True
         for user in list(changed.users):
             if order[user] > order[node]:
                 user.replace_input_with(changed, node)
+
+
+def in_place_again(graph_module: fx.GraphModule) -> None:
+    """Let operators that the model did in place work in place, where nothing else reads what they overwrite.
+
+    A finished body runs as fast, and needs as little memory, as the model it came from.
+    """
+    for node in graph_module.graph.nodes:
+        if not node.meta.pop(IN_PLACE, False):
+            continue
+        packet = getattr(aten, f"{node.target._schema.name.split('::')[1]}_", None)
+        target = getattr(packet, node.target._overloadname, None)
+        changed = node.args[0]
+        fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not _is_view(changed)
+        if target is not None and fresh and len(changed.users) == 1 and _same_shape(node, changed):
+            node.target = target
+    graph_module.recompile()
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    x, y = a.meta.get("val"), b.meta.get("val")
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return False
+    return tuple(map(str, x.shape)) == tuple(map(str, y.shape)) and x.dtype == y.dtype
 
 
 def _functional_twin(target: Any) -> Any:

@@ -85,7 +85,9 @@ class ChannelGroups:
         return "\n".join(lines)
 
 
-def channel_groups(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> ChannelGroups:
+def channel_groups(
+    model: nn.Module | ChannelGroups, example_inputs: Tensor | tuple[Tensor] | None = None
+) -> ChannelGroups:
     """Find which channels must be kept or removed together, by running the network on integer labels.
 
     Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths
@@ -94,7 +96,7 @@ def channel_groups(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | No
     Parameters
     ----------
     model
-        A module or a traced graph.
+        A module or a traced graph; groups are given back as they are.
     example_inputs
         As for :func:`netclone.trace`.
 
@@ -114,12 +116,14 @@ def channel_groups(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | No
 
     Reference: DESIGN, "Channel groups by running the graph on labels".
     """
+    if isinstance(model, ChannelGroups):
+        return model
     check_one_device_and_dtype(model, "model")
     graph_module = capture(model, example_input(model, example_inputs))
     labelling = Labelling(graph_module)
     occurrences = _occurrences(labelling)
     protected = _output_units(labelling)
-    by_tensors: dict[tuple[int, ...], list[int]] = {}
+    by_tensors: dict[int, list[int]] = {}
     for unit, tensors in occurrences.items():
         if unit not in protected:
             by_tensors.setdefault(tensors, []).append(unit)
@@ -147,8 +151,8 @@ def channel_groups(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | No
     )
 
 
-def _occurrences(labelling: Labelling) -> dict[int, tuple[int, ...]]:
-    """Unit to the tensors (activations, parameter axes) it appears in, in order of first appearance."""
+def _occurrences(labelling: Labelling) -> dict[int, int]:
+    """Unit to a fingerprint of the tensors (activations, parameter axes) it appears in, in order of units."""
     tensors = [
         labels
         for value in labelling.values.values()
@@ -156,12 +160,11 @@ def _occurrences(labelling: Labelling) -> dict[int, tuple[int, ...]]:
         if isinstance(labels, Tensor)
     ]
     tensors += [*labelling.slots.values(), *labelling.constants.values()]
-    found: dict[int, list[int]] = {}
-    for index, labels in enumerate(tensors):
-        for unit in np.unique(labelling.labels.roots(compact(labels)).numpy()).tolist():
-            if unit:
-                found.setdefault(unit, []).append(index)
-    return {unit: tuple(indices) for unit, indices in sorted(found.items())}
+    numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
+    prints = np.zeros(len(labelling.labels), dtype=np.uint64)
+    for labels, number in zip(tensors, numbers, strict=True):
+        prints[np.unique(labelling.labels.roots(compact(labels)).numpy())] += number
+    return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
 
 
 def _output_units(labelling: Labelling) -> set[int]:

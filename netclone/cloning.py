@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
-from netclone.capturing import FACTS, capture, deterministic, fingerprint, tensor_at
+from netclone.capturing import FACTS, capture, deterministic, fingerprint, in_place_again, tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, Samples, check_classes, check_keep, gather
 from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
@@ -125,7 +125,7 @@ def clone(
         task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, seed, reconstruct)
         if mask is None:
             mask = localize(
-                groups.graph_module,
+                groups,
                 [(task.clone_set.images, task.clone_set.labels)] if method in ("local", "taylor") else None,
                 classes=chosen,
                 method=method,
@@ -258,6 +258,7 @@ def _fit_at(
     )
     body = capture(branch, cached.features[:2], cached.target_features[:2])
     body.meta[FACTS].pop("example")
+    in_place_again(body)
     fitted = CloneModule(body, module.spec).with_spec(
         at=place.at,
         input_shape=place.shape,

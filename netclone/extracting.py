@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import FACTS, arguments, deterministic, set_tensor, tensor_at
+from netclone.capturing import FACTS, arguments, deterministic, in_place_again, set_tensor, tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, gather
 from netclone.errors import CertificateError, PositionError
@@ -16,14 +16,14 @@ from netclone.masks import ChannelMask, silence
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
 from netclone.slimming import Resizer, slim
-from netclone.tracing import example_input, position, shape_of
+from netclone.tracing import position, shape_of
 
 aten = torch.ops.aten
 TOLERANCE = 1e-9  # relative, in float64: what "equal" means in a certificate
 
 
 def extract(
-    source: nn.Module,
+    source: nn.Module | ChannelGroups,
     mask: ChannelMask,
     at: str | None = None,
     *,
@@ -37,7 +37,7 @@ def extract(
     Parameters
     ----------
     source
-        The network, a module or a traced graph; untouched.
+        The network, a module or a traced graph, or the groups found in one (saves finding them again); untouched.
     mask
         What to keep, made for this source.
     at
@@ -70,8 +70,8 @@ def extract(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3; DESIGN, "Channel groups".
     """
-    example = example_input(source, example_inputs)
-    return extract_from(channel_groups(source, example), mask, at, classes, class_names, reconstruct)
+    groups = channel_groups(source, example_inputs)
+    return extract_from(groups, mask, at, classes, class_names, reconstruct)
 
 
 def extract_from(
@@ -109,6 +109,7 @@ def extract_from(
     placeholder = next(node for node in body.graph.nodes if node.op == "placeholder")
     input_shape = shape_of(placeholder)
     assert input_shape is not None
+    in_place_again(body)
     for node in body.graph.nodes:  # an archive holds no shapes; nor does a fresh module
         node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
     spec = CloneSpec(

@@ -287,6 +287,17 @@ class Labelling:
                     if axis != main:
                         self.labels.unite(small, small.narrow(axis, 0, 1).expand(small.shape), event)
 
+        for node, value in self.values.items():
+            if isinstance(value, tuple):
+                self.values[node] = tuple(self._final(v) if isinstance(v, Tensor) else v for v in value)
+            elif isinstance(value, Tensor):
+                self.values[node] = self._final(value)
+        self.constants = {name: self._final(labels) for name, labels in self.constants.items()}
+
+    def _final(self, labels: Tensor) -> Tensor:
+        """Units in place of labels, varying along one axis at most."""
+        return self.trim(self.labels.roots(labels))
+
     @staticmethod
     def _distinct(units: Tensor, axis: int) -> int:
         index = tuple(slice(None) if a == axis else -1 for a in range(units.dim()))

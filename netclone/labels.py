@@ -42,6 +42,9 @@ class Labels:
         self._events: list[Event] = [Event("", "never labelled")]
         self._fixed_by[0] = 0
 
+    def __len__(self) -> int:
+        return self._count
+
     def fresh(self, count: int) -> Tensor:
         """``count`` new labels, each its own unit."""
         start, self._count = self._count, self._count + count

@@ -14,13 +14,12 @@ from netclone.data import Batches, check_classes, check_keep, gather
 from netclone.errors import ArgumentError, FitError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
-from netclone.tracing import example_input
 
 METHODS = ("local", "taylor", "magnitude", "random")
 
 
 def localize(
-    source: nn.Module,
+    source: nn.Module | ChannelGroups,
     data: Batches | None = None,
     *,
     classes: Sequence[int] | None = None,
@@ -37,7 +36,7 @@ def localize(
     Parameters
     ----------
     source
-        The network to clone from, a module or a traced graph.
+        The network to clone from, a module or a traced graph, or the groups found in one (saves finding them again).
     data
         Iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space. Needed by
         ``"local"`` and ``"taylor"``.
@@ -83,7 +82,7 @@ def localize(
     samples = None if data is None else gather(data, what="data")
     if example_inputs is None and samples is not None:
         example_inputs = samples.images[:2]
-    groups = channel_groups(source, example_input(source, example_inputs))
+    groups = channel_groups(source, example_inputs)
     count = groups.outputs
     wanted = check_classes(classes, count)
     generator = torch.Generator().manual_seed(seed)

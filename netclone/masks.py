@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -98,7 +99,9 @@ class ChannelMask:
         ]
         return torch.tensor(sorted(removed), dtype=torch.long)
 
-    def apply(self, source: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
+    def apply(
+        self, source: nn.Module | ChannelGroups, example_inputs: Tensor | tuple[Tensor] | None = None
+    ) -> fx.GraphModule:
         """A full-size copy of the source in which masked units are silenced.
 
         The consumers' weight columns of the masked units are zero; that equals removal exactly.
@@ -109,7 +112,7 @@ class ChannelMask:
             If the mask was made for another model.
         """
         groups = channel_groups(source, example_inputs)
-        return silence(groups.graph_module, groups.labelling, self.removed_units(groups))
+        return silence(copy.deepcopy(groups.graph_module), groups.labelling, self.removed_units(groups))
 
 
 def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:

@@ -421,6 +421,7 @@ def _rules() -> dict[Any, Rule]:
                 rules[operation] = Rule(label, resize)
 
     add(_pointwise, _ELEMENTWISE)
+    add(_pointwise, " ".join(f"{name.partition('.')[0]}_.{name.partition('.')[2]}" for name in _ELEMENTWISE.split()))
     add(_prelu, "prelu _prelu_kernel")
     add(_move, _MOVEMENT)
     add(_move, "view reshape _unsafe_view expand", resize=_reshaped(1))

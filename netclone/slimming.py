@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import set_tensor, tensor_at
+from netclone.capturing import IN_PLACE, set_tensor, tensor_at
 from netclone.errors import CertificateError
 from netclone.labelling import Labelling, Shape
 from netclone.labels import compact, expanded
@@ -22,15 +22,17 @@ class Resizer:
         self._labelling = labelling
         self._removed = removed
         self._targets: dict[fx.Node, Any] = {}
-        self._cache: dict[Any, tuple[Shape, Shape]] = {}
+        self._shapes: dict[Any, list[Shape]] = {}
 
     def kept(self, labels: Tensor, axis: int) -> Tensor:
         """Which indices of an axis stay (True) once the units are removed."""
-        small = compact(expanded(self._labelling.labels.roots(labels)))
-        if small.size(axis) == 1:
+        if labels.size(axis) == 1 or labels.stride(axis) == 0:
             return torch.ones(labels.size(axis), dtype=torch.bool)
-        index = tuple(slice(None) if a == axis else 0 for a in range(small.dim()))
-        return ~torch.isin(small[index], self._removed)
+        units = compact(expanded(self._labelling.labels.roots(labels)))
+        if units.size(axis) == 1:
+            return torch.ones(labels.size(axis), dtype=torch.bool)
+        index = tuple(slice(None) if a == axis else 0 for a in range(units.dim()))
+        return ~torch.isin(units[index], self._removed)
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
         """Which slices of a parameter stay along an axis that belongs to units."""
@@ -54,9 +56,12 @@ class Resizer:
 
     def shapes(self, node: Any) -> list[Shape]:
         """As :meth:`shape`, of every tensor of a node that gives several."""
-        return [
-            tuple(int(self.kept(labels, axis).sum()) for axis in range(labels.dim())) for labels in self._labels(node)
-        ]
+        if node not in self._shapes:
+            self._shapes[node] = [
+                tuple(int(self.kept(labels, axis).sum()) for axis in range(labels.dim()))
+                for labels in self._labels(node)
+            ]
+        return self._shapes[node]
 
     def kept_before(self, node: Any, axis: int, index: int) -> int:
         """How many indices below ``index`` stay along an axis: where that index lies afterwards."""
@@ -99,6 +104,8 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
             set_tensor(root, str(node.target), _sliced(new, labelling, str(node.target)))
         copied[node] = graph.node_copy(node, copied.__getitem__)
         copied[node].meta = {"val": _described(new, node)} if node.op in ("placeholder", "call_function") else {}
+        if IN_PLACE in node.meta:
+            copied[node].meta[IN_PLACE] = True
         if node.op == "call_function":
             copied[node].target = new.target(node)
             copied[node].args = fx.node.map_arg(arguments, copied.__getitem__)

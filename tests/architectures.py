@@ -1,4 +1,4 @@
-"""The architectures that grouping and slimming are shown on, with weights on which no check is empty.
+"""The networks that surgery is tested on, with weights on which no check is empty, and how results are compared.
 
 Freshly built networks hide faults: statistics of BatchNorm are 0 and 1, layer scales are tiny, heads and tokens are
 zero. ``build`` randomises all of these, the same way at every call.
@@ -6,13 +6,19 @@ zero. ``build`` randomises all of these, the same way at every call.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from netclone.channels import ChannelGroups
+from netclone.masks import ChannelMask
 
 CLASSES = 10
 
@@ -123,3 +129,64 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
             norm.running_mean += 0.3 * noise * norm.running_var.sqrt()
             norm.running_var *= torch.rand(norm.num_features, generator=generator, dtype=torch.float64) + 0.5
     return model
+
+
+class Net(nn.Module):
+    """A small network written as one function of (its modules, input), for what needs no class of its own."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self._function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._function(self, x)
+
+
+def random_mask(groups: ChannelGroups, keep: float, seed: int = 0) -> ChannelMask:
+    """A mask that keeps a share of every group, and at least one unit."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for group in groups.groups:
+        chosen = set(torch.randperm(group.size, generator=generator)[: max(1, round(keep * group.size))].tolist())
+        kept[group.name] = [unit in chosen for unit in range(group.size)]
+    return ChannelMask.from_kept(groups, kept)
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """max |got - want| / max |want|; shapes must agree."""
+    assert got.shape == want.shape, f"{tuple(got.shape)} instead of {tuple(want.shape)}"
+    return float((got - want).detach().abs().max() / want.detach().abs().max())
+
+
+@contextlib.contextmanager
+def untouched(*models: nn.Module) -> Iterator[None]:
+    """Check that a block leaves models and the random state as they were, whether it succeeds or raises."""
+    before = [_everything(model) for model in models], torch.get_rng_state().tolist()
+    try:
+        yield
+    finally:
+        after = [_everything(model) for model in models], torch.get_rng_state().tolist()
+        assert after == before
+
+
+def _everything(model: nn.Module) -> dict[str, object]:
+    """All that a call could change in a model: bits, versions, flags, gradients, modes, hooks, attributes."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    facts: dict[str, object] = {
+        name: (
+            hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest(),
+            tensor.data_ptr(),
+            tensor._version,
+            tensor.requires_grad,
+            tensor.grad is None,
+        )
+        for name, tensor in tensors.items()
+    }
+    for name, module in model.named_modules():
+        hooks = [(key, list(value)) for key, value in vars(module).items() if key.endswith("hooks")]
+        facts[f"module {name}"] = (type(module), module.training, hooks, sorted(vars(module)), module.extra_repr())
+    if isinstance(model, fx.GraphModule):
+        facts["code"], facts["meta"] = model.code, sorted(model.meta)
+    return facts

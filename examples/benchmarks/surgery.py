@@ -65,8 +65,8 @@ class Chain(nn.Module):
 def surgery(model: nn.Module, example: Tensor) -> int:
     """Capture, group, slim with a certificate; returns the number of graph nodes."""
     groups = channel_groups(model, example)
-    mask = netclone.localize(groups.graph_module, method="magnitude", keep=0.5)
-    netclone.extract(groups.graph_module, mask)
+    mask = netclone.localize(groups, method="magnitude", keep=0.5)
+    netclone.extract(groups, mask)
     return len(groups.graph_module.graph.nodes)
 
 
@@ -79,11 +79,11 @@ def main() -> int:
     resnet = timm.create_model("resnet50").eval()
     traced = netclone.trace(resnet, image)
     groups = channel_groups(resnet, image)
-    mask = netclone.localize(groups.graph_module, method="magnitude", keep=0.5)
-    slim = netclone.extract(groups.graph_module, mask)
-    module = netclone.extract(groups.graph_module, mask, at="layer3", classes=[0, 1, 2])
-    keep_all = netclone.localize(groups.graph_module, method="magnitude", keep=1.0)
-    fitting = netclone.extract(groups.graph_module, keep_all, at="layer3", classes=[0, 1, 2])
+    mask = netclone.localize(groups, method="magnitude", keep=0.5)
+    slim = netclone.extract(groups, mask)
+    module = netclone.extract(groups, mask, at="layer3", classes=[0, 1, 2])
+    keep_all = netclone.localize(groups, method="magnitude", keep=1.0)
+    fitting = netclone.extract(groups, keep_all, at="layer3", classes=[0, 1, 2])
 
     grafting = ratio(
         lambda: netclone.remove(netclone.inject(traced, fitting, at="layer3")), lambda: copy.deepcopy(resnet)
@@ -104,7 +104,9 @@ def main() -> int:
 
     grafted = netclone.inject(traced, fitting, at="layer3").eval()
     with torch.no_grad():
-        tapped = resnet.layer3(resnet.layer2(resnet.layer1(resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(image)))))))
+        tapped = resnet.layer3(
+            resnet.layer2(resnet.layer1(resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(image))))))
+        )
         together = ratio(lambda: grafted(image), lambda: (resnet(image), fitting(tapped)))
         rows.append(("grafted latency / (target + module run separately)", together, 1.05))
         dense_macs = netclone.cost(resnet, image, repeats=1).macs
