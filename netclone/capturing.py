@@ -43,7 +43,6 @@ _FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-
     aten.lift_fresh_copy.default,
     aten.dropout_.default,
 }
-_SIZES = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg)
 
 
 @contextlib.contextmanager
@@ -108,7 +107,27 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
             "operators": True,
         }
     }
-    return graph_module.eval()
+    _check_same_function(graph_module.eval(), model, examples)
+    return graph_module
+
+
+def _check_same_function(graph_module: fx.GraphModule, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """The graph computes what the model computes, on one example, up to rounding."""
+    few = tuple(example[:1] for example in examples)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), deterministic():
+            want, got = model(*few), graph_module(*few)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()), equal_nan=True):
+        raise TraceError(
+            f"torch.export: the captured graph of {type(model).__name__} differs from the model by "
+            f"{float((got - want).abs().max()):.1e} on the example input; forward hooks or state changed by forward() "
+            "do that: remove them before capturing"
+        )
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -279,11 +298,7 @@ def _make_functional(graph_module: fx.GraphModule, model: str) -> None:
             continue
         changed = node.args[0]
         twin = _functional_twin(node.target)
-        viewed = (
-            isinstance(changed, fx.Node)
-            and _is_view(changed)
-            and any(order[user] > order[node] for user in _base(changed).users)
-        )
+        viewed = isinstance(changed, fx.Node) and _read_later(changed, node, order)
         if twin is None or not isinstance(changed, fx.Node) or viewed:
             raise TraceError(
                 f"torch.export: node '{node.name}' ({node.target}) of {model} writes into a part of a tensor, which "
@@ -330,15 +345,30 @@ def _functional_twin(target: Any) -> Any:
 
 def _is_view(node: fx.Node) -> bool:
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and any(
-        argument.alias_info is not None and not argument.alias_info.is_write for argument in target._schema.arguments
+    return (
+        target is operator.getitem
+        or isinstance(target, torch._ops.OpOverload)
+        and any(
+            argument.alias_info is not None and not argument.alias_info.is_write
+            for argument in target._schema.arguments
+        )
     )
 
 
-def _base(node: fx.Node) -> fx.Node:
-    while _is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
+def _read_later(changed: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether memory that is written to is read later under another name: as its base, or through another view."""
+    base = changed
+    while _is_view(base) and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    sharing, stack = set(), [base]
+    while stack:
+        node = stack.pop()
+        siblings = node.target is operator.getitem and changed.target is operator.getitem
+        beside = siblings and node.args[0] is changed.args[0] and node.args[1] != changed.args[1]
+        if node not in sharing and not beside:
+            sharing.add(node)
+            stack.extend(user for user in node.users if _is_view(user) and order[user] < order[writer])
+    return any(order[user] > order[writer] for node in sharing - {changed} for user in node.users)
 
 
 def _drop_bookkeeping(graph_module: fx.GraphModule) -> None:

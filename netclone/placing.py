@@ -59,13 +59,22 @@ def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
 
 
 def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]:
-    """Places worth trying, deepest first: of each run inside one top-level module the last, at most ``most``."""
-    every = places(graph_module)
-    last = {}
-    for place in every:
-        top = place.at.split(".")
-        last[".".join(top[:2]) if len(top) > 1 and top[1].isdigit() else top[0]] = place
-    chosen = sorted(set(last.values()), key=lambda place: -place.depth)
+    """Places worth trying, deepest first: the ends of stages, or evenly spaced blocks where nothing is resized.
+
+    A stage is what works on one grid size; its end is the last place outside any smaller module. Networks of fewer
+    than three stages (plain transformers) give at most ``most`` evenly spaced places.
+    """
+    deepest_first = places(graph_module)[::-1]
+    stages: dict[int, list[Place]] = {}
+    for place in deepest_first:
+        grid = grid_of(place.shape)
+        stages.setdefault(grid.height * grid.width, []).append(place)
+    if len(stages) >= 3:
+        return tuple(min(stage, key=lambda place: place.at.count(".")) for stage in stages.values())
+    blocks: dict[str, Place] = {}
+    for place in deepest_first:
+        blocks.setdefault(".".join(place.at.split(".")[:2]), place)
+    chosen = list(blocks.values())
     if len(chosen) > most:
         step = (len(chosen) - 1) / (most - 1)
         chosen = [chosen[round(i * step)] for i in range(most)]

@@ -160,6 +160,28 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got - want).detach().abs().max() / want.detach().abs().max())
 
 
+def lost_weights(model: nn.Module, groups: ChannelGroups) -> list[str]:
+    """Weights with rows that are neither units of a group nor listed as not prunable.
+
+    Rows of a linear layer that acts along another axis than the channels (token mixing) belong there. Those of a
+    grouped convolution are not looked at: they follow its input.
+    """
+    prunable: dict[tuple[str, int], int] = {}
+    for group in groups.groups:
+        for name, axis, count in group.members:
+            prunable[name, axis] = prunable.get((name, axis), 0) + count * group.size
+    stays = {item.name: item.size for item in groups.unprunable}
+    used = dict(groups.graph_module.named_parameters())
+    lost = []
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and getattr(module, "groups", 1) == 1:
+            axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+            name = next((n for n in (f"{path}.weight", f"{path}.weight_folded") if n in used), None)
+            if name and prunable.get((name, axis), 0) + stays.get(name, 0) != used[name].shape[axis]:
+                lost.append(name)
+    return lost
+
+
 @contextlib.contextmanager
 def untouched(*models: nn.Module) -> Iterator[None]:
     """Check that a block leaves models and the random state as they were, whether it succeeds or raises."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import Net, random_mask, relative_error, untouched
+from architectures import Net, lost_weights, random_mask, relative_error, untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -450,29 +450,6 @@ def assert_slim_equals_masked(net, groups, shape, tolerance=1e-12, seeds=range(3
     assert max(effects) > 1e-4
 
 
-def assert_nothing_is_lost(net, groups, free=frozenset()):
-    """No row of any weight is lost: it belongs to a group, or an entry says why it stays.
-
-    ``free`` names linear layers that act along another axis than the channels, which have no units.
-    """
-    prunable = {}
-    for group in groups.groups:
-        for name, axis, count in group.members:
-            prunable[name, axis] = prunable.get((name, axis), 0) + count * group.size
-    stays = {item.name: item.size for item in groups.unprunable}
-    depthwise = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
-    rows = {
-        f"{path}.weight": 1 if isinstance(module, nn.ConvTranspose2d) else 0
-        for path, module in net.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-    }
-    assert rows
-    for name, axis in rows.items():
-        if name not in depthwise | free:
-            total = net.get_parameter(name).shape[axis]
-            assert prunable.get((name, axis), 0) + stays.get(name, 0) == total, name
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups_are_those_found_by_hand_and_removing_them_equals_masking_them(name):
     forward, parts, shape, expected = NETWORKS[name]
@@ -480,7 +457,7 @@ def test_groups_are_those_found_by_hand_and_removing_them_equals_masking_them(na
     with untouched(net):
         groups = channel_groups(net, torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator()))
     assert by_hand(groups) == {group: (size, set(members.split())) for group, (size, members) in expected.items()}
-    assert_nothing_is_lost(net, groups, {"mix.weight", "back.weight"} if name == "token mixing" else set())
+    assert lost_weights(net, groups) == (["mix.weight", "back.weight"] if name == "token mixing" else [])
     assert_slim_equals_masked(net, groups, shape)
 
 
@@ -677,4 +654,4 @@ def test_slim_equals_masked_for_random_networks_masks_and_batch_sizes(steps, see
     assert relative_error(module(x), mask.apply(groups.graph_module)(x)) <= 1e-12
     assert relative_error(groups.graph_module(x), net(x)) <= 1e-12
     assert sum(p.numel() for p in module.parameters()) < groups.parameters or mask.share == 1
-    assert_nothing_is_lost(net, groups)
+    assert lost_weights(net, groups) == []

@@ -1,0 +1,288 @@
+"""The exact capture: one operator graph that computes what the model computes, under the model's own names."""
+
+import operator
+
+import pytest
+import timm
+import torch
+from architectures import Net, relative_error, untouched
+from torch import fx, nn
+from torch.nn import functional as F
+
+from netclone.capturing import FACTS, capture, fingerprint, is_captured, set_tensor, tensor_at
+from netclone.channels import channel_groups
+from netclone.errors import OutputError, TiedWeightsError, TraceError
+from netclone.localizing import localize
+from netclone.tracing import trace
+
+
+def vectors(count=2, width=6):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+
+
+def linear(function, **parts):
+    return Net(function, **({"stem": nn.Linear(6, 8), "head": nn.Linear(8, 4)} | parts))
+
+
+def in_place(net, x):
+    y = net.stem(x)
+    z = y * 2
+    y.add_(1).relu_()
+    return net.head(y.mul_(3) + z)
+
+
+def into_the_input(net, x):
+    y = net.stem(x)
+    x.mul_(2)
+    return net.head(y) + net.head(net.stem(x))
+
+
+def of_what_was_copied(net, x):
+    y = net.stem(x)
+    same = F.dropout(y.contiguous().to(y.dtype), 0.5, net.training)  # all of these give back the very tensor
+    y.add_(1)
+    return net.head(same)
+
+
+MODELS = {
+    "plain": linear(lambda net, x: net.head(net.stem(x).relu())),
+    "in-place": linear(in_place),
+    "in-place on the input": linear(into_the_input),
+    "in-place on an alias": linear(of_what_was_copied),
+    "dropout": linear(lambda net, x: net.head(F.dropout(net.drop(net.stem(x)), 0.5, net.training)), drop=nn.Dropout(0.5)),
+    "norm": linear(lambda net, x: net.head(net.norm(net.stem(x))), norm=nn.BatchNorm1d(8)),
+    "buffer": linear(lambda net, x: net.head(net.stem(x) + torch.arange(8.0))),
+    "split": linear(lambda net, x: net.head(torch.cat(net.stem(x).split([3, 5], 1)[::-1], 1))),
+    "batch size": linear(lambda net, x: net.head(net.stem(x).reshape(x.shape[0], 2, 4).flatten(1))),
+    "weight norm": linear(
+        lambda net, x: net.head(net.stem(x)), stem=nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+    ),
+    "unused layer": linear(lambda net, x: net.head(net.stem(x)), extra=nn.Linear(3, 3)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_computes_what_the_model_computes_in_eval_mode_at_any_batch_size(name, training):
+    model = MODELS[name].train(training)
+    with untouched(model):
+        graph_module = capture(model, vectors())
+    model.eval()
+    for count in (1, 2, 7):
+        torch.testing.assert_close(graph_module(vectors(count)), model(vectors(count)), rtol=0, atol=1e-6)
+    assert not graph_module.training
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_nfnet"])
+def test_real_networks(name):
+    model = timm.create_model(name, num_classes=4).double().eval()
+    x = torch.randn(3, *model.default_cfg["input_size"], dtype=torch.float64)
+    assert relative_error(capture(model, x)(x[:1]), model(x[:1])) <= 1e-12
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_is_one_of_operators_and_tensors_only(name):
+    graph_module = capture(MODELS[name], vectors())
+    assert is_captured(graph_module)
+    kinds = [node.op for node in graph_module.graph.nodes]
+    assert set(kinds) <= {"placeholder", "get_attr", "call_function", "output"}
+    assert kinds.count("placeholder") == 1
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function":
+            if isinstance(node.target, torch._ops.OpOverload):
+                assert not node.target._schema.is_mutable
+            else:
+                assert node.target is operator.getitem
+
+
+def test_tensors_keep_their_names_and_are_copies():
+    model = MODELS["norm"]
+    graph_module = capture(model, vectors())
+    tensors = dict(graph_module.named_parameters()) | dict(graph_module.named_buffers())
+    theirs = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert tensors.keys() == theirs.keys()
+    assert all(torch.equal(tensors[name], theirs[name]) for name in theirs)
+    assert not {t.data_ptr() for t in tensors.values()} & {t.data_ptr() for t in theirs.values()}
+    assert {name for name, _ in graph_module.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+def test_tensors_that_are_not_used_are_not_kept():
+    names = [name for name, _ in capture(MODELS["unused layer"], vectors()).named_parameters()]
+    assert names == ["stem.weight", "stem.bias", "head.weight", "head.bias"]
+
+
+def test_flags_are_kept():
+    model = linear(lambda net, x: net.head(net.stem(x)))
+    model.stem.weight.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in capture(model, vectors()).named_parameters()}
+    assert flags == {"stem.weight": False, "stem.bias": True, "head.weight": True, "head.bias": True}
+
+
+def test_a_computed_weight_becomes_one_tensor():
+    model = MODELS["weight norm"].eval()
+    graph_module = capture(model, vectors())
+    folded = [name for name, _ in graph_module.named_parameters() if name.endswith("_folded")]
+    assert len(folded) == 1
+    torch.testing.assert_close(tensor_at(graph_module, folded[0]), model.stem.weight)
+
+
+def test_positions_are_nodes_that_give_what_the_modules_give():
+    model = timm.create_model("test_vit", num_classes=4).eval()
+    x = torch.randn(2, *model.default_cfg["input_size"])
+    graph_module = capture(model, x)
+    positions = graph_module.meta[FACTS]["positions"]
+    assert {"patch_embed", "blocks.0", "blocks.0.attn", "blocks.3.mlp.fc1", "norm", "head"} <= positions.keys()
+    values, seen = {}, {}
+
+    class Watched(fx.Interpreter):
+        def run_node(self, n):
+            values[n.name] = super().run_node(n)
+            return values[n.name]
+
+    Watched(graph_module).run(x)
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, out, path=path: seen.__setitem__(path, out))
+    model(x)
+    for path, name in positions.items():
+        torch.testing.assert_close(values[name], seen[path], msg=path)
+
+
+def test_a_captured_graph_is_copied_when_captured_again():
+    first = capture(MODELS["plain"], vectors())
+    second = capture(first, vectors())
+    assert second is not first
+    assert second.code == first.code
+    with torch.no_grad():
+        second.get_parameter("stem.weight").zero_()
+    assert first.get_parameter("stem.weight").abs().max() > 0
+
+
+def test_a_symbolic_graph_keeps_module_paths_and_node_names():
+    traced = trace(timm.create_model("test_resnet", num_classes=4).eval())
+    node = traced.meta[FACTS]["positions"]["layer2"]
+    captured = capture(traced, traced.meta[FACTS]["example"])
+    positions = captured.meta[FACTS]["positions"]
+    assert positions["layer2"] == positions[node]
+    x = torch.randn(3, 3, 160, 160)
+    torch.testing.assert_close(captured(x), traced(x))
+
+
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(3, 4)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    model = Two().eval()
+    graph_module = capture(model, vectors(), vectors(2, 3))
+    torch.testing.assert_close(graph_module(vectors(5), vectors(5, 3)), model(vectors(5), vectors(5, 3)))
+
+
+def test_the_fingerprint_is_of_structure_not_of_values():
+    def made(width=8, act=torch.relu):
+        parts = {"stem": nn.Linear(6, width), "head": nn.Linear(width, 4)}
+        return fingerprint(capture(Net(lambda net, x: net.head(act(net.stem(x))), **parts), vectors()))
+
+    assert made() == made()
+    assert len({made(), made(width=7), made(act=torch.sigmoid)}) == 3
+
+
+def test_tensors_are_set_and_found_under_dotted_names():
+    root = nn.Module()
+    set_tensor(root, "a.b.weight", nn.Parameter(torch.ones(2)))
+    set_tensor(root, "scale", torch.zeros(3))
+    assert [name for name, _ in root.named_parameters()] == ["a.b.weight"]
+    assert [name for name, _ in root.named_buffers()] == ["scale"]
+    assert tensor_at(root, "a.b.weight").tolist() == [1, 1]
+    assert tensor_at(root, "scale").shape == (3,)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def tied_parameters():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    return model
+
+
+def tied_modules():
+    shared = nn.Linear(6, 6)
+    return nn.Sequential(shared, nn.ReLU(), shared)
+
+
+def tied_views():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight.data = model[0].weight.data.T
+    return model
+
+
+@pytest.mark.parametrize("make", [tied_parameters, tied_modules, tied_views])
+def test_tied_weights_are_refused_by_both_names(make):
+    model = make()
+    with untouched(model), pytest.raises(TiedWeightsError, match=r"parameters '0.weight' and '\d.weight' share") as info:
+        channel_groups(model, vectors())
+    assert "untie them" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: (net.head(net.stem(x)), x),
+        lambda net, x: (net.head(net.stem(x)),),
+        lambda net, x: {"logits": net.head(net.stem(x)), "features": x},
+        lambda net, x: {"logits": net.head(net.stem(x))},
+    ],
+    ids=["tuple", "tuple of one", "dict", "dict of one"],
+)
+@pytest.mark.parametrize("call", [channel_groups, lambda m, x: localize(m, method="random", example_inputs=x)])
+def test_a_source_that_returns_a_tuple_or_a_dict_is_refused(function, call):
+    model = linear(function)
+    with untouched(model), pytest.raises(OutputError, match="Net returns .*expected one tensor.*wrap the model"):
+        call(model, vectors())
+
+
+def test_control_flow_that_depends_on_data_is_refused():
+    model = linear(lambda net, x: net.head(net.stem(x)) if x.sum() > 0 else net.head(-net.stem(x)))
+    with untouched(model), pytest.raises(TraceError, match=r"torch.export: .*\(in Net\)"):
+        capture(model, vectors())
+
+
+def test_a_fixed_batch_size_is_refused():
+    model = linear(lambda net, x: net.head(net.stem(x).reshape(2, 8)))
+    with untouched(model), pytest.raises(TraceError, match=r"torch.export: .*\(in Net\)"):
+        capture(model, vectors())
+
+
+def test_writing_into_a_part_of_a_tensor_is_refused_by_node():
+    def function(net, x):
+        y = net.stem(x)
+        y[:, 0] = 0
+        return net.head(y)
+
+    model = linear(function)
+    with untouched(model), pytest.raises(TraceError, match=r"node '\w+' \(aten\.\w+.*\) of Net writes into a part"):
+        capture(model, vectors())
+
+
+def through_a_view(net, x):
+    y = net.stem(x)
+    y.view(-1, 2, 4).relu_()
+    return net.head(y)
+
+
+def under_a_view(net, x):
+    y = net.stem(x)
+    view = y.view(-1, 2, 4)
+    y.add_(1)
+    return net.head(view.flatten(1))
+
+
+@pytest.mark.parametrize("function", [through_a_view, under_a_view])
+def test_changing_a_tensor_that_has_views_is_refused(function):
+    model = linear(function)
+    with untouched(model), pytest.raises(TraceError, match="writes into a part of a tensor.*without in-place"):
+        capture(model, vectors())

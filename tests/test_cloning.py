@@ -1,0 +1,226 @@
+"""clone(): the pipeline on small random networks; what it learns on real data is shown by test_demo."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import netclone
+
+SIZE = 64
+PAIRS = {
+    "CNN into CNN": ("test_efficientnet", "test_resnet", "layer2"),
+    "ViT into CNN": ("test_vit", "test_resnet", "layer3"),
+    "CNN into ViT": ("test_resnet", "test_vit", "blocks.2"),
+}
+
+
+def network(name: str, classes: int) -> nn.Module:
+    size = {"img_size": SIZE} if "vit" in name else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(len(name))
+        model = timm.create_model(name, num_classes=classes, **size).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        return model
+
+
+def samples(classes: int, count: int = 24) -> list[tuple[Tensor, Tensor]]:
+    """Images whose mean colour tells the class."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.arange(count) % classes
+    images = torch.randn(count, 3, SIZE, SIZE, generator=generator) + labels.view(-1, 1, 1, 1)
+    return [(images[i : i + 10], labels[i : i + 10]) for i in range(0, count, 10)]
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    tensors = [
+        (name, tensor.clone(), tensor.requires_grad) for name, tensor in model.state_dict(keep_vars=True).items()
+    ]
+    flags = [(name, module.training, len(module._forward_hooks)) for name, module in model.named_modules()]
+    return [tensors, flags]
+
+
+def same(a: list[object], b: list[object]) -> bool:
+    (tensors, flags), (others, other_flags) = a, b
+    return flags == other_flags and all(
+        x[0] == y[0] and torch.equal(x[1], y[1]) and x[2] == y[2] for x, y in zip(tensors, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_clone_fits_injects_and_comes_out_again(pair: str) -> None:
+    source_name, target_name, at = PAIRS[pair]
+    source, target = network(source_name, 5), network(target_name, 3)
+    before = snapshot(source), snapshot(target), torch.get_rng_state()
+    module = netclone.clone(
+        source,
+        target,
+        samples(5, 40),
+        classes=[4, 1],
+        class_names=["four", "one"],
+        target_data=samples(3),
+        at=at,
+        method="magnitude",
+        epochs=2,
+    )
+    assert torch.equal(before[2], torch.get_rng_state())
+    assert module.classes == (4, 1) and module.class_names == ("four", "one") and module.at == at
+    assert module.certificate <= 1e-9
+    assert 0 <= module.scores["validation"] <= 1
+    grafted = netclone.inject(target, module, name="two")
+    images = torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        out, own = grafted(images), target(images)
+    assert out.shape == (3, 5)
+    assert torch.equal(out[:, :3], own)
+    restored = netclone.remove(grafted, "two")
+    with torch.no_grad():
+        assert torch.equal(restored(images), own)
+    assert same(before[0], snapshot(source)) and same(before[1], snapshot(target))
+
+
+def test_the_same_seed_gives_the_same_clone_bit_by_bit() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    made = []
+    for disturb in (1, 2):
+        torch.manual_seed(disturb)  # the caller's random state does not matter
+        made.append(
+            netclone.clone(
+                source,
+                target,
+                samples(4),
+                classes=[2, 3],
+                target_data=samples(2),
+                at="layer3",
+                method="taylor",
+                epochs=2,
+                seed=7,
+            )
+        )
+    first, second = (module.state_dict() for module in made)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert made[0].spec == made[1].spec
+
+
+def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    told: list[str] = []
+    module = netclone.clone(
+        source,
+        target,
+        samples(4),
+        classes=[2, 3],
+        target_data=samples(2),
+        method="random",
+        epochs=1,
+        progress=lambda what, done, total: told.append(what),
+    )
+    tried = module.spec.search
+    scored = [candidate for candidate in tried if candidate.score is not None]
+    assert module.at == max(scored, key=lambda candidate: candidate.score or 0).at
+    assert [c.score for c in scored[:-1]] == sorted(c.score for c in scored[:-1])  # it stopped when it fell
+    assert {"search"} < set(told)
+
+
+def test_a_candidate_that_fails_is_a_value_with_a_reason() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    with pytest.raises(netclone.PositionError, match=r"no position 'blocks.9'.*did you mean"):
+        netclone.clone(
+            source, target, samples(4), classes=[2], target_data=samples(2), source_at="blocks.9", method="random"
+        )
+
+
+def test_without_old_data_it_warns_and_the_new_classes_win_on_the_clone_set() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    data = samples(4, 80)
+    with pytest.warns(netclone.UncalibratedWarning, match="no target_data"):
+        module = netclone.clone(source, target, data, classes=[2, 3], at="layer2", method="magnitude", epochs=2)
+    grafted = netclone.inject(target, module).eval()
+    images = torch.cat([x for x, _ in data])
+    new = torch.cat([y for _, y in data]) >= 2
+    with torch.no_grad():
+        taken = grafted(images[new]).argmax(1) >= 2
+    assert taken.float().mean() >= 0.75  # the threshold is set at 90% of the training part
+
+
+def test_a_learned_clone_beats_its_own_closed_form_start() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    arguments = dict(classes=[2, 3], target_data=samples(2, 60), at="layer1", method="magnitude")
+    scores = [
+        netclone.clone(source, target, samples(4, 80), epochs=epochs, **arguments).scores["validation"]  # type: ignore[arg-type]
+        for epochs in (1, 12)
+    ]
+    assert scores[1] >= scores[0]
+    assert scores[1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"classes": [2, 4]}, netclone.ArgumentError, "classes: 4 is out of range; the source has classes 0 to 3"),
+        ({"classes": [2, 2]}, netclone.ArgumentError, "classes: 2 is given 2 times"),
+        ({"classes": []}, netclone.ArgumentError, "classes: empty"),
+        ({"keep": 0.0}, netclone.ArgumentError, r"keep: got 0.0, expected a share in \(0, 1\]"),
+        ({"validation": 1.0}, netclone.ArgumentError, "validation: got 1.0"),
+        ({"class_names": ["a"]}, netclone.ArgumentError, "1 names for 2 classes"),
+        ({"at": "layer9"}, netclone.PositionError, "no position 'layer9' in ResNet; did you mean"),
+        ({"target_data": [(torch.zeros(2, 3, 64, 64), torch.tensor([0, 5]))]}, netclone.DataError, "classes 0 to 1"),
+        ({"target_data": [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))]}, netclone.DataError, "images are"),
+        ({"target_data": []}, netclone.DataError, "target_data: empty"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(change: dict[str, object], error: type[Exception], message: str) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    before = snapshot(target)
+    arguments: dict[str, object] = {"classes": [2, 3], "target_data": samples(2), "method": "random", "epochs": 1}
+    with pytest.raises(error, match=message):
+        netclone.clone(source, target, samples(4), **{**arguments, **change})  # type: ignore[arg-type]
+    assert same(before, snapshot(target))
+
+
+def test_bad_data_are_refused_by_name() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    images, labels = samples(4)[0]
+    spoiled = images.clone()
+    spoiled[0, 0, 0, 0] = float("nan")
+    cases = [
+        ([], "data: empty"),
+        ([(spoiled, labels)], "data: batch 0 holds 1 values that are NaN"),
+        ([(images, labels + 9)], "the source has classes 0 to 3"),
+        ([(images, labels * 0)], "data: no sample of class 2"),
+        ([(images, labels.float())], "expected integer class indices"),
+    ]
+    for data, message in cases:
+        with pytest.raises(netclone.DataError, match=message):
+            netclone.clone(source, target, data, classes=[2, 3], target_data=samples(2), method="random", epochs=1)
+
+
+def test_a_target_that_returns_no_logits_is_refused() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.model(x)}
+
+    source, target = network("test_efficientnet", 4), Wrapped(network("test_resnet", 2))
+    with pytest.raises(netclone.OutputError, match="expected one tensor"):
+        netclone.clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", epochs=1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    broken = copy.deepcopy(target)
+    with torch.no_grad():
+        broken.fc.bias.fill_(float("inf"))
+    with warnings.catch_warnings(), pytest.raises(netclone.FitError, match=r"the loss is (nan|inf)"):
+        warnings.simplefilter("ignore")
+        netclone.clone(source, broken, samples(4), classes=[2], target_data=samples(2), at="layer2", method="random")

@@ -1,0 +1,292 @@
+"""The readable capture: what it copies, names, and refuses."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from architectures import Net, untouched
+from torch import nn
+
+from netclone.capturing import FACTS
+from netclone.channels import channel_groups
+from netclone.errors import ArgumentError, NetcloneError, OutputError, PositionError, TraceError
+from netclone.tracing import (
+    classifier_input,
+    example_input,
+    logits_node,
+    position,
+    same_bits,
+    shape_of,
+    symbolic_or_captured,
+    trace,
+)
+
+
+def source(name="test_resnet", **options):
+    return timm.create_model(name, num_classes=4, **options).eval()
+
+
+def images(count=2, size=64):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class BranchesOnShape(nn.Module):
+    """Symbolic tracing cannot take it, torch.export can."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if x.shape[2] > 2:
+            x = x.mean((2, 3))
+        return self.head(x)
+
+
+class BranchesOnData(BranchesOnShape):
+    """No capture can take it."""
+
+    def forward(self, x):
+        x = self.stem(x).mean((2, 3))
+        return self.head(x if x.sum() > 0 else -x)
+
+
+# ---------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_the_graph_computes_what_the_model_computes_at_any_batch_size(name):
+    model = source(name)
+    with untouched(model):
+        traced = trace(model)
+    x = torch.randn(3, *model.default_cfg["input_size"])
+    assert same_bits(traced.eval()(x), model(x))
+    assert symbolic_or_captured(traced) == "symbolic"
+
+
+def test_the_input_size_stays_free():
+    model = source()
+    x = images(1, 96)
+    assert same_bits(trace(model, images(2, 64))(x), model(x))
+
+
+def test_the_graph_shares_nothing_with_the_model():
+    model = source()
+    traced = trace(model)
+    assert not {t.data_ptr() for t in model.state_dict().values()} & {t.data_ptr() for t in traced.state_dict().values()}
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for tensor in traced.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_are_copied(training):
+    model = source().train(training)
+    model.layer2.eval()
+    with untouched(model):
+        traced = trace(model)
+    assert traced.get_submodule("layer1.0.bn1").training == training
+    assert not traced.get_submodule("layer2.0.bn1").training
+
+
+def test_nodes_know_their_shapes_without_the_batch():
+    traced = trace(source(), images())
+    assert shape_of(position(traced, "conv1")) == (32, 32, 32)
+    assert shape_of(position(traced, "fc")) == (4,)
+
+
+def test_a_traced_graph_is_copied_when_traced_again():
+    traced = trace(source())
+    again = trace(traced)
+    assert again is not traced
+    assert again.code == traced.code
+    assert again.meta[FACTS]["positions"] == traced.meta[FACTS]["positions"]
+
+
+def test_export_is_the_second_try():
+    model = BranchesOnShape().eval()
+    with untouched(model):
+        traced = trace(model, images())
+    assert symbolic_or_captured(traced) == "export"
+    x = images(5)
+    torch.testing.assert_close(traced(x), model(x))
+    assert shape_of(position(traced, "stem")) == (4, 62, 62)
+
+
+def test_control_flow_that_depends_on_data_is_refused_with_both_reasons():
+    model = BranchesOnData().eval()
+    with untouched(model), pytest.raises(TraceError) as info:
+        trace(model, images())
+    message = str(info.value)
+    assert "neither capture takes BranchesOnData" in message
+    assert "symbolic trace:" in message
+    assert "torch.export:" in message
+    assert "Way out:" in message
+
+
+def test_a_hook_that_changes_the_output_is_refused():
+    model = source()
+    model.register_forward_hook(lambda module, args, out: out + 1)
+    with untouched(model), pytest.raises(TraceError, match="does not compute what the model computes.*remove it"):
+        trace(model)
+
+
+def test_randomness_in_eval_mode_is_refused():
+    model = Net(lambda net, x: net.head(x + torch.rand_like(x)), head=nn.Linear(6, 4)).eval()
+    with untouched(model), pytest.raises(TraceError, match="does not compute what the model computes"):
+        trace(model, torch.zeros(2, 6))
+
+
+def test_a_model_in_two_dtypes_is_refused():
+    model = source()
+    model.fc.double()
+    with untouched(model), pytest.raises(ArgumentError, match=r"'fc.weight' is torch.float64 on cpu, 'conv1"):
+        trace(model)
+
+
+# ---------------------------------------------------------------- examples
+
+
+def test_one_image_is_doubled_and_many_are_cut_to_two():
+    model = source()
+    assert torch.equal(example_input(model, images(1)), images(1).expand(2, 3, 64, 64))
+    assert torch.equal(example_input(model, (images(5),)), images(5)[:2])
+
+
+def test_the_example_may_be_left_out_where_the_model_says_its_size():
+    model = source().double()
+    with untouched(model):
+        example = example_input(model)
+    assert example.shape == (2, *model.default_cfg["input_size"])
+    assert example.dtype == torch.float64
+    assert torch.equal(example, example_input(model))
+    assert torch.equal(example_input(trace(model, images().double())), images().double())
+
+
+@pytest.mark.parametrize("function", [trace, channel_groups])
+def test_a_model_that_does_not_say_its_size_needs_an_example(function):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ArgumentError, match=r"example_inputs: Sequential does not say its input size; pass one batch"):
+        function(model)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ((images(), images()), "models of one input, got 2 inputs"),
+        (images()[:0], r"expected a batch \(N, ...\), got shape \(0, 3, 64, 64\)"),
+        (torch.zeros(3), r"expected a batch \(N, ...\), got shape \(3,\)"),
+    ],
+)
+def test_a_bad_example_is_refused(example, message):
+    with pytest.raises(ArgumentError, match=f"example_inputs: .*{message}"):
+        trace(source(), example)
+
+
+def test_an_example_that_the_model_does_not_take_is_refused():
+    with pytest.raises(NetcloneError, match=r"(?s)expected.*channels"):
+        trace(source(), images()[:, :1])
+
+
+# ---------------------------------------------------------------- positions
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_positions_give_what_the_modules_give(name):
+    model, x = source(name), torch.randn(2, 3, 160, 160)
+    seen = {}
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, out, path=path: seen.__setitem__(path, out.clone()))
+    traced = trace(source(name))
+    traced.load_state_dict(model.state_dict())
+    model(x)
+    values = {}
+
+    class Watched(torch.fx.Interpreter):
+        def run_node(self, n):
+            values[n.name] = super().run_node(n)
+            return values[n.name].clone() if isinstance(values[n.name], torch.Tensor) else values[n.name]
+
+    Watched(traced).run(x)
+    paths = [path for path, tensor in seen.items() if path and isinstance(tensor, torch.Tensor)]
+    checked = [path for path in paths if path in traced.meta[FACTS]["positions"]]
+    assert len(checked) > 10
+    for path in checked:
+        torch.testing.assert_close(values[position(traced, path).name], seen[path], msg=path)
+
+
+def test_a_position_may_be_a_node_name():
+    traced = trace(source())
+    node = position(traced, "layer2")
+    assert position(traced, node.name) is node
+
+
+def test_an_unknown_position_suggests_the_closest():
+    traced = trace(source())
+    with pytest.raises(PositionError, match="no position 'layr2' in ResNet; did you mean 'layer2'"):
+        position(traced, "layr2")
+    with pytest.raises(PositionError, match="no position 'QQQQ' in ResNet; positions are module paths such as"):
+        position(traced, "QQQQ")
+    with pytest.raises(PositionError):
+        position(traced, "output")
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x + 1
+
+
+def test_a_module_that_returns_a_tuple_is_no_position():
+    model = Net(lambda net, x: net.head(net.pair(x)[1]), pair=Pair(), head=nn.Linear(6, 4))
+    with pytest.raises(PositionError, match=r"position 'pair' of Net returns tuple, not one tensor: choose a module"):
+        position(trace(model, torch.zeros(2, 6)), "pair")
+
+
+def test_a_node_that_holds_several_tensors_is_no_position():
+    model = Net(lambda net, x: net.head(x.chunk(2, 1)[1]), head=nn.Linear(3, 4))
+    traced = trace(model, torch.zeros(2, 6))
+    with pytest.raises(PositionError, match=r"\(node 'chunk'\) of Net is not one tensor: choose a node .* 'getitem'"):
+        position(traced, "chunk")
+
+
+# ---------------------------------------------------------------- outputs
+
+
+def test_logits_and_what_the_classifier_reads():
+    traced = trace(source())
+    assert logits_node(traced) is position(traced, "fc")
+    assert classifier_input(traced) is position(traced, "global_pool")
+    assert shape_of(classifier_input(traced)) == (traced.get_submodule("fc").in_features,)
+
+
+def test_a_model_that_does_not_end_in_a_linear_layer_has_no_classifier_input():
+    model = Net(lambda net, x: net.stem(x).mean((2, 3)), stem=nn.Conv2d(3, 4, 1))
+    assert classifier_input(trace(model, images())) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda net, x: (net.head(x), x), "returns tuple; expected one tensor"),
+        (lambda net, x: [net.head(x)], "returns .*list.*; expected one tensor"),
+        (lambda net, x: {"logits": net.head(x)}, "returns .*dict.*; expected one tensor"),
+        (lambda net, x: net.head(x).unsqueeze(1), r"returns shape \(N, \(1, 4\)\); expected logits"),
+    ],
+    ids=["tuple", "list", "dict", "rank"],
+)
+def test_outputs_that_are_not_logits_are_refused(function, message):
+    traced = trace(Net(function, head=nn.Linear(6, 4)), torch.zeros(2, 6))
+    with pytest.raises(OutputError, match=message):
+        logits_node(traced)
+
+
+def test_same_bits_takes_nan_for_equal_and_nothing_else():
+    a = torch.tensor([1.0, float("nan")])
+    assert same_bits(a, a.clone())
+    assert not same_bits(a, torch.tensor([1.0, 2.0]))
+    assert not same_bits(a, a.double())
+    assert not same_bits(a, a[:1])
