@@ -278,7 +278,8 @@ def _source_rows(task: _Task, mask: ChannelMask, head: fx.Node | None) -> tuple[
     linear = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
     weight = tensor_at(graph_module, str(linear.args[1].target)).detach()[list(task.classes)]
     resizer = Resizer(task.groups.labelling, mask.removed_units(task.groups))
-    weight = weight[:, resizer.kept_slices(str(linear.args[1].target), 1).to(weight.device)]
+    kept = resizer.kept_slices(str(linear.args[1].target), 1)
+    weight = weight[:, kept.to(weight.device)] if len(kept) == weight.shape[1] else weight
     bias = None if len(linear.args) < 3 else tensor_at(graph_module, str(linear.args[2].target)).detach()
     return weight, None if bias is None else bias[list(task.classes)]
 

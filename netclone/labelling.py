@@ -129,6 +129,10 @@ class Labelling:
             labels = first
         return labels
 
+    def unite(self, node: fx.Node, a: Tensor, b: Tensor, why: str) -> None:
+        """Unite what meets element by element at a node."""
+        self.labels.unite(a, b, self._event(node, why))
+
     def along(self, node: fx.Node, labels: Tensor, axis: int, why: str) -> Tensor:
         """One label per index of an axis, uniting what differs along the others."""
         others = [other for other in range(labels.dim()) if other != axis]

@@ -65,6 +65,21 @@ def _move(run: Labelling, node: fx.Node) -> Any:
     return run.executed(target, args, kwargs)
 
 
+def _cat(run: Labelling, node: fx.Node) -> Any:
+    """Movement; pieces whose units lie across the joined axis (tokens of equal channels) share these units."""
+    args, kwargs = run.literal(node)
+    pieces = args[0]
+    axis = (args[1] if len(args) > 1 else 0) % pieces[0].dim()
+    across = [
+        piece.narrow(axis, 0, 1)
+        for piece in pieces
+        if any(run.labels.varies(piece, other) for other in range(piece.dim()) if other != axis)
+    ]
+    for piece in across[1:]:
+        run.unite(node, across[0], piece, "are joined along another axis")
+    return run.executed(node.target, args, kwargs)
+
+
 def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
     """Movement whose literals are positions along some axes: what lies along these stays together."""
 
@@ -390,7 +405,7 @@ _ELEMENTWISE = """
     _to_copy type_as contiguous clone
 """
 _MOVEMENT = """
-    permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze cat stack unbind.int pixel_shuffle
+    permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze stack unbind.int pixel_shuffle
     pixel_unshuffle channel_shuffle movedim.int swapaxes repeat reshape_as view_as expand_as
     repeat_interleave.self_int flatten.using_ints numpy_T mT adjoint
 """
@@ -424,6 +439,7 @@ def _rules() -> dict[Any, Rule]:
     add(_pointwise, " ".join(f"{name.partition('.')[0]}_.{name.partition('.')[2]}" for name in _ELEMENTWISE.split()))
     add(_prelu, "prelu _prelu_kernel")
     add(_move, _MOVEMENT)
+    add(_cat, "cat")
     add(_move, "view reshape _unsafe_view expand", resize=_reshaped(1))
     add(_move, "unflatten.int", resize=_reshaped(2))
     add(_move, "split.Tensor split_with_sizes split.sizes chunk", resize=_split_sizes)

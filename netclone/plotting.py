@@ -327,7 +327,14 @@ class _Sheet:
             "",
             xy=points[-1],
             xytext=points[-2],
-            arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 18},
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": colour,
+                "lw": 0,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "mutation_scale": 18,
+            },
             zorder=4,
         )
 
@@ -439,7 +446,9 @@ def _cells(sheet: _Sheet, top: float, height: float, labels: Sequence[str], summ
         labels, step = [summary], height
     for index, label in enumerate(labels):
         y = top - (index + 1) * step
-        sheet.axes.add_patch(Rectangle((14.0, y), 1.5, step, facecolor=_PALE[colour], edgecolor=colour, lw=1.5, zorder=3))
+        sheet.axes.add_patch(
+            Rectangle((14.0, y), 1.5, step, facecolor=_PALE[colour], edgecolor=colour, lw=1.5, zorder=3)
+        )
         sheet.text(14.75, y + step / 2 - 0.01, label, width=1.4, size=min(12, 62 * step * 0.7), align="center")
 
 
@@ -474,7 +483,11 @@ def _module_panel(sheet: _Sheet, module: CloneModule, name: str, begin: float, e
 
 def _legend(sheet: _Sheet, trained: bool) -> None:
     y, x = 0.42, 0.5
-    entries: list[tuple[str, str]] = [("target", "target, frozen"), ("kept", "units cloned"), ("left", "units not cloned")]
+    entries: list[tuple[str, str]] = [
+        ("target", "target, frozen"),
+        ("kept", "units cloned"),
+        ("left", "units not cloned"),
+    ]
     entries += [("trained", "trained to fit: adapter, classifier")] if trained else []
     for kind, words in [*entries, ("tap", "tap: what the clone reads")]:
         if kind == "tap":

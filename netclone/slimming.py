@@ -35,8 +35,9 @@ class Resizer:
         return ~torch.isin(units[index], self._removed)
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
-        """Which slices of a parameter stay along an axis that belongs to units."""
-        return self.kept(self._labelling.slots[parameter, axis], 0)
+        """Which slices of a parameter stay along an axis (``[True]`` where no unit lies along it)."""
+        slot = self._labelling.slots.get((parameter, axis))
+        return torch.ones(1, dtype=torch.bool) if slot is None else self.kept(slot, 0)
 
     def kept_along(self, node: fx.Node, axis: int) -> Tensor:
         """Which indices of a node's tensor stay along an axis."""

@@ -38,7 +38,7 @@ def test_candidates_run_from_deep_to_shallow_and_name_stages() -> None:
 
 def test_transformer_blocks_are_candidates() -> None:
     traced = netclone.trace(timm.create_model("test_vit"))
-    assert [place.at for place in candidates(traced, most=3)] == ["norm", "blocks.2", "patch_embed.proj"]
+    assert [place.at for place in candidates(traced, most=3)] == ["norm", "blocks.0", "patch_embed.proj"]
 
 
 def test_matching_prefers_the_same_grid_then_the_same_depth() -> None:

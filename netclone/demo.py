@@ -1,0 +1,469 @@
+"""run() -> DemoResult: three classes of handwritten digits cloned from one network into another, in under a minute.
+
+A target (a small ResNet) learns the digits 0 to 6, a source (a small EfficientNet) all ten; the target then gets 7, 8
+and 9 from the source. Every claim is checked where it is made, and a claim that is not true ends the demo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import netclone
+from netclone.archiving import load, save
+from netclone.cloning import clone
+from netclone.errors import ArgumentError, NetcloneError
+from netclone.evaluating import Cost, Scores, cost, evaluate, predict
+from netclone.injecting import inject, remove
+from netclone.modules import Candidate, CloneModule
+from netclone.plotting import draw
+from netclone.tracing import same_bits, trace
+
+NAME = "digits"
+"""Name of the clone."""
+
+OLD, NEW = tuple(range(7)), (7, 8, 9)
+"""What the target knows, and what it gets."""
+
+SOURCE, TARGET = "test_efficientnet", "test_resnet"
+"""timm's names of the two networks."""
+
+LEAST_ACCURACY, MOST_LOST = 0.90, 0.03
+"""The grafted model's accuracy over all ten digits is at least the one, and it loses at most the other on 0 to 6."""
+
+_FILES = ("grafted.png", "digits.safetensors", "results.json")
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images ``(N, 1, 32, 32)`` about [-1, 1] and labels ``(N,)`` of both splits."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def training(self, classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Images and labels of some classes of the training split."""
+        chosen = torch.isin(self.labels, torch.tensor(classes))
+        return self.images[chosen], self.labels[chosen]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim the demo makes, whether it is true, and what was seen."""
+
+    claim: str
+    holds: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured: accuracies by model, costs by model, checked claims, and the files it wrote."""
+
+    seed: int
+    scores: tuple[tuple[str, Scores], ...]
+    costs: tuple[tuple[str, Cost], ...]
+    checks: tuple[Check, ...]
+    at: str
+    source_at: str | None
+    certificate: float
+    kept: tuple[tuple[str, int, int], ...]
+    search: tuple[Candidate, ...]
+    picture: Path
+    module: Path
+    results: Path
+
+
+def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: Console | None = None) -> DemoResult:
+    """Clone the digits 7, 8 and 9 into a network that knows 0 to 6, and check every claim.
+
+    The same seed gives the same result, but for latencies, on the same machine: it runs on one thread. The caller's
+    random state and number of threads are left as they were.
+
+    Parameters
+    ----------
+    seed
+        Of both networks, their training and the clone; the split of the data is the same for every seed.
+    out
+        Folder for ``grafted.png``, ``digits.safetensors`` and ``results.json``, made if need be. They appear together,
+        at the end.
+    console
+        Where to show progress; None: nowhere.
+
+    Raises
+    ------
+    NetcloneError
+        If a claim is not true, with what was seen; nothing is written then.
+    ArgumentError
+        If ``out`` cannot be written to, or ``seed`` is negative.
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 4.
+    """
+    if not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed: got {seed}, expected an integer from 0 to 2**63 - 1")
+    console = console or Console(quiet=True)
+    with _written_whole(Path(out)) as staging, _one_thread(), _Bars(console) as bars:
+        digits = load_data()
+        source = make_network(SOURCE, 10, seed)
+        train_network(source, digits.images, digits.labels, seed, epochs=6, progress=bars.named("train source on 0-9"))
+        target = make_network(TARGET, len(OLD), seed)
+        old = digits.training(OLD)
+        train_network(target, *old, seed, epochs=5, progress=bars.named("train target on 0-6"))
+        bits = _state(target)
+        traced = trace(target, digits.images[:2])
+
+        module = clone(
+            source,
+            target,
+            [_with_shifted(*digits.training(NEW), seed)],
+            classes=NEW,
+            class_names=[str(digit) for digit in NEW],
+            target_data=[_with_shifted(*old, seed)],
+            epochs=8,
+            seed=seed,
+            progress=bars.told_by_clone,
+        )
+        done = bars.named("inject, evaluate, save, load, remove")
+        grafted = inject(target, module, name=NAME)
+        save(module, staging / "digits.safetensors")
+        loaded = inject(target, load(staging / "digits.safetensors"), name=NAME)
+        removed = remove(grafted, NAME)
+        done(1, 4)
+        test = [(digits.test_images, digits.test_labels)]
+        scores = {
+            "target": evaluate(target, test, old=OLD, new=NEW),
+            "grafted": evaluate(grafted, test, reference=target),
+            "removed": evaluate(removed, test, old=OLD, new=NEW),
+            "source": evaluate(source, test, old=OLD, new=NEW),
+        }
+        done(2, 4)
+        costs = measure_costs(source, target, grafted, module, digits.images[:1])
+        done(3, 4)
+        checks = (
+            *_check_scores(scores["target"], scores["grafted"]),
+            *_check_bits(target, bits, traced, grafted, loaded, removed, digits.test_images),
+            *_check_costs(costs["source"], costs["module"]),
+        )
+        if wrong := [check for check in checks if not check.holds]:
+            raise NetcloneError(
+                f"demo, seed {seed}: not true: " + "; ".join(f"{check.claim} ({check.seen})" for check in wrong)
+            )
+        draw(grafted, NAME, staging / "grafted.png")
+        picture, archive, results = (Path(out) / file for file in _FILES)
+        result = DemoResult(
+            seed=seed,
+            scores=tuple(scores.items()),
+            costs=tuple(costs.items()),
+            checks=checks,
+            at=str(module.at),
+            source_at=module.source_at,
+            certificate=module.certificate,
+            kept=module.spec.kept,
+            search=module.spec.search,
+            picture=picture,
+            module=archive,
+            results=results,
+        )
+        (staging / "results.json").write_text(json.dumps(as_data(result, out), indent=2) + "\n", encoding="utf-8")
+        done(4, 4)
+    return result
+
+
+def load_data() -> Digits:
+    """scikit-learn's 1797 handwritten digits, enlarged from 8 x 8 to 32 x 32, in a fixed, stratified split.
+
+    Examples
+    --------
+    >>> digits = load_data()
+    >>> digits.images.shape, digits.test_images.shape
+    (torch.Size([1347, 1, 32, 32]), torch.Size([450, 1, 32, 32]))
+    """
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = train_test_split(range(len(labels)), test_size=0.25, stratify=bunch.target, random_state=0)
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+def make_network(name: str, classes: int, seed: int) -> nn.Module:
+    """One of timm's networks for images of one channel, initialised from a seed; the random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = timm.create_model(name, in_chans=1, num_classes=classes)
+    return model.eval()
+
+
+def train_network(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    *,
+    epochs: int,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Train a network in place, on randomly shifted images, and leave it in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = len(labels) // batch_size
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps, pct_start=0.25)
+    model.train()
+    for epoch in range(epochs):
+        order = torch.randperm(len(labels), generator=generator)
+        for step in range(steps):
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            loss = F.cross_entropy(model(shifted(images[batch], generator)), labels[batch], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        progress(epoch + 1, epochs)
+    model.eval()
+
+
+def shifted(images: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
+    """Images ``(N, C, H, W)``, each moved by up to ``most`` pixels; what comes in is as dark as -1.
+
+    Examples
+    --------
+    >>> moved = shifted(torch.ones(5, 1, 8, 8), torch.Generator().manual_seed(0))
+    >>> moved.shape, bool((moved.flatten(1).sum(1) >= 2 * 36 - 64).all())
+    (torch.Size([5, 1, 8, 8]), True)
+    """
+    height, width = images.shape[2:]
+    wide = F.pad(images, (most,) * 4, value=-1.0)
+    moves = torch.randint(2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(wide, moves, strict=True)])
+
+
+def measure_costs(
+    source: nn.Module, target: nn.Module, grafted: nn.Module, module: CloneModule, image: Tensor
+) -> dict[str, Cost]:
+    """Parameters, MACs and latency for one image ``(1, C, H, W)``; of the module, for the features it reads."""
+    features = [torch.zeros(1, *shape) for shape in (module.spec.input_shape, module.spec.feature_shape) if shape]
+    return {
+        "target": cost(target, image),
+        "grafted": cost(grafted, image),
+        "module": cost(module, *features),
+        "source": cost(source, image),
+    }
+
+
+def as_data(result: DemoResult, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """What goes to ``results.json``: plain data, with no path but the one the caller gave."""
+    return {
+        "command": f"netclone demo --seed {result.seed} --out {shlex.quote(os.fspath(out))}",
+        "seed": result.seed,
+        "versions": {
+            "netclone": netclone.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "scikit-learn": sklearn.__version__,
+            "python": platform.python_version(),
+        },
+        "networks": {"target": TARGET, "source": SOURCE},
+        "classes": {"old": list(OLD), "new": list(NEW)},
+        "scores": {name: asdict(scores) for name, scores in result.scores},
+        "costs": {name: asdict(costs) for name, costs in result.costs},
+        "checks": [asdict(check) for check in result.checks],
+        "clone": {
+            "at": result.at,
+            "source_at": result.source_at,
+            "certificate": result.certificate,
+            "kept": [list(group) for group in result.kept],
+            "search": [asdict(candidate) for candidate in result.search],
+        },
+        "files": list(_FILES),
+    }
+
+
+def _with_shifted(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The samples, and a second time, shifted."""
+    again = shifted(images, torch.Generator().manual_seed(seed))
+    return torch.cat([images, again]), torch.cat([labels, labels])
+
+
+# Claims
+
+
+def _check_scores(before: Scores, grafted: Scores) -> tuple[Check, ...]:
+    assert before.old is not None and grafted.old is not None
+    lost = before.old - grafted.old
+    return (
+        Check(
+            f"the grafted model knows at least {LEAST_ACCURACY:.0%} of all ten digits",
+            grafted.all >= LEAST_ACCURACY,
+            f"{grafted.all:.1%}",
+        ),
+        Check(
+            f"it loses at most {100 * MOST_LOST:.0f} points on the target's own digits",
+            lost <= MOST_LOST,
+            f"{100 * lost:.1f} points: {before.old:.1%} before, {grafted.old:.1%} after",
+        ),
+    )
+
+
+def _check_bits(
+    target: nn.Module,
+    bits: dict[str, Tensor],
+    traced: fx.GraphModule,
+    grafted: fx.GraphModule,
+    loaded: fx.GraphModule,
+    removed: fx.GraphModule,
+    images: Tensor,
+) -> tuple[Check, ...]:
+    want, got = predict(target, images), predict(grafted, images)
+    differ = int((want != got[:, : want.shape[1]]).sum())
+    differences = _differences(traced, removed)
+    now = _state(target)
+    moved = [name for name in bits if name not in now or not same_bits(bits[name], now[name])]
+    return (
+        Check(
+            "old-class logits are bitwise equal to the target's",
+            differ == 0,
+            f"{want.numel()} compared, {differ} differ",
+        ),
+        Check(
+            "a saved and loaded module gives the same bits",
+            same_bits(predict(loaded, images), got),
+            "all logits compared",
+        ),
+        Check(
+            "removal leaves the target bit-identical",
+            not differences,
+            ", ".join(differences) or "code, state_dict keys and bits, flags compared",
+        ),
+        Check(
+            "the target itself was never touched",
+            not moved and now.keys() == bits.keys(),
+            ", ".join(moved) or f"{len(bits)} tensors compared",
+        ),
+    )
+
+
+def _check_costs(source: Cost, module: Cost) -> tuple[Check, ...]:
+    return (
+        Check(
+            "the module is smaller than the source",
+            module.parameters < source.parameters and module.macs < source.macs,
+            f"{module.parameters:,} of {source.parameters:,} parameters, {module.macs:,} of {source.macs:,} MACs",
+        ),
+    )
+
+
+def _differences(before: fx.GraphModule, after: fx.GraphModule) -> list[str]:
+    """What of two graphs is not the same: code, names, bits, flags."""
+    first, second = before.state_dict(), after.state_dict()
+    found = []
+    if before.code != after.code:
+        found.append("the generated code differs")
+    if list(first) != list(second):
+        found.append("the state_dict's keys differ")
+    elif names := [name for name in first if not same_bits(first[name], second[name])]:
+        found.append(f"'{names[0]}' differs")
+    if [(name, part.training) for name, part in before.named_modules()] != [
+        (name, part.training) for name, part in after.named_modules()
+    ]:
+        found.append("modules or their training flags differ")
+    if [(name, parameter.requires_grad) for name, parameter in before.named_parameters()] != [
+        (name, parameter.requires_grad) for name, parameter in after.named_parameters()
+    ]:
+        found.append("parameters or their requires_grad differ")
+    return found
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# Surroundings
+
+
+@contextmanager
+def _written_whole(out: Path) -> Iterator[Path]:
+    """A folder whose files move to ``out`` once all is done; after a failure ``out`` is as it was before."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".netclone-", dir=out))
+    except OSError as error:
+        raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
+    try:
+        yield staging
+        for file in _FILES:
+            os.replace(staging / file, out / file)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something of someone else's by now
+                folder.rmdir()
+        raise
+    staging.rmdir()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are added up in an order that depends on the number of threads: use one, then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Bars:
+    """Progress bars, one for each step, made when the step begins."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def named(self, what: str) -> Callable[[int, int], None]:
+        """A callback ``(done, total)`` for one bar."""
+
+        def tell(done: int, total: int) -> None:
+            if what not in self.tasks:
+                self.tasks[what] = self.progress.add_task(what, total=total)
+            self.progress.update(self.tasks[what], completed=done, total=total)
+
+        tell(0, 1)
+        return tell
+
+    def told_by_clone(self, what: str, done: int, total: int) -> None:
+        """What :func:`netclone.clone` calls with ``(what, done, total)``."""
+        if what not in self.tasks:
+            words = {"localize": "learn the mask", "search": "search the position"}.get(what, what)
+            self.tasks[what] = self.progress.add_task(words, total=total)
+        self.progress.update(self.tasks[what], completed=done, total=total)
