@@ -43,18 +43,19 @@ def main(
     """What every command shares."""
 
 
-@app.command(epilog="Example: netclone demo --seed 1 --out demo-1")
+@app.command(
+    help="Give a network that knows the digits 0 to 6 what another knows of 7, 8 and 9, and take it back.\n\n"
+    "Handwritten digits that come with scikit-learn, two small networks, nothing to download, about a minute. "
+    "Every claim printed at the end was checked in that run; one that is not true ends the demo with exit code 1.",
+    epilog="Example: netclone demo --seed 1 --out demo-1",
+)
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture, the module and the figures.")] = Path(
         "netclone-demo"
     ),
 ) -> None:
-    """Give a network that knows the digits 0 to 6 what another knows of 7, 8 and 9, and take it back. Under a minute.
-
-    Handwritten digits that come with scikit-learn, two small networks, nothing to download. Every claim printed at the
-    end was checked in that run; one that is not true ends the demo with exit code 1.
-    """
+    """Run the demo and print what it measured."""
     console = Console()
     with _reported():
         from netclone.demo import run  # slow to import, and not needed to show help

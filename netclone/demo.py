@@ -1,4 +1,4 @@
-"""run() -> DemoResult: three classes of handwritten digits cloned from one network into another, in under a minute.
+"""run() -> DemoResult: three classes of handwritten digits cloned from one network into another, in about a minute.
 
 A target (a small ResNet) learns the digits 0 to 6, a source (a small EfficientNet) all ten; the target then gets 7, 8
 and 9 from the source. Every claim is checked where it is made, and a claim that is not true ends the demo.
@@ -415,11 +415,13 @@ def _written_whole(out: Path) -> Iterator[Path]:
         yield staging
         for file in _FILES:
             os.replace(staging / file, out / file)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
             with suppress(OSError):  # it holds something of someone else's by now
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
         raise
     staging.rmdir()
 

@@ -12,6 +12,7 @@ from netclone.capturing import FACTS, arguments, deterministic, in_place_again, 
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, gather
 from netclone.errors import CertificateError, PositionError
+from netclone.folding import fold_batch_norms
 from netclone.masks import ChannelMask, silence
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
@@ -30,6 +31,7 @@ def extract(
     classes: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
     reconstruct: Batches | None = None,
+    fold_batch_norm: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
 ) -> CloneModule:
     """Cut the masked source at a position and store only what is kept.
@@ -46,6 +48,9 @@ def extract(
         Columns of the output to keep, in this order; None keeps every class.
     class_names
         One name per class, stored with the module.
+    fold_batch_norm
+        Fold BatchNorm into the convolutions before it: about a tenth faster, equal up to one rounding of the weights
+        (the certificate is taken before).
     reconstruct
         Batches ``(images, labels)`` on which the consumers of removed channels are refitted by least squares, layer
         by layer, to what the full source computes. None: the paper's plain copy.
@@ -71,7 +76,7 @@ def extract(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3; DESIGN, "Channel groups".
     """
     groups = channel_groups(source, example_inputs)
-    return extract_from(groups, mask, at, classes, class_names, reconstruct)
+    return extract_from(groups, mask, at, classes, class_names, reconstruct, fold=fold_batch_norm)
 
 
 def extract_from(
@@ -82,6 +87,7 @@ def extract_from(
     class_names: Sequence[str] = (),
     reconstruct: Batches | None = None,
     features_only: bool = False,
+    fold: bool = False,
 ) -> CloneModule:
     """As :func:`extract`, from groups that are known already.
 
@@ -106,6 +112,8 @@ def extract_from(
     else:
         _order_outputs(slimmed, chosen, removed_outputs is not None, groups.outputs)
     body = slimmed if cut_node is None else cut(slimmed, cut_node.name)
+    if fold:
+        fold_batch_norms(body)
     placeholder = next(node for node in body.graph.nodes if node.op == "placeholder")
     input_shape = shape_of(placeholder)
     assert input_shape is not None

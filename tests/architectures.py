@@ -74,8 +74,16 @@ _ALL = (
     ),
     Architecture("mobilevit_xxs", units={"stages.2.1.transformer.0.attn.qkv.weight": 4}),
     Architecture("mixer_s16_224", options={"img_size": 64}, units={"blocks.0.mlp_channels.fc1.weight": 2048}),
-    Architecture("pit_ti_224", options={"img_size": 64}, units={"transformers.0.blocks.0.attn.qkv.weight": 2}),
-    Architecture("xcit_nano_12_p8_224", units={"blocks.0.attn.qkv.weight": 4, "blocks.0.mlp.fc1.weight": 512}),
+    Architecture(
+        "pit_ti_224",
+        options={"img_size": 64},
+        units={f"transformers.{stage}.blocks.0.attn.qkv.weight": 2 * 2**stage for stage in range(3)},
+    ),
+    Architecture(
+        "xcit_nano_12_p8_224",
+        units={"blocks.0.attn.qkv.weight": 4, "blocks.0.mlp.fc1.weight": 512}
+        | {f"cls_attn_blocks.{i}.attn.{part}.weight": 4 for i in range(2) for part in "qkv"},
+    ),
     Architecture("test_nfnet"),
     Architecture("shufflenet_v2_x0_5", torchvision=True),
     Architecture("squeezenet1_1", torchvision=True, units={"features.3.squeeze.weight": 16}),

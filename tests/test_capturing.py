@@ -49,7 +49,9 @@ MODELS = {
     "in-place": linear(in_place),
     "in-place on the input": linear(into_the_input),
     "in-place on an alias": linear(of_what_was_copied),
-    "dropout": linear(lambda net, x: net.head(F.dropout(net.drop(net.stem(x)), 0.5, net.training)), drop=nn.Dropout(0.5)),
+    "dropout": linear(
+        lambda net, x: net.head(F.dropout(net.drop(net.stem(x)), 0.5, net.training)), drop=nn.Dropout(0.5)
+    ),
     "norm": linear(lambda net, x: net.head(net.norm(net.stem(x))), norm=nn.BatchNorm1d(8)),
     "buffer": linear(lambda net, x: net.head(net.stem(x) + torch.arange(8.0))),
     "split": linear(lambda net, x: net.head(torch.cat(net.stem(x).split([3, 5], 1)[::-1], 1))),
@@ -232,7 +234,10 @@ def tied_views():
 @pytest.mark.parametrize("make", [tied_parameters, tied_modules, tied_views])
 def test_tied_weights_are_refused_by_both_names(make):
     model = make()
-    with untouched(model), pytest.raises(TiedWeightsError, match=r"parameters '0.weight' and '\d.weight' share") as info:
+    with (
+        untouched(model),
+        pytest.raises(TiedWeightsError, match=r"parameters '0.weight' and '\d.weight' share") as info,
+    ):
         channel_groups(model, vectors())
     assert "untie them" in str(info.value)
 

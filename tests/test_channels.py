@@ -570,7 +570,10 @@ def test_an_output_that_is_not_logits_is_refused():
 
 def test_a_model_in_two_dtypes_is_refused():
     net = Net(lambda net, x: net.head(net.stem(x).double()), stem=nn.Linear(6, 8), head=nn.Linear(8, 5).double())
-    with untouched(net), pytest.raises(ArgumentError, match=r"'head.weight' is torch.float64.*'stem.weight' is") as info:
+    with (
+        untouched(net),
+        pytest.raises(ArgumentError, match=r"'head.weight' is torch.float64.*'stem.weight' is") as info,
+    ):
         channel_groups(net, torch.randn(2, 6, generator=torch.Generator()))
     assert ".to()" in str(info.value)
 
@@ -609,7 +612,9 @@ class RandomNet(nn.Module):
             }.get(kind, nn.Identity)()
             self.layers.append(layer)
             widths.append(
-                {"conv": after, "grouped": 2 * width, "cat": width + other, "split": width - width // 2}.get(kind, width)
+                {"conv": after, "grouped": 2 * width, "cat": width + other, "split": width - width // 2}.get(
+                    kind, width
+                )
             )
         self.head = nn.Linear(widths[-1], 5)
 

@@ -75,7 +75,9 @@ def test_the_input_size_stays_free():
 def test_the_graph_shares_nothing_with_the_model():
     model = source()
     traced = trace(model)
-    assert not {t.data_ptr() for t in model.state_dict().values()} & {t.data_ptr() for t in traced.state_dict().values()}
+    assert not {t.data_ptr() for t in model.state_dict().values()} & {
+        t.data_ptr() for t in traced.state_dict().values()
+    }
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for tensor in traced.state_dict().values():

@@ -1,0 +1,121 @@
+"""The package as a whole: imports point one way, and every public name is documented."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import networkx
+import pytest
+
+import netclone
+
+PACKAGE = Path(netclone.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+ON_TOP = {"plotting", "reporting", "cli", "zoo", "baselines", "demo", "__main__", "__init__"}
+
+
+def imports(module):
+    """The modules of the package that a module imports when it runs; those for type checking alone do not count."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    checked_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in checked_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
+            assert not any(alias.name == "*" for alias in node.names), f"{module}: star import in line {node.lineno}"
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "netclone":
+                found.add(rest[0] if rest and rest[0] in MODULES else "__init__")
+    return found - {module}
+
+
+def test_imports_have_no_cycle():
+    graph = networkx.DiGraph((module, other) for module in MODULES for other in imports(module) - {"__init__"})
+    assert graph.number_of_edges() > len(MODULES)
+    assert list(networkx.simple_cycles(graph)) == []
+
+
+def test_nothing_imports_what_stands_on_top():
+    for module in set(MODULES) - ON_TOP:
+        assert not imports(module) & ON_TOP, module
+    assert not imports("__init__") & ON_TOP
+
+
+def test_only_one_module_knows_each_of_the_special_libraries():
+    """networkx is for no module but where graphs are grouped; nothing needs pickle."""
+    for module in MODULES:
+        names = set(re.findall(r"^\s*(?:import|from) (\w+)", (PACKAGE / f"{module}.py").read_text(), re.M))
+        assert not names & {"pickle", "dill", "cloudpickle"}, module
+        assert "matplotlib" not in names or module in ON_TOP, module
+        assert "sklearn" not in names or module in ON_TOP, module
+
+
+def test_importing_the_package_loads_no_plotting_and_no_command_line():
+    code = "import sys, netclone; print([m for m in ('matplotlib', 'typer', 'sklearn.datasets') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert out.stdout.strip() == "[]"
+
+
+def test_no_module_is_a_drawer():
+    assert not {"utils", "util", "helpers", "helper", "common", "misc", "tools"} & set(MODULES)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__main__"])
+def test_every_module_says_what_it_is_for(module):
+    doc = importlib.import_module("netclone" if module == "__init__" else f"netclone.{module}").__doc__
+    assert doc
+    assert len(doc.strip().splitlines()[0]) > 20
+
+
+def test_the_public_names_are_listed_and_exist():
+    assert len(netclone.__all__) == len(set(netclone.__all__))
+    assert {
+        *("trace", "position", "channel_groups", "ChannelGroups", "localize", "ChannelMask", "extract", "CloneModule"),
+        *("clone", "inject", "clones", "remove", "save", "load", "evaluate", "NetcloneError"),
+    } <= set(netclone.__all__)
+    for name in netclone.__all__:
+        assert hasattr(netclone, name), name
+    assert not [name for name in netclone.__all__ if inspect.ismodule(getattr(netclone, name))]
+
+
+@pytest.mark.parametrize("name", [n for n in netclone.__all__ if not n.startswith("__")])
+def test_every_public_name_is_documented(name):
+    """A claim and an example (run as a doctest); of exceptions and warnings, when they are raised."""
+    public = getattr(netclone, name)
+    doc = inspect.getdoc(public)
+    assert doc and re.match(r"\S.*[.:]", doc), f"{name} has no one-line claim"
+    assert not doc.startswith(f"{name}("), f"{name} has the docstring that dataclasses make"
+    if not (inspect.isclass(public) and issubclass(public, Exception)):
+        assert doctest.DocTestParser().get_examples(doc), f"{name} has no example"
+    if inspect.isfunction(public):
+        assert public.__module__.startswith("netclone.")
+        for parameter in inspect.signature(public).parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty, f"{name}: {parameter.name} has no type"
+
+
+def test_errors_share_one_root_and_refine_builtins():
+    errors = [e for e in vars(netclone.errors).values() if inspect.isclass(e) and issubclass(e, Exception)]
+    for error in errors:
+        root = netclone.NetcloneWarning if issubclass(error, Warning) else netclone.NetcloneError
+        assert issubclass(error, root)
+        if error not in (netclone.NetcloneError, netclone.NetcloneWarning) and not issubclass(error, Warning):
+            assert len(error.__mro__) > 4, f"{error.__name__} refines no builtin"
+        assert error.__name__ in netclone.__all__
