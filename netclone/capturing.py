@@ -47,8 +47,8 @@ _FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Run a caller's model without moving the random state that the caller sees."""
-    with torch.random.fork_rng():
+    """Run a caller's model without moving the random state (of the CPU generator) that the caller sees."""
+    with torch.random.fork_rng(devices=[]):
         yield
 
 

@@ -115,7 +115,7 @@ def clone(
         )
     example = new.images[:2]
     with deterministic():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
         chosen = check_classes(classes, groups.outputs)
         if class_names and len(class_names) != len(chosen):
@@ -296,7 +296,8 @@ def _place(traced: fx.GraphModule, at: str) -> Place:
     node = position(traced, at)
     shape = shape_of(node)
     assert shape is not None
-    return Place(at, node.name, shape, 0.0)
+    order = [other.name for other in traced.graph.nodes]
+    return Place(at, node.name, shape, order.index(node.name) / len(order))
 
 
 def _split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
     ['layer1', 'layer2', 'layer3', 'layer4']
     """
     order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    flow = nx.DiGraph((source, node) for node in order for source in node.all_input_nodes if source.op != "get_attr")
+    flow = nx.DiGraph((source, node) for node in order for source in node.all_input_nodes if _carries_features(source))
     start = next(node for node in order if node.op == "placeholder")
     output = next(node for node in order if node.op == "output")
     if start not in flow or output not in flow:
@@ -128,6 +128,13 @@ class _Recorder(fx.Interpreter):
             assert isinstance(out, Tensor)
             self.kept[n.name].append(out.clone())  # a later node may write into it
         return out
+
+
+def _carries_features(node: fx.Node) -> bool:
+    """Whether a node hands on activations: not a parameter, and not a size read off one."""
+    return node.op != "get_attr" and (
+        "tensor_meta" in node.meta or isinstance(node.meta.get("val"), (Tensor, list, tuple))
+    )
 
 
 def _names(graph_module: fx.GraphModule) -> dict[str, str]:

@@ -444,7 +444,7 @@ def assert_slim_equals_masked(net, groups, shape, tolerance=1e-12, seeds=range(3
     for seed in seeds:
         mask = random_mask(groups, (0.5, 0.25, 0.75)[seed % 3], seed)
         x = torch.randn(3, *shape, dtype=torch.float64)
-        masked, module = mask.apply(groups.graph_module)(x), extract(groups.graph_module, mask)
+        masked, module = mask.apply(groups)(x), extract(groups, mask)
         assert relative_error(module(x), masked) <= tolerance
         effects.append(relative_error(masked, net(x)))
     assert max(effects) > 1e-4
@@ -544,6 +544,7 @@ def test_groups_are_found_by_name_and_by_parameter():
     assert groups.outputs == 5
     with pytest.raises(KeyError):
         groups["nothing"]
+    assert channel_groups(groups) is groups
 
 
 def test_counts_of_parameters_are_exact():
@@ -655,8 +656,8 @@ def test_slim_equals_masked_for_random_networks_masks_and_batch_sizes(steps, see
     kept = {g.name: (torch.rand(g.size) < 0.5).index_fill(0, torch.randint(g.size, (1,)), True) for g in groups.groups}
     mask = ChannelMask.from_kept(groups, kept)
     x = torch.randn(batch, 3, 6, 6, dtype=torch.float64)
-    module = extract(groups.graph_module, mask)
-    assert relative_error(module(x), mask.apply(groups.graph_module)(x)) <= 1e-12
+    module = extract(groups, mask)
+    assert relative_error(module(x), mask.apply(groups)(x)) <= 1e-12
     assert relative_error(groups.graph_module(x), net(x)) <= 1e-12
     assert sum(p.numel() for p in module.parameters()) < groups.parameters or mask.share == 1
     assert lost_weights(net, groups) == []

@@ -1,7 +1,5 @@
 """Slim equals masked: on small networks against models written by hand, at cuts, and for 23 architectures."""
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -24,9 +22,9 @@ from netclone.channels import channel_groups
 from netclone.errors import ArgumentError, DataError, MaskError, OutputError, PositionError
 from netclone.extracting import TOLERANCE, extract, extract_from
 from netclone.localizing import localize
-from netclone.masks import ChannelMask, silence
+from netclone.masks import ChannelMask
 from netclone.modules import CloneModule
-from netclone.slimming import Resizer, slim
+from netclone.slimming import Resizer
 from netclone.tracing import position, trace
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -241,7 +239,7 @@ def masked(request):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
     groups = channel_groups(model, torch.randn(2, 3, 64, 64, dtype=torch.float64))
     mask = random_mask(groups, 0.5)
-    return request.param, groups, mask, mask.apply(groups.graph_module)
+    return request.param, groups, mask, mask.apply(groups)
 
 
 def features_at(graph_module, at, x):
@@ -264,13 +262,15 @@ def test_cut_anywhere_the_module_continues_from_the_masked_features(masked):
     resizer = Resizer(groups.labelling, mask.removed_units(groups))
     sizes = []
     for at in CUTS[name]:
-        module = extract_from(groups, mask, at, None)
+        module = extract(groups, mask, at)
         features = x if at is None else features_at(full, at, x)
         for axis in range(1, features.dim() if at is not None else 0):
             kept = resizer.kept_along(position(groups.graph_module, at), axis)
             features = features.index_select(axis, kept.nonzero().flatten())
         assert features.shape[1:] == module.spec.input_shape
+        before = features.clone()
         assert relative_error(module(features), want) <= 1e-12, at
+        assert torch.equal(features, before)  # in-place operators do not reach what the module is given
         assert module.certificate <= TOLERANCE
         assert module.source_at == at
         sizes.append(len(list(module.body.graph.nodes)))
@@ -281,12 +281,24 @@ def test_cut_anywhere_the_module_continues_from_the_masked_features(masked):
 def test_a_cut_stores_nothing_of_what_comes_before(masked):
     name, groups, mask, _ = masked
     at = CUTS[name][-2]
-    module = extract_from(groups, mask, at, [1, 2])
+    module = extract(groups, mask, at, classes=[1, 2])
     first = next(iter(groups.graph_module.state_dict()))
     assert first not in stored(module)
     assert len(stored(module)) < len(groups.graph_module.state_dict()) / 2
     assert {n.op for n in module.body.graph.nodes} <= {"placeholder", "get_attr", "call_function", "output"}
     assert sum(n.op == "placeholder" for n in module.body.graph.nodes) == 1
+
+
+def test_folding_batch_norms_changes_no_output(masked):
+    name, groups, mask, _ = masked
+    for at in CUTS[name]:
+        plain, folded = (extract(groups, mask, at, fold_batch_norm=fold) for fold in (False, True))
+        x = torch.randn(3, *plain.spec.input_shape, dtype=torch.float64)
+        assert relative_error(folded(x), plain(x)) <= 1e-12, at
+        assert folded.spec == plain.spec
+    whole = extract(groups, mask, fold_batch_norm=True)
+    assert not [n for n in whole.body.graph.nodes if "batch_norm" in str(n.target)]
+    assert macs(whole, torch.randn(1, 3, 64, 64).double()) == macs(extract(groups, mask), torch.randn(1, 3, 64, 64).double())
 
 
 def test_features_only_ends_before_the_classifier(masked):
@@ -312,7 +324,7 @@ def test_a_cut_inside_a_residual_block_is_refused_by_node(masked):
     name, groups, mask, _ = masked
     for at in INSIDE[name]:
         with untouched(groups.graph_module), pytest.raises(PositionError, match="also reads earlier features") as info:
-            extract_from(groups, mask, at, None)
+            extract(groups, mask, at)
         through = str(info.value).split("through node '")[1].split("'")[0]
         assert through in {node.name for node in groups.graph_module.graph.nodes}
         assert "end of a block" in str(info.value)
@@ -406,7 +418,7 @@ def test_a_linear_network_is_refitted_to_the_least_squares_solution():
 def test_reconstruction_with_every_channel_changes_nothing(small):
     groups, images, labels = small
     mask = ChannelMask.from_kept(groups, {})
-    module = extract(groups.graph_module, mask, reconstruct=[(images, labels)])
+    module = extract(groups, mask, reconstruct=[(images, labels)])
     assert torch.equal(module(images), groups.graph_module(images))
 
 
@@ -414,7 +426,7 @@ def test_reconstruction_is_deterministic_and_moves_nothing(small):
     groups, images, labels = small
     mask = random_mask(groups, 0.5)
     with untouched(groups.graph_module):
-        first, second = (extract(groups.graph_module, mask, reconstruct=[(images, labels)]) for _ in range(2))
+        first, second = (extract(groups, mask, reconstruct=[(images, labels)]) for _ in range(2))
     for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 
@@ -423,7 +435,7 @@ def test_reconstruction_of_some_classes_keeps_their_order(small):
     groups, images, labels = small
     mask = random_mask(groups, 0.75)
     some, every = (
-        extract(groups.graph_module, mask, classes=classes, reconstruct=[(images, labels)])
+        extract(groups, mask, classes=classes, reconstruct=[(images, labels)])
         for classes in ([4, 1], None)
     )
     torch.testing.assert_close(some(images), every(images)[:, [4, 1]])
@@ -442,7 +454,7 @@ def test_reconstruction_of_some_classes_keeps_their_order(small):
 def test_bad_data_for_reconstruction_are_refused(small, data, message):
     groups = small[0]
     with untouched(groups.graph_module), pytest.raises(DataError, match=message):
-        extract(groups.graph_module, random_mask(groups, 0.5), reconstruct=data)
+        extract(groups, random_mask(groups, 0.5), reconstruct=data)
 
 
 # ---------------------------------------------------------------- 23 architectures
@@ -492,9 +504,9 @@ def test_slim_equals_masked_for_an_architecture(architecture):
     assert float(full.std(0).max() / full.abs().max()) > 1e-3  # the network does depend on its input
     cost = macs(groups.graph_module, x[:1])
     for keep in (0.5, 0.25):
-        for mask in (localize(groups.graph_module, method="magnitude", keep=keep), random_mask(groups, keep)):
-            masked = silence(copy.deepcopy(groups.graph_module), groups.labelling, mask.removed_units(groups))(x)
-            module = extract_from(groups, mask, None, None)
+        for mask in (localize(groups, method="magnitude", keep=keep), random_mask(groups, keep)):
+            masked = mask.apply(groups)(x)
+            module = extract(groups, mask)
             assert relative_error(module(x), masked) <= 1e-9
             assert module.certificate <= TOLERANCE
             assert relative_error(masked, full) > 1e-4

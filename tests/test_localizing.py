@@ -82,8 +82,8 @@ def disagreement(source, masked, classes):
 @pytest.mark.parametrize("classes", [(0, 3, 8), (5, 7)])
 def test_a_learned_mask_agrees_with_the_source_better_than_its_start_and_than_chance(source, groups, classes):
     def measured(method, seed):
-        mask = localize(groups.graph_module, clone_set(classes), classes=classes, method=method, seed=seed)
-        return disagreement(source, mask.apply(groups.graph_module), classes)
+        mask = localize(groups, clone_set(classes), classes=classes, method=method, seed=seed)
+        return disagreement(source, mask.apply(groups), classes)
 
     learned, chance = ([measured(method, seed) for seed in range(3)] for method in ("local", "random"))
     start = measured("taylor", 0)
@@ -98,7 +98,7 @@ def test_a_learned_mask_is_of_its_classes(source, groups):
     """The channels learned for some classes carry these better than those learned for others do."""
     ours, theirs = (0, 3, 8), (1, 4, 9)
     masks = [
-        localize(groups.graph_module, clone_set(classes), classes=classes, keep=0.3).apply(groups.graph_module)
+        localize(groups, clone_set(classes), classes=classes, keep=0.3).apply(groups)
         for classes in (ours, theirs)
     ]
     assert disagreement(source, masks[0], ours)[1] < disagreement(source, masks[1], ours)[1]
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_mask_and_moves_nothing(source, method):
 @pytest.mark.parametrize("method", ["local", "random"])
 def test_another_seed_gives_another_mask(groups, method):
     masks = {
-        localize(groups.graph_module, clone_set((5, 7)), classes=(5, 7), method=method, steps=12, seed=seed)
+        localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=12, seed=seed)
         for seed in range(3)
     }
     assert len(masks) == 3
@@ -146,13 +146,13 @@ def test_another_seed_gives_another_mask(groups, method):
 @pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.9, 1, 1.0])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_group_keeps_its_share(groups, method, keep):
-    mask = localize(groups.graph_module, clone_set((5, 7)), classes=(5, 7), method=method, steps=5, keep=keep)
+    mask = localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=5, keep=keep)
     assert mask.summary() == tuple((g.name, max(1, round(keep * g.size)), g.size) for g in groups.groups)
 
 
 def test_progress_is_told_step_by_step(groups):
     seen = []
-    localize(groups.graph_module, clone_set((5, 7)), steps=4, classes=(5, 7), progress=lambda *at: seen.append(at))
+    localize(groups, clone_set((5, 7)), steps=4, classes=(5, 7), progress=lambda *at: seen.append(at))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -169,12 +169,12 @@ def test_methods_without_data(method):
 def test_no_classes_means_all_and_a_generator_is_enough(groups):
     images, labels = digits()
     data = ((images[i : i + 50], labels[i : i + 50]) for i in range(0, 200, 50))
-    whole = localize(groups.graph_module, data, method="taylor")
-    assert whole == localize(groups.graph_module, [(images[:200], labels[:200])], classes=range(10), method="taylor")
+    whole = localize(groups, data, method="taylor")
+    assert whole == localize(groups, [(images[:200], labels[:200])], classes=range(10), method="taylor")
 
 
 def test_the_order_of_classes_does_not_matter(groups):
-    masks = [localize(groups.graph_module, clone_set((5, 7)), classes=c, method="taylor") for c in ((5, 7), (7, 5))]
+    masks = [localize(groups, clone_set((5, 7)), classes=c, method="taylor") for c in ((5, 7), (7, 5))]
     assert masks[0] == masks[1]
 
 
@@ -219,7 +219,7 @@ def test_gates_of_zeros_and_ones_are_the_mask(exact):
     groups, images = exact
     mask = random_mask(groups, 0.5)
     gates = gate_vector(groups, [torch.tensor(flags).double() for _, flags in mask.kept])
-    masked = mask.apply(groups.graph_module)
+    masked = mask.apply(groups)
     assert relative_error(gated_outputs(groups, gates, images), masked(images)) <= 1e-12
 
 
@@ -262,15 +262,15 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8), torch.tensor([5, 7, 5, 7])
 def test_bad_arguments_are_refused_and_nothing_moves(groups, error, message, options):
     arguments = {"data": [(IMAGES, LABELS)], "classes": [5, 7], "steps": 2, "example_inputs": IMAGES, **options}
     with untouched(groups.graph_module), pytest.raises(error, match=message):
-        localize(groups.graph_module, **arguments)
+        localize(groups, **arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_classes_and_labels_are_checked_by_every_method(groups, method):
     with pytest.raises(ArgumentError, match="classes: 10 is out of range"):
-        localize(groups.graph_module, [(IMAGES, LABELS)], classes=[10], method=method)
+        localize(groups, [(IMAGES, LABELS)], classes=[10], method=method)
     with pytest.raises(DataError, match="data: empty"):
-        localize(groups.graph_module, [], classes=[5], method=method)
+        localize(groups, [], classes=[5], method=method)
 
 
 def test_images_that_the_source_does_not_take_are_refused(source):
@@ -280,9 +280,9 @@ def test_images_that_the_source_does_not_take_are_refused(source):
 
 def test_learning_that_diverges_says_so(groups):
     with untouched(groups.graph_module), pytest.raises(FitError, match="localize: the loss is .* at step 0; check the"):
-        localize(groups.graph_module, [(IMAGES + 1e38, LABELS)], classes=[5, 7])
+        localize(groups, [(IMAGES + 1e38, LABELS)], classes=[5, 7])
 
 
 def test_the_mask_is_a_mask_of_the_source(groups):
-    assert isinstance(localize(groups.graph_module, method="random"), ChannelMask)
-    localize(groups.graph_module, method="random").validate(groups)
+    assert isinstance(localize(groups, method="random"), ChannelMask)
+    localize(groups, method="random").validate(groups)

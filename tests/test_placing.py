@@ -41,6 +41,13 @@ def test_transformer_blocks_are_candidates() -> None:
     assert [place.at for place in candidates(traced, most=3)] == ["norm", "blocks.0", "patch_embed.proj"]
 
 
+def test_reading_the_batch_size_is_no_way_round() -> None:
+    """Every reshape of an exported transformer reads the batch size off the input; its blocks are cut points still."""
+    captured = netclone.channel_groups(timm.create_model("test_vit")).graph_module
+    found = [place.at for place in places(captured)]
+    assert {"blocks.0", "blocks.1", "blocks.2"} <= set(found)
+
+
 def test_matching_prefers_the_same_grid_then_the_same_depth() -> None:
     sources = (
         Place("early", "a", (8, 16, 16), 0.1),
