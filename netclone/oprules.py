@@ -93,6 +93,25 @@ def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
     return rule
 
 
+def _channel_shuffle(run: Labelling, node: fx.Node) -> Tensor:
+    """The channels at one place of every group stay together, so that the groups stay equally wide."""
+    x, groups = run.data(_args(node)[0]), _args(node)[1]
+    channels = run.along(node, x, 1, "needs whole channels")
+    places = run.merge(node, channels.reshape(groups, -1), [0], "shuffles groups of equal width")
+    x = run.spread(places.expand(groups, len(channels) // groups).reshape(-1), 1, x.shape)
+    return run.executed(node.target, (x, groups), {})
+
+
+def _slice(run: Labelling, node: fx.Node) -> Tensor:
+    """Executed; with a step, what lies along the axis stays together."""
+    args, kwargs = run.literal(node)
+    x = args[0]
+    if len(args) > 4 and args[4] != 1:
+        x = run.merge(node, x, [args[1] % x.dim()], "is sliced with a step").expand(x.shape)
+    out: Tensor = run.executed(node.target, (x, *args[1:]), kwargs)
+    return out
+
+
 def _index(run: Labelling, node: fx.Node) -> Any:
     indices = [run.tensor_of(i) if isinstance(i, fx.Node) and i.op == "get_attr" else i for i in _args(node)[1]]
     if any(isinstance(i, fx.Node) for i in indices):
@@ -170,12 +189,10 @@ def _split_sizes(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
 def _slice_bounds(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     source = _args(node)[0]
     given = list(_args(node)[1:])
-    axis, start, end, step = given + [0, None, None, 1][len(given) :]
+    axis, start, end = (given + [0, None, None][len(given) :])[:3]
     axis %= len(new.old_shape(source))
     if new.old_shape(source)[axis] == new.shape(source)[axis]:
         return _args(node)
-    if step != 1:
-        new.refuse(node, "takes every other channel")
     start, end, _ = slice(start, end).indices(new.old_shape(source)[axis])
     return (source, axis, new.kept_before(source, axis, start), new.kept_before(source, axis, max(start, end)))
 
@@ -406,7 +423,7 @@ _ELEMENTWISE = """
 """
 _MOVEMENT = """
     permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze stack unbind.int pixel_shuffle
-    pixel_unshuffle channel_shuffle movedim.int swapaxes repeat reshape_as view_as expand_as
+    pixel_unshuffle movedim.int swapaxes repeat reshape_as view_as expand_as
     repeat_interleave.self_int flatten.using_ints numpy_T mT adjoint
 """
 _REDUCTIONS = """
@@ -440,10 +457,11 @@ def _rules() -> dict[Any, Rule]:
     add(_prelu, "prelu _prelu_kernel")
     add(_move, _MOVEMENT)
     add(_cat, "cat")
+    add(_channel_shuffle, "channel_shuffle")
     add(_move, "view reshape _unsafe_view expand", resize=_reshaped(1))
     add(_move, "unflatten.int", resize=_reshaped(2))
     add(_move, "split.Tensor split_with_sizes split.sizes chunk", resize=_split_sizes)
-    add(_move, "slice.Tensor", resize=_slice_bounds)
+    add(_slice, "slice.Tensor", resize=_slice_bounds)
     add(_move, "select.int", resize=_select_index)
     add(_move_fixed_axes(lambda args: list(args[2])), "roll")
     add(_move_fixed_axes(lambda args: list(args[1])), "flip")
