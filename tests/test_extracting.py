@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from netclone.capturing import FACTS, tensor_at
+from netclone.capturing import tensor_at
 from netclone.channels import channel_groups
 from netclone.errors import ArgumentError, DataError, MaskError, OutputError, PositionError
 from netclone.extracting import TOLERANCE, extract, extract_from
@@ -298,7 +298,9 @@ def test_folding_batch_norms_changes_no_output(masked):
         assert folded.spec == plain.spec
     whole = extract(groups, mask, fold_batch_norm=True)
     assert not [n for n in whole.body.graph.nodes if "batch_norm" in str(n.target)]
-    assert macs(whole, torch.randn(1, 3, 64, 64).double()) == macs(extract(groups, mask), torch.randn(1, 3, 64, 64).double())
+    assert macs(whole, torch.randn(1, 3, 64, 64).double()) == macs(
+        extract(groups, mask), torch.randn(1, 3, 64, 64).double()
+    )
 
 
 def test_features_only_ends_before_the_classifier(masked):
@@ -434,10 +436,7 @@ def test_reconstruction_is_deterministic_and_moves_nothing(small):
 def test_reconstruction_of_some_classes_keeps_their_order(small):
     groups, images, labels = small
     mask = random_mask(groups, 0.75)
-    some, every = (
-        extract(groups, mask, classes=classes, reconstruct=[(images, labels)])
-        for classes in ([4, 1], None)
-    )
+    some, every = (extract(groups, mask, classes=classes, reconstruct=[(images, labels)]) for classes in ([4, 1], None))
     torch.testing.assert_close(some(images), every(images)[:, [4, 1]])
 
 

@@ -98,8 +98,7 @@ def test_a_learned_mask_is_of_its_classes(source, groups):
     """The channels learned for some classes carry these better than those learned for others do."""
     ours, theirs = (0, 3, 8), (1, 4, 9)
     masks = [
-        localize(groups, clone_set(classes), classes=classes, keep=0.3).apply(groups)
-        for classes in (ours, theirs)
+        localize(groups, clone_set(classes), classes=classes, keep=0.3).apply(groups) for classes in (ours, theirs)
     ]
     assert disagreement(source, masks[0], ours)[1] < disagreement(source, masks[1], ours)[1]
     assert disagreement(source, masks[1], theirs)[1] < disagreement(source, masks[0], theirs)[1]
@@ -137,8 +136,7 @@ def test_the_same_seed_gives_the_same_mask_and_moves_nothing(source, method):
 @pytest.mark.parametrize("method", ["local", "random"])
 def test_another_seed_gives_another_mask(groups, method):
     masks = {
-        localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=12, seed=seed)
-        for seed in range(3)
+        localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=12, seed=seed) for seed in range(3)
     }
     assert len(masks) == 3
 
