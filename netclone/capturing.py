@@ -118,7 +118,7 @@ def _check_same_function(graph_module: fx.GraphModule, model: nn.Module, example
     try:
         model.eval()
         with torch.no_grad(), deterministic():
-            want, got = model(*few), graph_module(*few)
+            want, got = model(*(x.clone() for x in few)), graph_module(*(x.clone() for x in few))
     finally:
         for module, mode in modes:
             module.training = mode

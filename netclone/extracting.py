@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import FACTS, arguments, deterministic, in_place_again, set_tensor, tensor_at
+from netclone.capturing import (
+    FACTS,
+    arguments,
+    deterministic,
+    drop_unused_tensors,
+    in_place_again,
+    set_tensor,
+    tensor_at,
+)
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, gather
 from netclone.errors import CertificateError, PositionError
@@ -129,7 +137,7 @@ def extract_from(
         source_fingerprint=groups.fingerprint,
         kept=mask.summary(),
     )
-    return CloneModule(body, spec)
+    return CloneModule(body, spec).eval()
 
 
 def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -236,6 +244,7 @@ def _end_before_classifier(slimmed: fx.GraphModule) -> None:
         output = next(node for node in slimmed.graph.nodes if node.op == "output")
         output.args = (features,)
         slimmed.graph.eliminate_dead_code()
+        drop_unused_tensors(slimmed)
         slimmed.recompile()
 
 

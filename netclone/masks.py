@@ -59,9 +59,9 @@ class ChannelMask:
 
     @property
     def share(self) -> float:
-        """Share of the prunable units that are kept."""
+        """Share of the prunable units that are kept (1 where nothing is prunable)."""
         flags = [flag for _, group in self.kept for flag in group]
-        return sum(flags) / max(len(flags), 1)
+        return sum(flags) / len(flags) if flags else 1.0
 
     def summary(self) -> tuple[tuple[str, int, int], ...]:
         """``(group, units kept, units)`` per group."""

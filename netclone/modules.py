@@ -112,7 +112,7 @@ class CloneModule(nn.Module):
 
     def with_spec(self, **changes: Any) -> CloneModule:
         """The same clone (sharing tensors) with some facts changed."""
-        return CloneModule(self.body, replace(self.spec, **changes))
+        return CloneModule(self.body, replace(self.spec, **changes)).train(self.training)
 
     def extra_repr(self) -> str:
         return f"classes={self.classes}, source_at={self.source_at!r}, at={self.at!r}"
