@@ -87,7 +87,7 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     graph_module = _with_named_tensors(exported, len(examples))
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
     values = list(output.args[0])
-    positions = {path: node.name for path, node in zip(order, values[1:], strict=True) if isinstance(node, fx.Node)}
+    positions = {path: node.args[0].name for path, node in zip(order, values[1:], strict=True)}
     output.args = (values[0],)
     _make_functional(graph_module, type(model).__name__)
     _drop_bookkeeping(graph_module)
@@ -207,7 +207,7 @@ class _Tapped(nn.Module):
     def _hook(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if isinstance(out, Tensor):
-                self.taps.values[path] = out
+                self.taps.values[path] = out.clone()  # a later in-place operator does not move the position
 
         return hook
 
@@ -231,7 +231,7 @@ class _TappedInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         if isinstance(out, Tensor) and n.op in ("call_module", "call_function", "call_method"):
-            self.taps[n.name] = out
+            self.taps[n.name] = out.clone()
         return out
 
 
