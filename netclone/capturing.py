@@ -190,6 +190,7 @@ class _Taps:
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
+        self.output = "Tensor"
 
 
 class _Tapped(nn.Module):
@@ -220,6 +221,7 @@ class _Tapped(nn.Module):
             seen.update({path: seen[name] for path, name in positions.items() if name in seen})
         else:
             out = self.model(*inputs)
+        self.taps.output = "Tensor" if isinstance(out, Tensor) else type(out).__name__
         return (out, *self.taps.values.values())
 
 
@@ -252,6 +254,11 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, list[s
             f"torch.export: {type(error).__name__}: {lines[0] if lines else error} (in {type(model).__name__})"
         ) from error
     values = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    if tapped.taps.output != "Tensor":
+        raise OutputError(
+            f"{type(model).__name__} returns a {tapped.taps.output}; expected one tensor (N, ...): wrap the model in a "
+            "module that returns its logits"
+        )
     if len(values) != 1 + len(tapped.taps.values):
         raise OutputError(
             f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,11 @@ def gather(data: Batches, what: str = "data") -> Samples:
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
             bad = int((~torch.isfinite(image)).sum())
             raise DataError(f"{what}: batch {number} holds {bad} values that are NaN or infinite; clean them first")
+        if images and (image.shape[1:] != images[0].shape[1:] or image.dtype != images[0].dtype):
+            raise DataError(
+                f"{what}: batch {number} has images {tuple(image.shape)} {image.dtype}, batch 0 has "
+                f"{tuple(images[0].shape)} {images[0].dtype}; give all in one size and dtype"
+            )
         images.append(image.detach())
         labels.append(label.detach().to(image.device))
     if not images or sum(map(len, images)) == 0:
@@ -93,7 +99,10 @@ def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """
     if classes is None:
         return tuple(range(count))
-    chosen = tuple(int(c) for c in classes)
+    try:
+        chosen = tuple(operator.index(c) for c in classes)
+    except TypeError as error:
+        raise ArgumentError(f"classes: got {classes!r}, expected a sequence of class indices") from error
     if not chosen:
         raise ArgumentError("classes: empty; name at least one class of the source")
     for c in chosen:

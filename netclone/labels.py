@@ -135,9 +135,12 @@ class Labels:
 
     @staticmethod
     def _mark(array: np.ndarray, units: np.ndarray, number: int | np.ndarray) -> None:
-        """Write event numbers, keeping the earliest."""
-        old, new = array[units], np.broadcast_to(number, units.shape)
-        array[units] = np.where(old < 0, new, np.where(new < 0, old, np.minimum(old, new)))
+        """Write event numbers, keeping the earliest; units may occur several times."""
+        numbers = np.broadcast_to(number, units.shape)
+        units, numbers = units[numbers >= 0], numbers[numbers >= 0]
+        largest = np.iinfo(array.dtype).max
+        array[units] = np.where(array[units] < 0, largest, array[units])
+        np.minimum.at(array, units, numbers)
 
 
 def compact(labels: Tensor) -> Tensor:
