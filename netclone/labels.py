@@ -87,9 +87,11 @@ class Labels:
                 low, high = pairs
             if number >= 0:
                 self._mark(self._joined_by, low, number)
-            for array in (self._fixed_by, self._joined_by):
-                self._mark(array, low, array[high])
             self._parent[high] = low
+            touched = np.concatenate([low, high])
+            roots = self._find(touched)
+            for array in (self._fixed_by, self._joined_by):
+                self._mark(array, roots, array[touched])
 
     def fix(self, labels: Tensor, event: Event) -> None:
         """Make every unit in ``labels`` always kept."""
