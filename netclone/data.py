@@ -56,7 +56,8 @@ def gather(data: Batches, what: str = "data") -> Samples:
     >>> gather([(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]).images.shape
     torch.Size([2, 3, 8, 8])
     """
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
     for number, batch in enumerate(data):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
             raise DataError(f"{what}: batch {number} is {type(batch).__name__}; expected a pair (images, labels)")
