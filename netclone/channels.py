@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import capture, fingerprint, tensor_at
+from netclone.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.errors import OutputError
 from netclone.labelling import Labelling
 from netclone.labels import compact
@@ -68,6 +68,12 @@ class ChannelGroups:
         if shape is None or len(shape) != 1:
             raise OutputError(f"the model's output has shape (N, {shape}); expected logits (N, classes)")
         return shape[0]
+
+    @property
+    def example(self) -> Tensor:
+        """The input that the network was captured with."""
+        example: Tensor = self.graph_module.meta[FACTS]["example"]
+        return example
 
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group with a name, or the group that slices a parameter (``"blocks.0.attn.qkv.weight"``, axis 0)."""

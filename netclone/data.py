@@ -34,6 +34,14 @@ class Samples:
                 f"in the {model}'s label space"
             )
 
+    def check_images(self, example: Tensor, model: str) -> None:
+        """Refuse images of another shape or dtype than those a model was traced with."""
+        if self.images.shape[1:] != example.shape[1:] or self.images.dtype != example.dtype:
+            raise DataError(
+                f"{self.what}: images are {tuple(self.images.shape[1:])} {self.images.dtype}, the {model} takes "
+                f"{tuple(example.shape[1:])} {example.dtype}; give them as the {model} takes them"
+            )
+
     def of_classes(self, classes: Sequence[int]) -> Samples:
         """The samples whose label is one of ``classes``; all of these must occur."""
         missing = sorted(set(classes) - set(self.labels.unique().tolist()))

@@ -19,7 +19,7 @@ from netclone.capturing import (
 )
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, check_classes, gather
-from netclone.errors import CertificateError, DataError, PositionError
+from netclone.errors import CertificateError, PositionError
 from netclone.folding import fold_batch_norms
 from netclone.masks import ChannelMask, silence
 from netclone.modules import CloneModule, CloneSpec
@@ -112,13 +112,8 @@ def extract_from(
     cut_node = None if at is None else position(full, at)
     certificate = _certify(groups, slimmed, new, removed, chosen, removed_outputs is not None, cut_node)
     if reconstruct is not None:
-        seen = groups.graph_module.meta[FACTS]["example"]
         samples = gather(reconstruct, "reconstruct")
-        if samples.images.shape[1:] != seen.shape[1:] or samples.images.dtype != seen.dtype:
-            raise DataError(
-                f"reconstruct: images are {tuple(samples.images.shape[1:])} {samples.images.dtype}, the source takes "
-                f"{tuple(seen.shape[1:])} {seen.dtype}"
-            )
+        samples.check_images(groups.example, "source")
         reconstruct_slim(full, slimmed, new, samples, None if cut_node is None else cut_node.name)
     if features_only:
         _end_before_classifier(slimmed)
@@ -263,7 +258,7 @@ def _certify(
     cut_node: fx.Node | None,
 ) -> float:
     """max |masked - slim| / max |masked| in float64 on the example input."""
-    example = groups.graph_module.meta[FACTS]["example"][:1]
+    example = groups.example[:1]
     example = example.double() if example.is_floating_point() else example
     masked = silence(copy.deepcopy(groups.graph_module).double(), groups.labelling, removed)
     exact = copy.deepcopy(slimmed).double()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from netclone.capturing import tensor_at
-from netclone.labels import Event, Labels, compact, expanded
+from netclone.labels import Event, Labels, compact, expanded, varies
 from netclone.oprules import RULES, operator_name
 
 Shape = tuple[int, ...]
@@ -277,11 +277,7 @@ class Labelling:
                 if sum(size > 1 for size in small.shape) < 2:
                     continue
                 units = self.labels.roots(small)
-                axes = [
-                    axis
-                    for axis in range(units.dim())
-                    if units.size(axis) > 1 and bool((units != units.narrow(axis, 0, 1)).any())
-                ]
+                axes = [axis for axis in range(units.dim()) if varies(units, axis)]
                 if len(axes) < 2:
                     continue
                 changed = True

@@ -6,6 +6,7 @@ axes along which nothing varies are expanded views of size one, so that it stays
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ class Labels:
         self._fixed_by = np.full(1024, -1, dtype=np.int64)
         self._joined_by = np.full(1024, -1, dtype=np.int64)
         self._count = 1
+        self._starts = [0]
         self._events: list[Event] = [Event("", "never labelled")]
         self._fixed_by[0] = 0
 
@@ -48,6 +50,7 @@ class Labels:
     def fresh(self, count: int) -> Tensor:
         """``count`` new labels, each its own unit."""
         start, self._count = self._count, self._count + count
+        self._starts.append(start)
         if self._count > len(self._parent):
             size = max(2 * len(self._parent), self._count)
             self._parent = np.resize(self._parent, size)
@@ -62,6 +65,19 @@ class Labels:
         """The unit every element belongs to (0: always kept), in the same, expanded shape."""
         small = compact(labels)
         return torch.from_numpy(self._kept_as_zero(small.numpy())).reshape(small.shape).expand(labels.shape)
+
+    def removable(self, labels: Tensor) -> Tensor:
+        """As ``roots``, with 0 also for a unit that is all of what one call of ``fresh`` made.
+
+        Removing it would leave a parameter empty.
+        """
+        units = self.roots(compact(labels))
+        for unit in torch.unique(units).tolist():
+            block = bisect.bisect_right(self._starts, unit)
+            end = self._starts[block] if block < len(self._starts) else self._count
+            if unit and (self._find(np.arange(self._starts[block - 1], end)) == unit).all():
+                units = units.where(units != unit, 0)
+        return units.expand(labels.shape)
 
     def unite(self, a: Tensor, b: Tensor, event: Event | None = None) -> None:
         """Make the units that meet element by element one; meeting label 0 fixes the other side."""
@@ -108,10 +124,7 @@ class Labels:
 
     def varies(self, labels: Tensor, axis: int) -> bool:
         """Whether the units change along an axis."""
-        if labels.size(axis) == 1 or labels.stride(axis) == 0:
-            return False
-        units = self.roots(labels)
-        return bool((units != units.narrow(axis, 0, 1)).any())
+        return labels.stride(axis) != 0 and varies(self.roots(labels), axis)
 
     def _find(self, labels: np.ndarray) -> np.ndarray:
         found = self._parent[labels]
@@ -143,6 +156,11 @@ class Labels:
         largest = np.iinfo(array.dtype).max
         array[units] = np.where(array[units] < 0, largest, array[units])
         np.minimum.at(array, units, numbers)
+
+
+def varies(units: Tensor, axis: int) -> bool:
+    """Whether units change along an axis."""
+    return units.size(axis) > 1 and bool((units != units.narrow(axis, 0, 1)).any())
 
 
 def compact(labels: Tensor) -> Tensor:

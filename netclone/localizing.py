@@ -91,8 +91,11 @@ def localize(
     if method == "magnitude":
         return _top(groups, _magnitudes(groups), keep)
     assert samples is not None
+    samples.check_images(groups.example, "source")
     samples.check_labels(count, "source")
     chosen = samples.of_classes(wanted)
+    if not groups.groups:
+        return _top(groups, [], keep)
     scores = _taylor(groups, chosen.images, chosen.labels, wanted, batch_size)
     if method == "taylor":
         return _top(groups, scores, keep)

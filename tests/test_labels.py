@@ -124,3 +124,15 @@ def test_units_are_the_connected_components(rounds, fixed):
         assert len(found) == 1
         assert (found == {0}) == (0 in component)
     assert len(set(roots)) == networkx.number_connected_components(graph)
+
+
+def test_removable_is_zero_for_a_unit_that_is_all_of_what_was_made_at_once():
+    labels = Labels()
+    a, b, c = labels.fresh(3), labels.fresh(2), labels.fresh(2)
+    assert torch.equal(labels.removable(a), labels.roots(a))
+    labels.unite(b, b[:1].expand(2))  # all of b is one unit
+    labels.unite(c[:1], a[:1])  # one of three
+    assert labels.removable(b).tolist() == [0, 0]
+    assert torch.equal(labels.removable(torch.cat([a, c])), labels.roots(torch.cat([a, c])))
+    labels.unite(a, a[:1].expand(3))
+    assert labels.removable(c).tolist() == [0, labels.roots(c)[1]]
