@@ -83,12 +83,10 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
         assert isinstance(model, fx.GraphModule)
         return copy.deepcopy(model)
     check_untied(model)
-    exported, order = _export(model, examples)
+    exported, positions = _export(model, examples)
     graph_module = _with_named_tensors(exported, len(examples))
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    values = list(output.args[0])
-    positions = {path: node.args[0].name for path, node in zip(order, values[1:], strict=True)}
-    output.args = (values[0],)
+    output.args = (output.args[0][0],)
     _make_functional(graph_module, type(model).__name__)
     _drop_bookkeeping(graph_module)
     _fold_constants(graph_module)
@@ -190,7 +188,25 @@ class _Taps:
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
+        self.versions: dict[str, tuple[Tensor, int]] = {}
+        self.overwritten: set[str] = set()
         self.output = "Tensor"
+
+    def take(self, path: str, out: Tensor) -> None:
+        """Note a value; only what a later in-place operator moves is copied (a copy costs as much as a layer)."""
+        if out.is_inference():  # such a tensor does not count its changes
+            self.overwritten.add(path)
+        if path in self.overwritten:
+            self.values[path] = out.clone()
+        else:
+            self.values[path] = out
+            self.versions[path] = (out, out._version)
+
+    def newly_overwritten(self) -> bool:
+        """Whether values that were not copied have changed since; from now on they will be copied."""
+        moved = {path for path, (out, version) in self.versions.items() if out._version != version}
+        self.overwritten |= moved
+        return bool(moved)
 
 
 class _Tapped(nn.Module):
@@ -208,15 +224,16 @@ class _Tapped(nn.Module):
     def _hook(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if isinstance(out, Tensor):
-                self.taps.values[path] = out.clone()  # a later in-place operator does not move the position
+                self.taps.take(path, out)
 
         return hook
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
         self.taps.values.clear()
+        self.taps.versions.clear()
         if isinstance(self.model, fx.GraphModule):
             seen = self.taps.values
-            out = _TappedInterpreter(self.model, seen).run(*inputs)
+            out = _TappedInterpreter(self.model, self.taps).run(*inputs)
             positions = self.model.meta.get(FACTS, {}).get("positions", {})
             seen.update({path: seen[name] for path, name in positions.items() if name in seen})
         else:
@@ -226,28 +243,33 @@ class _Tapped(nn.Module):
 
 
 class _TappedInterpreter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, taps: dict[str, Tensor]) -> None:
+    def __init__(self, module: fx.GraphModule, taps: _Taps) -> None:
         super().__init__(module)
         self.taps = taps
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         if isinstance(out, Tensor) and n.op in ("call_module", "call_function", "call_method"):
-            self.taps[n.name] = out.clone()
+            self.taps.take(n.name, out)
         return out
 
 
-def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, list[str]]:
+def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, dict[str, str]]:
+    """The exported program, and position to the name of its node."""
     tapped = _Tapped(copy.deepcopy(model).eval())
+    exported = None
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     try:
         with deterministic():
-            exported = torch.export.export(
-                tapped,
-                tuple(examples),
-                strict=False,
-                dynamic_shapes=(tuple({0: batch} for _ in examples),),
-            )
+            with torch.no_grad():
+                tapped(*(example[:1].clone() for example in examples))
+            while tapped.taps.newly_overwritten() or exported is None:
+                exported = torch.export.export(
+                    tapped,
+                    tuple(examples),
+                    strict=False,
+                    dynamic_shapes=(tuple({0: batch} for _ in examples),),
+                )
     except Exception as error:  # export raises many types; all of them mean the same to a caller
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise TraceError(
@@ -264,7 +286,8 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, list[s
             f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor "
             "(N, ...): wrap the model in a module that returns its logits"
         )
-    return exported, list(tapped.taps.values)
+    taps = zip(tapped.taps.values, values[1:], strict=True)
+    return exported, {path: (v.args[0] if path in tapped.taps.overwritten else v).name for path, v in taps}
 
 
 def _with_named_tensors(exported: Any, inputs: int) -> fx.GraphModule:

@@ -133,7 +133,7 @@ def channel_groups(
     for unit, tensors in occurrences.items():
         if unit not in protected:
             by_tensors.setdefault(tensors, []).append(unit)
-    members = _members(labelling)
+    members = _members(labelling, {units[0] for units in by_tensors.values()})
     groups: list[ChannelGroup] = []
     names: dict[str, int] = {}
     for units in by_tensors.values():
@@ -179,14 +179,15 @@ def _output_units(labelling: Labelling) -> set[int]:
     return set(torch.unique(labelling.labels.roots(compact(labelling.data(output)))).tolist())
 
 
-def _members(labelling: Labelling) -> dict[int, tuple[tuple[str, int, int], ...]]:
-    """Unit to the parameter axes it slices, with the number of slices."""
+def _members(labelling: Labelling, wanted: set[int]) -> dict[int, tuple[tuple[str, int, int], ...]]:
+    """Unit to the parameter axes it slices, with the number of slices, for some units."""
+    asked = labelling.labels.marked(torch.tensor(sorted(wanted), dtype=torch.long))
     found: dict[int, list[tuple[str, int, int]]] = {}
     for (name, axis), labels in labelling.slots.items():
-        units, counts = np.unique(labelling.labels.roots(labels).numpy(), return_counts=True)
+        units = labelling.labels.roots(labels)
+        units, counts = torch.unique(units[asked[units]], return_counts=True)
         for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-            if unit:
-                found.setdefault(unit, []).append((name, axis, count))
+            found.setdefault(unit, []).append((name, axis, count))
     return {unit: tuple(slices) for unit, slices in found.items()}
 
 
@@ -219,20 +220,19 @@ def _unprunable(labelling: Labelling, prunable: set[int], protected: set[int]) -
 
 def _count(labelling: Labelling, prunable: set[int]) -> int:
     """Parameters that lie on a prunable slice along some axis."""
-    units = torch.tensor(sorted(prunable), dtype=torch.long)
+    free = labelling.labels.marked(torch.tensor(sorted(prunable), dtype=torch.long))
     total = 0
     for name in dict(labelling.graph_module.named_parameters()):
         tensor = tensor_at(labelling.graph_module, name)
-        stays = torch.ones((), dtype=torch.long)
+        stays = 1
         if name in labelling.constants:
-            free = torch.isin(labelling.labels.roots(compact(labelling.constants[name])), units)
-            total += int(free.double().mean() * tensor.numel())
+            units = labelling.labels.roots(compact(labelling.constants[name]))
+            total += int(free[units].double().mean() * tensor.numel())
             continue
         for axis in range(tensor.dim()):
             if (name, axis) in labelling.slots:
-                kept = ~torch.isin(labelling.labels.roots(labelling.slots[name, axis]), units)
-                stays = stays * int(kept.sum())
+                stays *= int((~free[labelling.labels.roots(labelling.slots[name, axis])]).sum())
             else:
-                stays = stays * tensor.size(axis)
-        total += tensor.numel() - int(stays)
+                stays *= tensor.size(axis)
+        total += tensor.numel() - stays
     return total

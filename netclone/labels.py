@@ -66,6 +66,10 @@ class Labels:
         small = compact(labels)
         return torch.from_numpy(self._kept_as_zero(small.numpy())).reshape(small.shape).expand(labels.shape)
 
+    def marked(self, units: Tensor) -> Tensor:
+        """One flag per label: True for those in ``units``; to be indexed with what ``roots`` gives."""
+        return torch.zeros(self._count, dtype=torch.bool).index_fill_(0, units, True)
+
     def removable(self, labels: Tensor) -> Tensor:
         """As ``roots``, with 0 also for a unit that is all of what one call of ``fresh`` made.
 

@@ -117,11 +117,12 @@ class ChannelMask:
 
 def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
     """Set the consumers' columns of removed units to zero, in place, in a graph with the labelled one's tensors."""
+    gone = labelling.labels.marked(removed)
     with torch.no_grad():
         for (name, axis), labels in labelling.slots.items():
             if labelling.roles[name, axis] == "in":
-                gone = torch.isin(labelling.labels.roots(labels), removed)
-                if gone.any():
+                columns = gone[labelling.labels.roots(labels)]
+                if columns.any():
                     tensor = tensor_at(graph_module, name)
-                    tensor.index_fill_(axis, gone.nonzero().flatten().to(tensor.device), 0)
+                    tensor.index_fill_(axis, columns.nonzero().flatten().to(tensor.device), 0)
     return graph_module

@@ -20,7 +20,7 @@ class Resizer:
 
     def __init__(self, labelling: Labelling, removed: Tensor) -> None:
         self._labelling = labelling
-        self._removed = removed
+        self._gone = labelling.labels.marked(removed)
         self._targets: dict[fx.Node, Any] = {}
         self._shapes: dict[Any, list[Shape]] = {}
 
@@ -32,7 +32,7 @@ class Resizer:
         if units.size(axis) == 1:
             return torch.ones(labels.size(axis), dtype=torch.bool)
         index = tuple(slice(None) if a == axis else 0 for a in range(units.dim()))
-        return ~torch.isin(units[index], self._removed)
+        return ~self._gone[units[index]]
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
         """Which slices of a parameter stay along an axis (``[True]`` where no unit lies along it)."""
