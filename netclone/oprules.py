@@ -350,8 +350,8 @@ def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, 
         return run.opaque(node, "its weight is computed from the input")
     x, shape = run.data(source), run.shapes(node)[0]
     last = x.dim() - 1
-    units = run.labels.removable(x)
-    if not varies(units, last) and any(varies(units, axis) for axis in range(last)):
+    alike = not run.labels.varies(x, last)  # every feature belongs to the same unit
+    if alike and any(varies(run.labels.removable(x), axis) for axis in range(last)):
         return x.narrow(last, 0, 1).expand(shape)  # applied to every unit alike: heads, say
     run.slot(weight, columns, run.along(node, x, last, "needs whole features"), "in")
     rows = run.rows(weight, 1 - columns)
