@@ -139,15 +139,12 @@ def inject(
 
     Examples
     --------
-    >>> import timm, torch
-    >>> from netclone.capturing import capture
-    >>> from netclone.injecting import inject
-    >>> from netclone.modules import CloneModule, CloneSpec
-    >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    >>> spec = CloneSpec((5, 7), (), None, input_shape=(48, 20, 20), certificate=0.0)
-    >>> module = CloneModule(capture(head, torch.randn(2, 48, 20, 20)), spec)
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
     >>> target = timm.create_model("test_resnet", num_classes=4).eval()
-    >>> grafted = inject(target, module, at="layer2", name="shirts")
+    >>> grafted = netclone.inject(target, module, at="layer2", name="shirts")
     >>> images = torch.randn(2, 3, 160, 160)
     >>> grafted(images).shape, torch.equal(grafted(images)[:, :4], target(images))
     (torch.Size([2, 6]), True)
@@ -187,15 +184,13 @@ def clones(grafted: fx.GraphModule) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> import timm, torch
-    >>> from netclone.capturing import capture
-    >>> from netclone.injecting import clones, inject
-    >>> from netclone.modules import CloneModule, CloneSpec
-    >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    >>> spec = CloneSpec((5, 7), (), None, input_shape=(48, 20, 20), certificate=0.0, at="layer2")
-    >>> module = CloneModule(capture(head, torch.randn(2, 48, 20, 20)), spec)
-    >>> target = timm.create_model("test_resnet", num_classes=4)
-    >>> clones(inject(inject(target, module, name="shirts"), module))
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> target = timm.create_model("test_resnet", num_classes=4).eval()
+    >>> grafted = netclone.inject(target, module, at="layer2", name="shirts")
+    >>> netclone.clones(netclone.inject(grafted, module, at="layer2"))
     ('shirts', 'clone')
 
     Reference: DESIGN, "The public API".
@@ -225,15 +220,12 @@ def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
 
     Examples
     --------
-    >>> import timm, torch
-    >>> from netclone.capturing import capture
-    >>> from netclone.injecting import inject, remove
-    >>> from netclone.modules import CloneModule, CloneSpec
-    >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    >>> spec = CloneSpec((5, 7), (), None, input_shape=(48, 20, 20), certificate=0.0, at="layer2")
-    >>> module = CloneModule(capture(head, torch.randn(2, 48, 20, 20)), spec)
-    >>> target = timm.create_model("test_resnet", num_classes=4)
-    >>> restored = remove(inject(target, module))
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> target = timm.create_model("test_resnet", num_classes=4).eval()
+    >>> restored = netclone.remove(netclone.inject(target, module, at="layer2"))
     >>> restored(torch.randn(2, 3, 160, 160)).shape, restored.state_dict().keys() == target.state_dict().keys()
     (torch.Size([2, 4]), True)
 
