@@ -160,12 +160,12 @@ class Classifier(nn.Module):
 
 
 class Branch(nn.Module):
-    """Adapter, frozen body and classifier in one: what becomes a clone's operator graph."""
+    """Adapter (or ``nn.Identity``), frozen body and classifier in one: what becomes a clone's operator graph."""
 
-    adapter: Adapter
+    adapter: nn.Module
     classifier: Classifier
 
-    def __init__(self, adapter: Adapter, body: nn.Module, classifier: Classifier) -> None:
+    def __init__(self, adapter: nn.Module, body: nn.Module, classifier: Classifier) -> None:
         super().__init__()
         self.adapter, self.body, self.classifier = adapter, body, classifier
 

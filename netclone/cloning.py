@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,9 @@ from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.slimming import Resizer
-from netclone.tracing import classifier_input, logits_node, position, shape_of, trace
+from netclone.tracing import INPUT, classifier_input, logits_node, position, shape_of, trace
+
+SEARCHES = ("early", "all")
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,8 +37,10 @@ def clone(
     class_names: Sequence[str] = (),
     target_data: Batches | None = None,
     keep: float = 0.5,
+    budget: str = "params",
     at: str = "auto",
     source_at: str | None = None,
+    search: str = "early",
     method: str = "local",
     reconstruct: bool = True,
     mask: ChannelMask | None = None,
@@ -63,12 +67,16 @@ def clone(
     target_data
         The same in the target's label space. If missing, nothing calibrates new logits against old ones: a threshold
         is set on the clone set alone, and an :class:`~netclone.errors.UncalibratedWarning` is given.
-    keep
-        Share of the source's units to keep, in (0, 1].
+    keep, budget
+        What to keep of the source at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
+        (``"macs"``), or of the units in every channel group (``"channels"``).
     at
-        Target position, or ``"auto"``: search from deep to shallow, stopping when validation stops improving.
+        Target position; ``"input"``: the whole slim source runs beside the target; ``"auto"``: search.
     source_at
         Where the source is cut; None: the cut point that matches the target position in size and depth.
+    search
+        ``"early"``: from the deepest position to the input, stopping when validation stops improving (the paper's
+        rule); ``"all"``: every candidate position.
     method, mask
         How to localise (see :func:`netclone.localize`), or a mask made before.
     reconstruct
@@ -100,6 +108,10 @@ def clone(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3; DESIGN, "The paper in one page".
     """
     check_keep(keep)
+    if search not in SEARCHES:
+        raise ArgumentError(f"search: got {search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
+    if at == INPUT and source_at is not None:
+        raise ArgumentError(f"source_at: got {source_at!r}, but at='{INPUT}' runs the whole source; leave it out")
     if not 0 < validation < 1:
         raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     tell = progress or (lambda what, done, total: None)
@@ -126,14 +138,15 @@ def clone(
         if mask is None:
             mask = localize(
                 groups,
-                [(task.clone_set.images, task.clone_set.labels)] if method in ("local", "taylor") else None,
+                [(part.images, part.labels) for part in task.clone_set] if method in ("local", "taylor") else None,
                 classes=chosen,
                 method=method,
                 keep=keep,
+                budget=budget,
                 seed=seed,
                 progress=lambda done, total: tell("localize", done, total),
             )
-        return _search(task, mask, at, source_at, tuple(class_names), tell)
+        return _search(task, mask, at, source_at, search == "all", tuple(class_names), tell)
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ class _Task:
 
     target: fx.GraphModule
     groups: ChannelGroups
-    clone_set: Samples  # the new-class training samples, labels in the source's space
+    clone_set: tuple[Samples, ...]  # the training samples in the source's label space: new, and what it takes old for
     images: Tensor
     labels: Tensor  # columns of the grafted model
     train: Tensor  # indices into images
@@ -180,7 +193,13 @@ class _Task:
         train, held_out = _split(labels, validation, generator)
         first_new = 0 if old is None else len(old)
         own = train[train >= first_new] - first_new
-        clone_set = Samples(new.images[own], new.labels[own], "data")
+        clone_set: tuple[Samples, ...] = (Samples(new.images[own], new.labels[own], "data"),)
+        rest = sorted(set(range(groups.outputs)) - set(classes))
+        if old is not None and rest:
+            images_of_rest = old.images[train[train < first_new]]
+            logits = torch.cat([groups.graph_module(part) for part in images_of_rest.split(batch_size)]).detach()
+            likely = torch.tensor(rest, device=logits.device)[logits[:, rest].argmax(1)]
+            clone_set += (Samples(images_of_rest, likely, "target_data"),)
         return cls(
             traced, groups, clone_set, images, labels, train, held_out, classes, batch_size, epochs, seed, reconstruct
         )
@@ -191,19 +210,23 @@ def _search(
     mask: ChannelMask,
     at: str,
     source_at: str | None,
+    every: bool,
     class_names: tuple[str, ...],
     tell: Progress,
 ) -> CloneModule:
-    """Fit candidates from deep to shallow; stop when validation no longer improves; return the best."""
+    """Fit candidates from deep to shallow; stop when validation no longer improves, or at the input; keep the best."""
     tried: list[Candidate] = []
     best: tuple[float, CloneModule] | None = None
-    todo = candidates(task.target) if at == "auto" else (_place(task.target, at),)
+    if at == "auto":
+        todo = candidates(task.target) + ((_place(task.target, INPUT),) if source_at is None else ())
+    else:
+        todo = (_place(task.target, at),)
     sources = candidates(task.groups.graph_module, most=64)
     for number, place in enumerate(todo):
         tell(f"fit at {place.at}", 0, task.epochs)
         cut = source_at
         try:
-            cut = cut or matching(place, sources).at
+            cut = None if place.at == INPUT else cut or matching(place, sources).at
             score, module = _fit_at(task, mask, place, cut, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:
             tried.append(Candidate(place.at, cut, None, reason(error)))
@@ -212,9 +235,10 @@ def _search(
             continue
         tried.append(Candidate(place.at, cut, score))
         tell("search", number + 1, len(todo))
-        if best is not None and score <= best[0]:
+        if best is None or score > best[0]:
+            best = score, module
+        elif not every:
             break
-        best = score, module
     if best is None:
         reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
         raise PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")
@@ -224,31 +248,29 @@ def _search(
 
 
 def _fit_at(
-    task: _Task, mask: ChannelMask, place: Place, source_at: str, tell: Callable[[int, int], None]
+    task: _Task, mask: ChannelMask, place: Place, source_at: str | None, tell: Callable[[int, int], None]
 ) -> tuple[float, CloneModule]:
-    recon = [(task.clone_set.images, task.clone_set.labels)] if task.reconstruct else None
+    recon = [(task.images[task.train], task.labels[task.train])] if task.reconstruct else None
     module = extract_from(task.groups, mask, source_at, task.classes, (), recon, features_only=True)
     head = features_node(task.groups.graph_module)
-    cut_node = position(task.groups.graph_module, source_at)
-    wanted = features_at(task.groups.graph_module, task.images, [cut_node.name], task.batch_size)[cut_node.name]
-    wanted = _kept_channels(task.groups, mask, cut_node, wanted)
     last = classifier_input(task.target) or logits_node(task.target)
     logits = logits_node(task.target)
     seen = features_at(task.target, task.images, [place.node, last.name, logits.name], task.batch_size)
     cached = Cached(seen[place.node], seen[last.name], seen[logits.name], task.labels)
     train, held_out = cached[task.train], cached[task.validation]
-    adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(cached.logits)
-    adapter.solve(train.features, wanted[task.train])
-    with torch.no_grad():
-        own = [module.body(adapter(part)) for part in train.features.split(task.batch_size)]
-    features = torch.cat(own)
+    adapter = nn.Identity() if source_at is None else _solved_adapter(task, mask, place, source_at, module, train)
+    features = _through(module.body, adapter, train.features, task.batch_size)
     classifier = Classifier(features.shape[1], train.target_features.shape[1], len(task.classes)).to(cached.logits)
     weight, bias = _source_rows(task, mask, head)
     classifier.start(features, train.target_features, weight, bias)
-    branch = Branch(adapter, module.body, classifier)
+    branch = trained = Branch(adapter, module.body, classifier)
+    if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
+        trained = Branch(adapter, nn.Identity(), classifier)
+        train = replace(train, features=features)
+        held_out = replace(held_out, features=_through(module.body, adapter, held_out.features, task.batch_size))
     generator = torch.Generator().manual_seed(task.seed)
     score = fit(
-        branch,
+        trained,
         train,
         held_out,
         epochs=task.epochs,
@@ -268,6 +290,22 @@ def _fit_at(
         target_fingerprint=fingerprint(task.target),
     )
     return score, fitted.eval()
+
+
+def _solved_adapter(
+    task: _Task, mask: ChannelMask, place: Place, source_at: str, module: CloneModule, train: Cached
+) -> Adapter:
+    """The adapter whose outputs are nearest to what the source has at its cut, in closed form."""
+    node = position(task.groups.graph_module, source_at)
+    wanted = features_at(task.groups.graph_module, task.images[task.train], [node.name], task.batch_size)[node.name]
+    adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
+    adapter.solve(train.features, _kept_channels(task.groups, mask, node, wanted))
+    return adapter
+
+
+def _through(body: nn.Module, adapter: nn.Module, features: Tensor, batch_size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([body(adapter(part)) for part in features.split(batch_size)])
 
 
 def _source_rows(task: _Task, mask: ChannelMask, head: fx.Node | None) -> tuple[Tensor | None, Tensor | None]:

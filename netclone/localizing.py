@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netclone.budgeting import channel_share, units_kept
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, check_classes, check_keep, gather
+from netclone.data import Batches, Samples, check_classes, check_keep, gather
 from netclone.errors import ArgumentError, FitError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
@@ -25,6 +26,7 @@ def localize(
     classes: Sequence[int] | None = None,
     method: str = "local",
     keep: float = 0.5,
+    budget: str = "channels",
     seed: int = 0,
     steps: int = 100,
     batch_size: int = 64,
@@ -39,15 +41,16 @@ def localize(
         The network to clone from, a module or a traced graph, or the groups found in one (saves finding them again).
     data
         Iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space. Needed by
-        ``"local"`` and ``"taylor"``.
+        ``"local"`` and ``"taylor"``. Samples of other classes show what the cloned ones must be told from.
     classes
         The classes to clone; None: all the source has.
     method
         ``"local"``: gates learned so that the masked source agrees with the full one in neighbourhoods of the
         samples, the budget approached gradually. ``"taylor"``: first-order change of the loss. ``"magnitude"``:
         norm of the weights. ``"random"``.
-    keep
-        Share of the units to keep in every channel group, in (0, 1]; at least one unit stays.
+    keep, budget
+        What to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the source's
+        parameters (``"params"``) or of its MACs (``"macs"``). At least one unit of every group stays.
     seed
         Same seed, same mask.
     steps, batch_size
@@ -58,7 +61,8 @@ def localize(
     Raises
     ------
     ArgumentError
-        If ``keep``, ``classes`` or ``method`` is out of range, or the method needs data and got none.
+        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small to be reached, or
+        the method needs data and got none.
     DataError
         If the data are empty, not finite, or labelled outside the source's classes.
 
@@ -85,36 +89,37 @@ def localize(
     groups = channel_groups(source, example_inputs)
     count = groups.outputs
     wanted = check_classes(classes, count)
+    share = channel_share(groups, keep, budget)
     generator = torch.Generator().manual_seed(seed)
     if method == "random":
-        return _top(groups, [torch.rand(g.size, generator=generator) for g in groups.groups], keep)
+        return _top(groups, [torch.rand(g.size, generator=generator) for g in groups.groups], share)
     if method == "magnitude":
-        return _top(groups, _magnitudes(groups), keep)
+        return _top(groups, _magnitudes(groups), share)
     assert samples is not None
     samples.check_images(groups.example, "source")
     samples.check_labels(count, "source")
-    chosen = samples.of_classes(wanted)
+    samples.of_classes(wanted)  # each of them must occur
     if not groups.groups:
-        return _top(groups, [], keep)
-    scores = _taylor(groups, chosen.images, chosen.labels, wanted, batch_size)
+        return _top(groups, [], share)
+    scores = _taylor(groups, samples, wanted, batch_size)
     if method == "taylor":
-        return _top(groups, scores, keep)
-    learned = _local(groups, chosen.images, wanted, scores, keep, generator, steps, batch_size, progress)
-    return _top(groups, learned, keep)
+        return _top(groups, scores, share)
+    learned = _local(groups, samples.images, wanted, scores, share, generator, steps, batch_size, progress)
+    return _top(groups, learned, share)
 
 
-def _top(groups: ChannelGroups, scores: Sequence[Tensor], keep: float) -> ChannelMask:
+def _top(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> ChannelMask:
     return ChannelMask.from_kept(
-        groups, {g.name: flags.tolist() for g, flags in zip(groups.groups, _flags(scores, keep), strict=True)}
+        groups,
+        {g.name: flags.tolist() for g, flags in zip(groups.groups, _flags(groups, scores, share), strict=True)},
     )
 
 
-def _flags(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
-    """Per group, True for the best ``keep`` of the units (at least one); ties go to the first."""
+def _flags(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> list[Tensor]:
+    """Per group, True for the best ``share`` of the units (at least one); ties go to the first."""
     flags = []
-    for score in scores:
-        count = max(1, round(keep * len(score)))
-        best = torch.sort(score.detach(), descending=True, stable=True).indices[:count]
+    for group, score in zip(groups.groups, scores, strict=True):
+        best = torch.sort(score.detach(), descending=True, stable=True).indices[: units_kept(group, share)]
         flags.append(torch.zeros(len(score), dtype=torch.bool).index_fill_(0, best.cpu(), True))
     return flags
 
@@ -135,18 +140,20 @@ def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
     return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
 
 
-def _taylor(
-    groups: ChannelGroups, images: Tensor, labels: Tensor, classes: tuple[int, ...], batch_size: int
-) -> list[Tensor]:
-    """Mean squared first-order change of the loss per unit: the gradient at an open gate."""
+def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], batch_size: int) -> list[Tensor]:
+    """Mean squared first-order change of the loss per unit: the gradient at an open gate.
+
+    The loss is that of telling the cloned classes from each other and from the rest.
+    """
+    images = samples.images
     gates = [torch.ones(group.size, device=images.device, requires_grad=True) for group in groups.groups]
     columns = torch.tensor(classes, device=images.device)
-    targets = torch.searchsorted(columns.sort().values, labels)
-    order = columns.sort().values
+    is_class = samples.labels[:, None] == columns
+    targets = torch.where(is_class.any(1), is_class.int().argmax(1), len(classes))
     totals = [torch.zeros_like(gate) for gate in gates]
     for start in range(0, len(images), batch_size):
         out = gated_outputs(groups, gate_vector(groups, gates), images[start : start + batch_size])
-        loss = F.cross_entropy(out[:, order], targets[start : start + batch_size])
+        loss = F.cross_entropy(_local_logits(out, columns), targets[start : start + batch_size])
         for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
             total += gradient.square()
     return [total.sqrt().cpu() for total in totals]
@@ -187,7 +194,8 @@ def _local(
         with torch.no_grad():
             want = _local_logits(groups.graph_module(nearby), columns)
         gates = [
-            flag.to(score) + score - score.detach() for score, flag in zip(scores, _flags(scores, share), strict=True)
+            flag.to(score) + score - score.detach()
+            for score, flag in zip(scores, _flags(groups, scores, share), strict=True)
         ]
         got = _local_logits(gated_outputs(groups, gate_vector(groups, gates), nearby), columns)
         agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")

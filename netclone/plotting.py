@@ -18,7 +18,7 @@ from netclone.capturing import FACTS, tensor_at
 from netclone.errors import ArgumentError, CloneNameError
 from netclone.injecting import clones
 from netclone.modules import CloneModule
-from netclone.tracing import shape_of
+from netclone.tracing import INPUT, shape_of
 
 SIZE = (1600, 900)
 """Width and height of the picture in pixels."""
@@ -119,7 +119,10 @@ def draw(grafted: fx.GraphModule, name: str, path: str | os.PathLike[str]) -> Fi
 
 
 def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple[Stage, ...]:
-    """The target's part of a grafted graph as at most ``most`` stages in order; one of them ends at the clone's tap."""
+    """The target's part of a grafted graph as at most ``most`` stages in order; one of them ends at the clone's tap.
+
+    A clone at the input is tapped before the first stage: none ends there.
+    """
     own, tap, features = _reads(grafted, name)
     positions = grafted.meta[FACTS]["positions"]
     order = {node.name: index for index, node in enumerate(own)}
@@ -135,7 +138,7 @@ def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple
             call(node, path)
     logits = _logits(grafted)
     for last in [tap, logits] if features is None else [tap, features, logits]:
-        if last.name not in names:
+        if last.name not in names and last.name in order:
             named = [path for path, node in positions.items() if node == last.name]
             call(last.name, min(named, key=len) if named else last.name)
     found = []
@@ -344,10 +347,11 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     assert isinstance(module, CloneModule)
     parts = stages(grafted, name)
     _, tap, features = _reads(grafted, name)
-    at = next(index for index, stage in enumerate(parts) if stage.node == tap.name)
+    at = next((index for index, stage in enumerate(parts) if stage.node == tap.name), -1)  # -1: the images
+    tapped = parts[at].last if at >= 0 else INPUT
     model = type(grafted).__name__
     classes = ", ".join(map(str, module.class_names or module.classes))
-    words = f"Clone '{name}' ({classes}) grafted onto {model} at '{parts[at].last}'"
+    words = f"Clone '{name}' ({classes}) grafted onto {model} at '{tapped}'"
     sheet.text(0.5, 8.5, words, width=15, size=21, bold=True)
     words = "The target is frozen and its logits stay equal to the bit. Remove the branch, and the target is as it was."
     sheet.text(0.5, 8.03, words, width=15, size=13, colour=_FAINT)
@@ -358,10 +362,10 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     shape = tuple(grafted.meta[FACTS]["example"].shape[1:])
     width = min(1.75, (right - left - 0.4 * len(parts)) / (len(parts) + 1))
     gap = (right - left - width * (len(parts) + 1)) / len(parts)
-    sheet.box(left, middle - 0.45, width, 0.9, _GREY)
+    sheet.box(left, middle - 0.45, width, 0.9, _GREY, edge=3 if at < 0 else 1.8)
     sheet.text(left + width / 2, middle + 0.17, "images", width=width - 0.1, bold=True, align="center")
     sheet.text(left + width / 2, middle - 0.17, _times(shape), width=width - 0.1, size=11, align="center")
-    ends = []
+    ends = {-1: left + width + gap / 2}
     for index, stage in enumerate(parts):
         x = left + (index + 1) * (width + gap)
         sheet.line([(x - gap, middle), (x, middle)], _BLUE)
@@ -371,7 +375,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
         sheet.text(centre, middle - 0.2, _times(stage.shape), width=width - 0.1, size=11, align="center")
         held = f"{stage.parameters:,} params" if stage.parameters else "no params"
         sheet.text(centre, middle - 0.5, held, width=width - 0.1, size=10, colour=_FAINT, align="center")
-        ends.append(x + width + gap / 2)
+        ends[index] = x + width + gap / 2
     sheet.line([(right, middle), (14.0, middle)], _BLUE)
     joins = _logits_stack(sheet, grafted, name, parts[-1].shape[0], middle)
 
@@ -384,7 +388,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     sheet.text(
         ends[at] + (-0.15 if to_left else 0.15),
         lane + 0.3,
-        f"tap: {parts[at].last}",
+        f"tap: {tapped}",
         width=2.8 if to_left else 2.0,
         size=13,
         bold=True,
@@ -393,7 +397,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     )
     begin, end = 2.85, 11.15
     weights = dict(module.named_parameters())
-    if trained:
+    if any(key.startswith("body.adapter.") for key in trained):
         sheet.line([*down, (1.4, low + 0.8)], _TAP)
         sheet.box(0.5, low - 0.8, 1.8, 1.6, _GREEN)
         matrix = weights.get("body.adapter.map.weight")

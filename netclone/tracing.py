@@ -14,6 +14,9 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from netclone.capturing import FACTS, capture, deterministic, is_captured
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError
 
+INPUT = "input"
+"""The position before everything: a clone there reads the images and is the whole slim source."""
+
 
 class _PositionTracer(fx.Tracer):
     """Symbolic tracer with timm's leaf registry that notes which node every module path returned."""
@@ -108,7 +111,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
 
 
 def position(traced: fx.GraphModule, at: str) -> fx.Node:
-    """The node whose output is the position ``at``: a module path (``"layer2.0"``) or a node name.
+    """The node whose output is the position ``at``: a module path (``"layer2.0"``), a node name, or ``"input"``.
 
     Raises
     ------
@@ -128,6 +131,8 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
     paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
     model = type(traced).__name__
+    if at == INPUT and at not in paths and at not in nodes:
+        return next(node for node in traced.graph.nodes if node.op == "placeholder")
     if at in facts.get("not_tensors", {}):
         raise PositionError(
             f"position '{at}' of {model} returns {facts['not_tensors'][at]}, not one tensor: "

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import netclone
+from netclone.placing import candidates
 
 SIZE = 64
 PAIRS = {
@@ -129,6 +131,46 @@ def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
     assert {"search"} < set(told)
 
 
+def test_at_the_input_the_whole_slim_source_runs_beside_the_target(tmp_path: Path) -> None:
+    source, target = network("test_efficientnet", 5), network("test_resnet", 3)
+    module = netclone.clone(
+        source,
+        target,
+        samples(5),
+        classes=[3, 4],
+        target_data=samples(3),
+        at="input",
+        keep=0.4,
+        method="magnitude",
+        epochs=2,
+    )
+    assert (module.at, module.source_at, module.spec.input_shape) == ("input", None, (3, SIZE, SIZE))
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (module, source)]
+    assert 0.3 < sizes[0] / sizes[1] < 0.45  # the budget, and a classifier
+    netclone.save(module, tmp_path / "input.safetensors")
+    images = torch.randn(3, 3, SIZE, SIZE)
+    grafted, loaded = (
+        netclone.inject(target, one, name="two") for one in (module, netclone.load(tmp_path / "input.safetensors"))
+    )
+    with torch.no_grad():
+        out, own = grafted(images), target(images)
+        assert torch.equal(out[:, :3], own) and torch.equal(out, loaded(images))
+        assert torch.equal(netclone.remove(grafted)(images), own)
+
+
+def test_every_position_is_tried_if_asked() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    module = netclone.clone(
+        source, target, samples(4), classes=[2], target_data=samples(2), search="all", method="random", epochs=1
+    )
+    tried = [candidate.at for candidate in module.spec.search]
+    assert tried == [place.at for place in candidates(netclone.trace(target, torch.zeros(2, 3, SIZE, SIZE)))] + [
+        "input"
+    ]
+    best = max(candidate.score or 0 for candidate in module.spec.search)
+    assert dict(module.spec.scores)["validation"] == best
+
+
 def test_a_candidate_that_fails_is_a_value_with_a_reason() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     with pytest.raises(netclone.PositionError, match=r"no position 'blocks.9'.*did you mean"):
@@ -168,6 +210,9 @@ def test_a_learned_clone_beats_its_own_closed_form_start() -> None:
         ({"classes": [2, 2]}, netclone.ArgumentError, "classes: 2 is given 2 times"),
         ({"classes": []}, netclone.ArgumentError, "classes: empty"),
         ({"keep": 0.0}, netclone.ArgumentError, r"keep: got 0.0, expected a share in \(0, 1\]"),
+        ({"budget": "size"}, netclone.ArgumentError, "budget: got 'size', expected one of 'channels', 'params'"),
+        ({"search": "deep"}, netclone.ArgumentError, "search: got 'deep', expected one of 'early', 'all'"),
+        ({"at": "input", "source_at": "blocks.1"}, netclone.ArgumentError, "source_at: got 'blocks.1'.*leave it out"),
         ({"validation": 1.0}, netclone.ArgumentError, "validation: got 1.0"),
         ({"class_names": ["a"]}, netclone.ArgumentError, "1 names for 2 classes"),
         ({"at": "layer9"}, netclone.PositionError, "no position 'layer9' in ResNet; did you mean"),

@@ -20,7 +20,7 @@ from netclone.plotting import MOST_ROWS, MOST_STAGES, SIZE, Row, draw, rows, sta
 
 
 def _graft(
-    target: nn.Module, source: nn.Module, at: str, source_at: str, name: str, classes: list[int]
+    target: nn.Module, source: nn.Module, at: str, source_at: str | None, name: str, classes: list[int]
 ) -> fx.GraphModule:
     images = torch.randn(20, 3, 64, 64)
     labels = torch.arange(20) % 10
@@ -33,6 +33,7 @@ def _graft(
         target_data=old,
         at=at,
         source_at=source_at,
+        budget="channels",
         method="magnitude",
         epochs=1,
     )
@@ -159,6 +160,18 @@ def test_stages_end_at_the_tap_however_few(vit: fx.GraphModule) -> None:
         found = stages(vit, "a_clone_with_a_rather_long_name", most)
         assert "blocks.1" in [stage.last for stage in found]
         assert len(found) <= max(most, 4)  # tap, features and logits end stages of their own
+
+
+def test_a_clone_at_the_input_is_tapped_before_the_first_stage(tmp_path: Path) -> None:
+    target = timm.create_model("test_resnet", num_classes=7)
+    source = timm.create_model("test_efficientnet", num_classes=10)
+    grafted = _graft(target, source, "input", None, "digits", [7, 8, 9])
+    figure = draw(grafted, "digits", tmp_path / "input.png")
+    _check_readable(figure)
+    words = {text.get_text() for text in _texts(figure)}
+    assert {"tap: input", "clone 'digits': the source, cut at its input", "classifier", "images"} <= words
+    assert "adapter" not in words
+    assert [stage.last for stage in stages(grafted, "digits")][-1] == "fc"
 
 
 def test_rows_show_what_was_left_behind(cnn: fx.GraphModule) -> None:
