@@ -197,7 +197,8 @@ class _Task:
         rest = sorted(set(range(groups.outputs)) - set(classes))
         if old is not None and rest:
             images_of_rest = old.images[train[train < first_new]]
-            logits = torch.cat([groups.graph_module(part) for part in images_of_rest.split(batch_size)]).detach()
+            with torch.no_grad():
+                logits = torch.cat([groups.graph_module(part) for part in images_of_rest.split(batch_size)])
             likely = torch.tensor(rest, device=logits.device)[logits[:, rest].argmax(1)]
             clone_set += (Samples(images_of_rest, likely, "target_data"),)
         return cls(
