@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.errors import AdapterError, FitError
+from netclone.errors import AdapterError
+from netclone.stepping import step
 
 RIDGE = 1e-3  # of the mean square of the inputs
 DECAY = 1e-2  # of the classifier's square weights over standardised features, beside the mean loss
@@ -275,11 +276,7 @@ def fit(
             else:
                 losses = F.cross_entropy(new_logits, batch.labels - old, reduction="none")
             loss = losses.mean() + DECAY * branch.classifier.linear.weight.square().sum()
-            if not torch.isfinite(loss):
-                raise FitError(f"fitting adapter and classifier: the loss is {loss.item()} in epoch {epoch}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            step(optimizer, loss, f"fitting adapter and classifier, epoch {epoch}")
             schedule.step()
         if progress is not None:
             progress(epoch + 1, epochs)

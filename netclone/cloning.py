@@ -213,19 +213,19 @@ class _Task:
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
                 clone_set += (Samples(around, likely, "target_data"),)
         return cls(
-            traced,
-            groups,
-            clone_set,
-            images,
-            labels,
-            train,
-            held_out,
-            classes,
-            rest,
-            _through(traced, images, batch_size),
-            batch_size,
-            epochs,
-            seed,
+            target=traced,
+            groups=groups,
+            clone_set=clone_set,
+            images=images,
+            labels=labels,
+            train=train,
+            validation=held_out,
+            classes=classes,
+            rest=rest,
+            logits=_through(traced, images, batch_size),
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
         )
 
 

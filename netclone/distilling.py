@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from netclone.errors import FitError
 from netclone.neighbourhoods import nearby
+from netclone.stepping import step
 
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-3
@@ -59,22 +59,16 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for step in range(steps):
+        for done in range(steps):
             near = nearby(images, batch_size // 2, generator)
             exact = images[torch.randint(len(images), (batch_size - len(near),), generator=generator).to(images.device)]
             batch = torch.cat([exact, near])
             want = _logits(teacher, batch, batch_size, columns)
             loss = _loss(student(batch), want, scale)
-            if not torch.isfinite(loss):
-                raise FitError(
-                    f"distilling the clone: the loss is {loss.item()} at step {step}; check the data's scale"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            step(optimizer, loss, f"distilling the clone, step {done}")
             schedule.step()
             if progress is not None:
-                progress(step + 1, steps)
+                progress(done + 1, steps)
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)

@@ -100,7 +100,8 @@ def extract_from(
 ) -> CloneModule:
     """As :func:`extract`, from groups that are known already.
 
-    ``features_only`` ends the module before the source's classifier (its output is then ``(N, F)``).
+    ``features_only`` ends the module before the source's linear classifier, where it has one (the output is then
+    ``(N, F)``).
     """
     slimmed = slim_down(groups, mask, classes)
     if reconstruct is not None:
@@ -153,7 +154,7 @@ class Slimmed:
         """The part behind a cut as a clone of its own."""
         certificate = self.certify(at)
         whole = copy.deepcopy(self.graph_module)
-        if features_only:
+        if features_only and features_node(whole) is not None:
             _end_before_classifier(whole)
         else:
             _order_outputs(whole, self.classes, self.narrowed, self.groups.outputs)
@@ -286,13 +287,11 @@ def _order_outputs(slimmed: fx.GraphModule, classes: tuple[int, ...], removed: b
 
 
 def _end_before_classifier(slimmed: fx.GraphModule) -> None:
-    features = features_node(slimmed)
-    if features is not None:
-        output = next(node for node in slimmed.graph.nodes if node.op == "output")
-        output.args = (features,)
-        slimmed.graph.eliminate_dead_code()
-        drop_unused_tensors(slimmed)
-        slimmed.recompile()
+    output = next(node for node in slimmed.graph.nodes if node.op == "output")
+    output.args = (features_node(slimmed),)
+    slimmed.graph.eliminate_dead_code()
+    drop_unused_tensors(slimmed)
+    slimmed.recompile()
 
 
 def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:

@@ -12,10 +12,11 @@ from netclone.budgeting import Allocation, channel_share, check_budget, units_ke
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, Samples, check_classes, check_keep, gather
-from netclone.errors import ArgumentError, FitError
+from netclone.errors import ArgumentError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import nearby
+from netclone.stepping import step
 
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
@@ -113,41 +114,39 @@ def localize(
         divided = Allocation(groups, budget)
     share = channel_share(groups, keep, budget) if divided is None else keep
 
-    def top(scores: Sequence[Tensor]) -> ChannelMask:
-        if divided is None:
-            return _mask(groups, _flags(groups, scores, share))
-        return _mask(groups, divided.exact_flags(_by_cost(divided, scores), keep))
+    def best(scores: Sequence[Tensor]) -> ChannelMask:
+        flags = _flags(groups, scores, share) if divided is None else divided.exact_flags(scores, share)
+        return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
+
+    def ranked(scores: Sequence[Tensor]) -> list[Tensor]:
+        return list(scores) if divided is None else _by_cost(divided, scores)
 
     generator = torch.Generator().manual_seed(seed)
     if method == "random":
-        return top([torch.rand(g.size, generator=generator) for g in groups.groups])
+        return best(ranked([torch.rand(g.size, generator=generator) for g in groups.groups]))
     if method == "magnitude":
-        return top(_magnitudes(groups))
+        return best(ranked(_magnitudes(groups)))
     assert samples is not None
     samples.check_images(groups.example, "source")
     samples.check_labels(count, "source")
     samples.of_classes(wanted)  # each of them must occur
     if not groups.groups:
-        return top([])
-    scores = _taylor(groups, samples, wanted)
+        return best([])
+    scores = ranked(_taylor(groups, samples, wanted))
     if method == "taylor":
-        return top(scores)
+        return best(scores)
     if divided is None:
         start = [_standardised(score) for score in scores]
     else:
-        joined = torch.cat(_by_cost(divided, scores))
-        start = list(_standardised(joined).split([len(score) for score in scores]))
+        start = list(_standardised(torch.cat(scores)).split([len(score) for score in scores]))
 
     def choose(scores: Sequence[Tensor], share: float) -> list[Tensor]:
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
     rate = LEARNING_RATES["uniform" if divided is None else "global"]
-    learned = _local(groups, samples.images, wanted, start, choose, share, rate, generator, steps, batch_size, progress)
-    return _mask(groups, choose(learned, share) if divided is None else divided.exact_flags(learned, share))
-
-
-def _mask(groups: ChannelGroups, flags: Sequence[Tensor]) -> ChannelMask:
-    return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
+    return best(
+        _local(groups, samples.images, wanted, start, choose, share, rate, generator, steps, batch_size, progress)
+    )
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -233,8 +232,8 @@ def _local(
         full = torch.cat([groups.graph_module(part) for part in some.split(batch_size)])
     scale = full.std().clamp_min(1e-6)
     columns = torch.tensor(classes, device=images.device)
-    for step in range(steps):
-        share = keep + (1 - keep) * max(0.0, 1 - step / (0.6 * steps)) ** 2
+    for done in range(steps):
+        share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
         points = nearby(images, batch_size, generator)
         with torch.no_grad():
             want = _local_logits(groups.graph_module(points), columns)
@@ -244,13 +243,9 @@ def _local(
         got = _local_logits(gated_outputs(groups, gate_vector(groups, gates), points), columns)
         agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
         loss = agreement + 0.1 * F.mse_loss(got / scale, want / scale)
-        if not torch.isfinite(loss):
-            raise FitError(f"localize: the loss is {loss.item()} at step {step}; check the data's scale")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        step(optimizer, loss, f"localize, step {done}")
         if progress is not None:
-            progress(step + 1, steps)
+            progress(done + 1, steps)
     return [score.detach().cpu() for score in scores]
 
 

@@ -210,18 +210,6 @@ def logits_node(traced: fx.GraphModule) -> fx.Node:
     return value
 
 
-def classifier_input(traced: fx.GraphModule) -> fx.Node | None:
-    """The node with the features ``(N, F)`` read by the model's last linear layer; None if it does not end in one."""
-    node = logits_node(traced)
-    linear = (
-        node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Linear)
-    ) or node.target in (nn.functional.linear, torch.ops.aten.linear.default)
-    if not linear or not isinstance(node.args[0], fx.Node):
-        return None
-    shape = shape_of(node.args[0])
-    return node.args[0] if shape is not None and len(shape) == 1 else None
-
-
 def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> Tensor:
     """One example batch ``(2, ...)``: the caller's (first two images), or one the model's ``default_cfg`` describes."""
     if isinstance(example_inputs, (tuple, list)):

@@ -461,6 +461,16 @@ def test_large_maps_are_read_on_a_grid_that_covers_every_position():
     assert relative_error(module(x[:8]), net(x[:8]).detach()) < 1e-2
 
 
+def test_without_a_linear_classifier_there_is_nothing_to_end_before_and_classes_keep_their_order():
+    net = Net(
+        lambda net, x: net.head(net.stem(x).relu()).mean((2, 3)), stem=nn.Conv2d(3, 8, 3), head=nn.Conv2d(8, 5, 1)
+    )
+    x = torch.randn(4, 3, 9, 9)
+    groups = channel_groups(net, x)
+    module = extract_from(groups, ChannelMask.from_kept(groups, {}), None, [4, 1], features_only=True)
+    torch.testing.assert_close(module(x), net(x)[:, [4, 1]])
+
+
 def test_reconstruction_of_some_classes_keeps_their_order(small):
     groups, images, labels = small
     mask = random_mask(groups, 0.75)

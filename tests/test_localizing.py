@@ -277,7 +277,7 @@ def test_images_that_the_source_does_not_take_are_refused(source):
 
 
 def test_learning_that_diverges_says_so(groups):
-    with untouched(groups.graph_module), pytest.raises(FitError, match="localize: the loss is .* at step 0; check the"):
+    with untouched(groups.graph_module), pytest.raises(FitError, match="localize, step 0: the loss is .*; check the"):
         localize(groups, [(IMAGES + 1e38, LABELS)], classes=[5, 7])
 
 

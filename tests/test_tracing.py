@@ -27,7 +27,6 @@ from netclone.extracting import extract
 from netclone.injecting import inject
 from netclone.localizing import localize
 from netclone.tracing import (
-    classifier_input,
     example_input,
     logits_node,
     position,
@@ -345,16 +344,9 @@ def test_a_node_that_holds_several_tensors_is_no_position():
 # ---------------------------------------------------------------- outputs
 
 
-def test_logits_and_what_the_classifier_reads():
+def test_the_logits_are_what_the_model_returns():
     traced = trace(source())
     assert logits_node(traced) is position(traced, "fc")
-    assert classifier_input(traced) is position(traced, "global_pool")
-    assert shape_of(classifier_input(traced)) == (traced.get_submodule("fc").in_features,)
-
-
-def test_a_model_that_does_not_end_in_a_linear_layer_has_no_classifier_input():
-    model = Net(lambda net, x: net.stem(x).mean((2, 3)), stem=nn.Conv2d(3, 4, 1))
-    assert classifier_input(trace(model, images())) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Problem, Recipe, classifier
-from netclone.baselines.training import train
+from netclone.baselines.training import train_on
 from netclone.errors import ArgumentError
 
 
@@ -51,16 +51,8 @@ def finetuned(problem: Problem, recipe: Recipe, loss: Callable[[Tensor, Tensor],
     if recipe.frozen:
         frozen |= {id(parameter) for parameter in model.parameters(recurse=False)}
     frozen -= {id(parameter) for parameter in classifier(model, problem.columns)[1].parameters()}
-    train(
-        model,
-        problem.train,
-        recipe,
-        loss=loss,
-        augment=problem.augment,
-        validation=problem.validation,
-        old=problem.old,
-        parameters=[parameter for parameter in model.parameters() if id(parameter) not in frozen],
-    )
+    trained = [parameter for parameter in model.parameters() if id(parameter) not in frozen]
+    train_on(problem, model, recipe, trained, loss)
     return model
 
 

@@ -7,7 +7,7 @@ import re
 from torch import nn
 
 from netclone.baselines.problems import Problem, Recipe, classifier
-from netclone.baselines.training import seeded, train
+from netclone.baselines.training import seeded, train_on
 from netclone.errors import ArgumentError
 
 RANK = 8
@@ -46,13 +46,5 @@ def lora(problem: Problem, recipe: Recipe) -> nn.Module:
     with seeded(recipe.seed, problem.train.images.device):
         adapted = get_peft_model(model, config)
     updates = [parameter for name, parameter in adapted.named_parameters() if "lora_" in name]
-    train(
-        adapted,
-        problem.train,
-        recipe,
-        augment=problem.augment,
-        validation=problem.validation,
-        old=problem.old,
-        parameters=[*updates, *last.parameters()],
-    )
+    train_on(problem, adapted, recipe, [*updates, *last.parameters()])
     return adapted.merge_and_unload().eval()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from netclone.baselines.problems import Problem, Recipe, classifier
-from netclone.baselines.training import train
+from netclone.baselines.training import train_on
 from netclone.errors import ArgumentError
 
 
@@ -51,15 +51,8 @@ def kernel_modulation(problem: Problem, recipe: Recipe) -> nn.Module:
     modulators = [Modulator(layer.weight.detach()) for layer in layers]
     for layer, modulator in zip(layers, modulators, strict=True):
         parametrize.register_parametrization(layer, "weight", modulator)
-    train(
-        model,
-        problem.train,
-        recipe,
-        augment=problem.augment,
-        validation=problem.validation,
-        old=problem.old,
-        parameters=[*(p for modulator in modulators for p in modulator.parameters()), *last.parameters()],
-    )
+    strengths = [parameter for modulator in modulators for parameter in modulator.parameters()]
+    train_on(problem, model, recipe, [*strengths, *last.parameters()])
     with torch.no_grad():
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netclone.baselines.finetuning import stages
 from netclone.baselines.problems import Problem, Recipe, classifier
-from netclone.baselines.training import seeded, train
+from netclone.baselines.training import seeded, train_on
 from netclone.errors import ArgumentError
 from netclone.evaluating import predict
 
@@ -72,15 +72,7 @@ def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
             patched = Patched(model.get_submodule(path), output)
             setattr(model.get_submodule(parent), name, patched)
             patches.append(patched.patch)
-    train(
-        model,
-        problem.train,
-        recipe,
-        augment=problem.augment,
-        validation=problem.validation,
-        old=problem.old,
-        parameters=[*(p for patch in patches for p in patch.parameters()), *last.parameters()],
-    )
+    train_on(problem, model, recipe, [*(p for patch in patches for p in patch.parameters()), *last.parameters()])
     return model
 
 

@@ -96,6 +96,26 @@ def train(
             parameter.requires_grad_(flag)
 
 
+def train_on(
+    problem: Problem,
+    model: nn.Module,
+    recipe: Recipe,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> None:
+    """As :func:`train`, some parameters on the samples of a problem, old and new classes weighing the same."""
+    train(
+        model,
+        problem.train,
+        recipe,
+        loss=loss,
+        augment=problem.augment,
+        validation=problem.validation,
+        old=problem.old,
+        parameters=list(parameters),
+    )
+
+
 def _loop(
     model: nn.Module,
     samples: Samples,

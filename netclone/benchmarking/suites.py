@@ -225,6 +225,15 @@ _WHOLE = (16, 32, 64)
 _ADAM = Training(epochs=5, lr=4e-3, optimizer="adamw", batch_size=32, weight_decay=0.05, smoothing=0.1)
 _ONE_CYCLE = Training(epochs=4, lr=0.2, channels_last=True)
 _FIVE = (5, 6, 7, 8, 9)
+_STUDIED: Options = {
+    "rates": RATES,
+    "depths": (0, 2, 3, 4, 5),
+    "clone": {"search": "all"},
+    "curve": (0.75, 0.125),
+    "localize": METHODS,
+    "ablations": ABLATIONS,
+    "localize_seeds": 1,
+}
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -263,13 +272,7 @@ SUITES: dict[str, Suite] = {
                 *(Setting(f"S {c}", "S", (c,), (0.1,), steps=200, keeps=(0.5,), search_steps=120) for c in _FIVE),
             ),
             augment=flipped,
-            rates=RATES,
-            depths=(0, 2, 3, 4, 5),
-            clone={"search": "all"},
-            curve=(0.75, 0.125),
-            localize=METHODS,
-            ablations=ABLATIONS,
-            localize_seeds=1,
+            **_STUDIED,
         ),
         Suite(
             name="cifar10",
@@ -283,13 +286,7 @@ SUITES: dict[str, Suite] = {
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=500, keeps=(0.5, 0.25), search_steps=200),),
             augment=cropped,
-            rates=RATES,
-            depths=(0, 2, 3, 4, 5),
-            clone={"search": "all"},
-            curve=(0.75, 0.125),
-            localize=METHODS,
-            ablations=ABLATIONS,
-            localize_seeds=1,
+            **_STUDIED,
         ),
         Suite(
             name="zoo",
