@@ -136,8 +136,9 @@ class Classifier(nn.Module):
 
         scale * (s_c - logsumexp(s_rest)) + logsumexp(z) + linear(both streams, standardised)
 
-    so that, before anything is fitted (scale 1, linear constant), the new classes' odds are the source's, divided by
-    the weight of a mistake on an old class. Without rows for the rest the first two terms are just ``scale * s_c``;
+    (``both=False``: of the module's stream alone) so that, before anything is fitted (scale 1, linear constant), the
+    new classes' odds are the source's, divided by the weight of a mistake on an old class. Without rows for the rest
+    the first two terms are just ``scale * s_c``;
     without any rows, the module gives ``s`` itself.
     """
 
@@ -145,10 +146,10 @@ class Classifier(nn.Module):
     std: Tensor
     linear: nn.Linear
 
-    def __init__(self, module_features: int, target_logits: int, classes: int) -> None:
+    def __init__(self, module_features: int, target_logits: int, classes: int, both: bool = True) -> None:
         super().__init__()
-        size = module_features + target_logits
-        self.classes = classes
+        size = module_features + both * target_logits
+        self.classes, self.both = classes, both
         self.gated = False
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
@@ -157,7 +158,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(size, classes)
 
     def forward(self, module_features: Tensor, target_logits: Tensor) -> Tensor:
-        both = torch.cat([module_features, target_logits], 1)
+        seen = self._seen(module_features, target_logits)
         own = module_features if self.source is None else self.source(module_features)
         new = own[:, : self.classes]
         if self.gated:
@@ -165,18 +166,21 @@ class Classifier(nn.Module):
             new = self.scale * (new - rest) + torch.logsumexp(target_logits, 1, keepdim=True)
         else:
             new = self.scale * new
-        return new + self.linear((both - self.mean) / self.std)
+        return new + self.linear((seen - self.mean) / self.std)
+
+    def _seen(self, module_features: Tensor, target_logits: Tensor) -> Tensor:
+        return torch.cat([module_features, target_logits], 1) if self.both else module_features
 
     def start(self, module_features: Tensor, target_logits: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         """Standardise by these features, and begin as the source: its rows ``(classes + rest, F)``, new ones first."""
         with torch.no_grad():
-            both = torch.cat([module_features, target_logits], 1)
-            self.mean.copy_(both.mean(0))
-            self.std.copy_(both.std(0, unbiased=False).clamp_min(1e-4 * both.std().clamp_min(1e-6)))
+            seen = self._seen(module_features, target_logits)
+            self.mean.copy_(seen.mean(0))
+            self.std.copy_(seen.std(0, unbiased=False).clamp_min(1e-4 * seen.std().clamp_min(1e-6)))
             self.linear.weight.zero_()
             self.linear.bias.zero_()
             if weight is not None:
-                self.source = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(both)
+                self.source = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(seen)
                 self.source.weight.copy_(weight)
                 if bias is not None:
                     self.source.bias.copy_(bias)
@@ -227,13 +231,15 @@ def fit(
     epochs: int,
     batch_size: int,
     generator: torch.Generator,
+    calibrate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Train adapter and classifier on cached features; the epoch that is best on validation stays.
 
     The loss is the cross entropy over old and new logits together, which calibrates them against each other. Without
     any old-class sample it is taken among the new classes alone, and the classifier stays as it started if it knows
-    the source's other classes; if it does not, it is fitted and gets a threshold afterwards.
+    the source's other classes; if it does not, it is fitted and gets a threshold afterwards. Without calibration the
+    loss is that among the new classes, old-class samples are not used, and there is no threshold.
 
     Returns
     -------
@@ -246,6 +252,8 @@ def fit(
         If the loss is not finite.
     """
     old = train.logits.shape[1]
+    if not calibrate:
+        train = train[(train.labels >= old).nonzero().flatten()]
     joint = bool((train.labels < old).any())
     branch.body.requires_grad_(False)
     groups: list[dict[str, Any]] = [{"params": list(branch.adapter.parameters()), "lr": 1e-3}]
@@ -283,7 +291,7 @@ def fit(
     assert best_state is not None
     for name, module in _trained(branch).items():
         module.load_state_dict(best_state[name])
-    if not joint and not branch.classifier.gated:
+    if calibrate and not joint and not branch.classifier.gated:
         set_threshold(branch, train, batch_size)
     return _validated(branch, validation, batch_size)[0]
 

@@ -24,7 +24,8 @@ from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
-BRIEF = 40  # steps, for each candidate position
+PARTS = ("adapter_start", "target_stream", "calibration")
+BRIEF = 25  # steps, for each candidate position
 MOST_REST, REST_MASS = 64, 0.999  # source classes that a clone knows beside its own: at most, and their probability
 
 Progress = Callable[[str, int, int], None]
@@ -45,11 +46,12 @@ def clone(
     search: str = "early",
     method: str = "local",
     reconstruct: bool = True,
-    distill_steps: int = 200,
+    distill_steps: int = 150,
     mask: ChannelMask | None = None,
     epochs: int = 20,
     batch_size: int = 64,
     validation: float = 0.2,
+    without: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CloneModule:
@@ -87,8 +89,12 @@ def clone(
         Refit what reads removed channels by least squares on the samples, and then all of the slim source by so many
         steps of distillation from the full one (0: none). False: the paper's plain copy, neither of them.
     epochs, batch_size, validation
-        Length of the fit at the position chosen (40 steps at each candidate), samples per step, share of the samples
+        Length of the fit at the position chosen (25 steps at each candidate), samples per step, share of the samples
         held out to choose by.
+    without
+        What to leave out of the method, for ablations: ``"adapter_start"`` (the closed-form start of the adapter; it
+        starts at random), ``"target_stream"`` (the target's logits among what the new classifier reads),
+        ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
     progress
         Called with ``(what, done, total)``.
 
@@ -118,6 +124,9 @@ def clone(
         raise ArgumentError(f"search: got {search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
     if at == INPUT and source_at is not None:
         raise ArgumentError(f"source_at: got {source_at!r}, but at='{INPUT}' runs the whole source; leave it out")
+    unknown = [part for part in without if part not in PARTS]
+    if unknown or isinstance(without, str):
+        raise ArgumentError(f"without: got {unknown or without!r}, expected some of {', '.join(map(repr, PARTS))}")
     if not 0 < validation < 1:
         raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     tell = progress or (lambda what, done, total: None)
@@ -142,8 +151,9 @@ def clone(
         check_clone_set(new, chosen)
         new = new.of_classes(chosen)
         check_agreement(_through(groups.graph_module, new.images, batch_size), new, chosen)
-        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, seed)
+        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, frozenset(without), seed)
         if mask is None:
+            tell("localize", 0, 1)
             mask = localize(
                 groups,
                 [(part.images, part.labels) for part in task.clone_set] if method in ("local", "taylor") else None,
@@ -152,6 +162,7 @@ def clone(
                 keep=keep - _classifier_share(task, keep) if budget == "params" else keep,
                 budget=budget,
                 seed=seed,
+                batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
                 progress=lambda done, total: tell("localize", done, total),
             )
         slimmed = _slim(task, mask, reconstruct, distill_steps, tell)
@@ -174,6 +185,7 @@ class _Task:
     logits: Tensor  # the target's
     batch_size: int
     epochs: int
+    without: frozenset[str]
     seed: int
 
     @classmethod
@@ -187,6 +199,7 @@ class _Task:
         validation: float,
         batch_size: int,
         epochs: int,
+        without: frozenset[str],
         seed: int,
     ) -> _Task:
         traced = trace(target, new.images[:2]).eval()
@@ -225,8 +238,14 @@ class _Task:
             logits=_through(traced, images, batch_size),
             batch_size=batch_size,
             epochs=epochs,
+            without=without,
             seed=seed,
         )
+
+    def some(self, count: int) -> Tensor:
+        """At most so many of the training samples, by chance, the same ones each time."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        return self.train[order[:count].sort().values.to(self.train.device)]
 
 
 def _classifier_share(task: _Task, keep: float) -> float:
@@ -277,17 +296,14 @@ class _Fit:
     train: Cached
     held_out: Cached
 
-    def run(self, task: _Task, brief: bool, tell: Callable[[int, int], None]) -> float:
-        """Train, an epoch on some samples or all of it, and give the validation score; a second run goes on."""
-        train = self.train
-        if brief and len(train) > BRIEF * task.batch_size:
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(task.seed))
-            train = train[order[: BRIEF * task.batch_size].to(train.labels.device)]
+    def run(self, task: _Task, epochs: int, tell: Callable[[int, int], None]) -> float:
+        """Train for some epochs and give the validation score; a second run goes on where the first ended."""
         return fit(
             self.trained,
-            train,
+            self.train,
             self.held_out,
-            epochs=1 if brief else task.epochs,
+            epochs=epochs,
+            calibrate="calibration" not in task.without,
             batch_size=task.batch_size,
             generator=torch.Generator().manual_seed(task.seed),
             progress=tell,
@@ -312,13 +328,14 @@ def _search(
         todo = (_place(task.target, at),)
     sources = candidates(task.groups.graph_module, most=64)
     brief = len(todo) > 1 and task.epochs > 1
+    epochs, train = (1, task.some(BRIEF * task.batch_size)) if brief else (task.epochs, task.train)
     for number, place in enumerate(todo):
-        tell(f"fit at {place.at}", 0, 1 if brief else task.epochs)
+        tell(f"fit at {place.at}", 0, epochs)
         cut = source_at
         try:
             cut = None if place.at == INPUT else cut or matching(place, sources).at
-            candidate = _candidate(task, slimmed, place, cut)
-            score = candidate.run(task, brief, partial(tell, f"fit at {place.at}"))
+            candidate = _candidate(task, slimmed, place, cut, train)
+            score = candidate.run(task, epochs, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:
             tried.append(Candidate(place.at, cut, None, reason(error)))
             if at != "auto":
@@ -336,25 +353,37 @@ def _search(
     tell("search", len(todo), len(todo))
     score, chosen = best
     if brief:
-        score = chosen.run(task, False, partial(tell, f"fit at {chosen.place.at}, longer"))
+        if len(train) < len(task.train):
+            chosen = _candidate(task, slimmed, chosen.place, chosen.module.source_at, task.train)
+        score = chosen.run(task, task.epochs, partial(tell, f"fit at {chosen.place.at}, longer"))
     spec = {"class_names": class_names, "scores": (("validation", score),), "search": tuple(tried)}
     return _finished(task, chosen).with_spec(**spec)
 
 
-def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | None) -> _Fit:
-    """A position with adapter and classifier at their closed-form start."""
+def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
+    """A position with adapter and classifier at their closed-form start, to be fitted to some of the samples."""
     module = slimmed.module(source_at, features_only=True).with_spec(classes=task.classes)
-    if source_at is None:
-        seen = task.images
-    else:
-        seen = features_at(task.target, task.images, [place.node], task.batch_size)[place.node]
-    cached = Cached(seen, task.logits, task.labels)
-    train, held_out = cached[task.train], cached[task.validation]
-    adapter = nn.Identity() if source_at is None else _solved_adapter(task, slimmed, place, source_at, module, train)
+
+    def seen(index: Tensor) -> Cached:
+        features = task.images[index]
+        if source_at is not None:
+            features = features_at(task.target, features, [place.node], task.batch_size)[place.node]
+        return Cached(features, task.logits[index], task.labels[index])
+
+    train, held_out = seen(samples), seen(task.validation)
+    adapter: Adapter | nn.Identity = nn.Identity()
+    if source_at is not None:  # its outputs shall be what the slim source has at its cut
+        node = position(task.groups.graph_module, source_at).name
+        wanted = features_at(slimmed.graph_module, task.images[samples], [node], task.batch_size)[node]
+        adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
+        if "adapter_start" not in task.without:
+            adapter.solve(train.features, wanted)
     branch = nn.Sequential(adapter, module.body)
     features = _through(branch, train.features, task.batch_size)
-    classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes)).to(cached.logits)
-    weight, bias = classifier_rows(slimmed.graph_module, task.classes + task.rest) or (None, None)
+    both, calibrated = ("target_stream" not in task.without), ("calibration" not in task.without)
+    classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes), both).to(train.logits)
+    rest = task.rest if calibrated else ()
+    weight, bias = classifier_rows(slimmed.graph_module, task.classes + rest) or (None, None)
     classifier.start(features, train.logits, weight, bias)
     whole = trained = Branch(adapter, module.body, classifier)
     if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
@@ -379,17 +408,6 @@ def _finished(task: _Task, chosen: _Fit) -> CloneModule:
         target_fingerprint=fingerprint(task.target),
     )
     return fitted.eval()
-
-
-def _solved_adapter(
-    task: _Task, slimmed: Slimmed, place: Place, source_at: str, module: CloneModule, train: Cached
-) -> Adapter:
-    """The adapter whose outputs are nearest to what the slim source has at its cut, in closed form."""
-    node = position(task.groups.graph_module, source_at).name
-    wanted = features_at(slimmed.graph_module, task.images[task.train], [node], task.batch_size)[node]
-    adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
-    adapter.solve(train.features, wanted)
-    return adapter
 
 
 def _most_likely(logits: Tensor) -> list[int]:

@@ -52,8 +52,13 @@ def distill(
         return
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
-    scale = _logits(teacher, held_out, batch_size, columns).std().clamp_min(1e-6)
-    start = _distance(student, teacher, held_out, batch_size, columns, scale)
+    goal = _logits(teacher, held_out, batch_size, columns)
+    scale = goal.std().clamp_min(1e-6)
+
+    def distance() -> float:
+        return float(_loss(_logits(student, held_out, batch_size, None), goal, scale))
+
+    start = distance()
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 20), pct_start=0.1)
     for parameter in parameters:
@@ -73,7 +78,7 @@ def distill(
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = None
-    if not _distance(student, teacher, held_out, batch_size, columns, scale) <= start:
+    if not distance() <= start:
         with torch.no_grad():
             for parameter, old in zip(parameters, before, strict=True):
                 parameter.copy_(old)
@@ -89,15 +94,3 @@ def _logits(graph: fx.GraphModule, images: Tensor, batch_size: int, columns: Seq
     with torch.no_grad():
         logits = torch.cat([graph(part) for part in images.split(batch_size)])
     return logits if columns is None else logits[:, list(columns)]
-
-
-def _distance(
-    student: fx.GraphModule,
-    teacher: fx.GraphModule,
-    images: Tensor,
-    batch_size: int,
-    columns: Sequence[int] | None,
-    scale: Tensor,
-) -> float:
-    want = _logits(teacher, images, batch_size, columns)
-    return float(_loss(_logits(student, images, batch_size, None), want, scale))

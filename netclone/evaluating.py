@@ -70,10 +70,10 @@ def evaluate(
     *,
     old: Sequence[int] | None = None,
     new: Sequence[int] | None = None,
-    reference: nn.Module | None = None,
+    reference: nn.Module | Tensor | None = None,
     source: nn.Module | None = None,
     name: str | None = None,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Scores:
     """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
 
@@ -87,7 +87,7 @@ def evaluate(
         Which labels count as old and as new. By default the target's and the clones' columns of a grafted model; all
         are old for any other model. A label the model has no column for counts as wrong.
     reference
-        The target before grafting, for ``locality_closed``.
+        The target before grafting, for ``locality_closed``; or its logits ``(N, columns)`` for the same images.
     source
         The network a clone was cloned from, for ``similarity``; it is given the same images.
     name
@@ -102,7 +102,7 @@ def evaluate(
     DataError
         If the data are empty, not finite, or a label is neither old nor new.
     OutputError
-        If the model does not return logits ``(N, classes)``.
+        If a model does not return logits ``(N, classes)``, or those given as reference are none.
 
     Examples
     --------
@@ -134,7 +134,16 @@ def evaluate(
     within = torch.tensor(present, device=logits.device)[logits[:, present].argmax(1)] if present else predicted
     closed = None
     if reference is not None and bool(is_old.any()):
-        before = predict(reference, samples.images[is_old], batch_size)[:, present].argmax(1)
+        if isinstance(reference, Tensor):
+            if reference.dim() != 2 or len(reference) != len(samples):
+                raise OutputError(
+                    f"reference: logits of shape {tuple(reference.shape)} for {len(samples)} images; expected "
+                    f"({len(samples)}, columns), or the target itself"
+                )
+            known = reference[is_old]
+        else:
+            known = predict(reference, samples.images[is_old], batch_size)
+        before = known[:, present].argmax(1)
         closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
     similarity = None
     if source is not None:
@@ -151,7 +160,7 @@ def evaluate(
     )
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
     """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:

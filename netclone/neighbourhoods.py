@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NOISE = 0.1  # of the images' standard deviation
+NOISE = 0.1  # of the standard deviation of the images drawn
 
 
 def nearby(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -21,4 +21,5 @@ def nearby(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     first, second = (torch.randint(len(images), (count,), generator=generator).to(images.device) for _ in range(2))
     mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (images.dim() - 1)).to(images)
     noise = torch.randn(count, *images.shape[1:], generator=generator).to(images)
-    return images[first] * (1 - mix / 2) + images[second] * mix / 2 + NOISE * images.std() * noise
+    here = images[first]
+    return here * (1 - mix / 2) + images[second] * mix / 2 + NOISE * here.std() * noise

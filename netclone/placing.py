@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,12 +104,15 @@ def matching(place: Place, source: Sequence[Place]) -> Place:
 def features_at(
     graph_module: fx.GraphModule, images: Tensor, nodes: Sequence[str], batch_size: int
 ) -> dict[str, Tensor]:
-    """What the named nodes give for all images, computed in one pass, without gradient."""
+    """What the named nodes give for all images, computed in one pass up to the last of them, without gradient."""
     kept: dict[str, list[Tensor]] = {name: [] for name in nodes}
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            runner = _Recorder(graph_module, kept)
-            runner.run(images[start : start + batch_size])
+        for part in images.split(batch_size):
+            recorder = _Recorder(graph_module, set(nodes))
+            with contextlib.suppress(_AllSeen):
+                recorder.run(part)
+            for name in nodes:
+                kept[name].append(recorder.seen[name])
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
@@ -117,16 +121,23 @@ def reason(error: NetcloneError) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
+class _AllSeen(Exception):
+    """Every wanted node has been computed: the rest of the graph need not run."""
+
+
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, kept: dict[str, list[Tensor]]) -> None:
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
         super().__init__(module)
-        self.kept = kept
+        self.wanted = wanted
+        self.seen: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> object:
+        if len(self.seen) == len(self.wanted):
+            raise _AllSeen
         out = super().run_node(n)
-        if n.name in self.kept:
+        if n.name in self.wanted:
             assert isinstance(out, Tensor)
-            self.kept[n.name].append(out.clone())  # a later node may write into it
+            self.seen[n.name] = out.clone()  # a later node may write into it
         return out
 
 

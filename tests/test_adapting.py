@@ -83,3 +83,15 @@ def test_without_rows_the_module_gives_the_logits() -> None:
     classifier = Classifier(2, 4, 2)
     classifier.start(logits, torch.randn(50, 4), None, None)
     torch.testing.assert_close(classifier(logits, torch.randn(50, 4)), logits)
+
+
+def test_without_the_targets_stream_new_logits_change_with_the_target_only_by_its_mass() -> None:
+    features, logits = torch.randn(6, 4), torch.randn(6, 3)
+    alone = Classifier(4, 3, 2, both=False)
+    alone.start(features, logits, torch.randn(5, 4), torch.zeros(5))
+    torch.nn.init.normal_(alone.linear.weight)
+    moved = logits.roll(1, 1)  # the same sum of exponentials
+    assert torch.allclose(alone(features, logits), alone(features, moved))
+    plain = Classifier(4, 3, 2, both=False)
+    plain.start(features, logits, torch.randn(2, 4), None)
+    assert torch.equal(plain(features, logits), plain(features, 2 * logits))

@@ -202,9 +202,40 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
         "localize": 1,
         "slim_down": 1,
         "distill": 1,
-        "features_at": 2 * len(inner),  # of the target there, and of the slim source at its cut
+        "features_at": 3 * len(inner),  # of the target there, to train and to validate; of the slim source at its cut
         "fit": len(tried) + 1,  # the best is fitted on
     }
+
+
+def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloning, "BRIEF", 1)
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    arguments = dict(classes=[2], target_data=samples(2), method="random", epochs=2, batch_size=8, distill_steps=0)
+    found = clone(source, target, samples(4), **arguments)  # type: ignore[arg-type]
+    named = clone(source, target, samples(4), at=found.at, source_at=found.source_at, **arguments)  # type: ignore[arg-type]
+    for (name, tensor), (other, again) in zip(found.state_dict().items(), named.state_dict().items(), strict=True):
+        assert name == other and torch.equal(tensor, again)
+
+
+@pytest.mark.parametrize("part", cloning.PARTS)
+def test_parts_of_the_method_can_be_left_out(part: str) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=10)
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    outputs = [
+        netclone.inject(target, clone(source, target, samples(4), without=without, **arguments))(x)  # type: ignore[arg-type]
+        for without in ((), (part,), (part,))
+    ]
+    assert torch.equal(outputs[0][:, :2], outputs[1][:, :2])
+    assert not torch.allclose(outputs[0][:, 2:], outputs[1][:, 2:], atol=1e-3)
+    assert torch.equal(outputs[1], outputs[2])
+
+
+def test_an_unknown_part_to_leave_out_is_refused() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    for without in (("adapter",), "calibration"):
+        with pytest.raises(netclone.ArgumentError, match="without: got .*, expected some of 'adapter_start'"):
+            clone(source, target, samples(4), classes=[2], without=without)
 
 
 def test_a_plain_copy_is_neither_refitted_nor_distilled() -> None:

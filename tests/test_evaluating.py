@@ -57,6 +57,10 @@ def test_closed_locality_compares_with_the_reference_among_old_classes() -> None
     moved[0] = torch.tensor([0.0, 1.0])
     scores = netclone.evaluate(after, [(IMAGES, LABELS)], old=[0, 1], new=[2, 3], reference=Table(moved))
     assert scores.locality_closed == pytest.approx(1 / 3)
+    known = netclone.evaluate(after, [(IMAGES, LABELS)], old=[0, 1], new=[2, 3], reference=moved)
+    assert known == scores  # its logits do as well
+    with pytest.raises(netclone.OutputError, match=r"reference: logits of shape \(5, 2\) for 6 images"):
+        netclone.evaluate(after, [(IMAGES, LABELS)], old=[0, 1], new=[2, 3], reference=moved[:5])
 
 
 def test_a_class_without_a_column_counts_as_wrong() -> None:

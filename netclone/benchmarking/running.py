@@ -32,7 +32,7 @@ from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Sui
 from netclone.cloning import clone
 from netclone.data import Samples
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
-from netclone.evaluating import evaluate
+from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
 from netclone.placing import candidates, reason
 from netclone.tracing import INPUT, same_bits, trace
@@ -176,7 +176,7 @@ class _Bench:
         self.journal, self.tell = journal, tell
         self.networks: dict[tuple[str, int], nn.Module] = {}
         self.training: dict[str, dict[str, Any]] = {}
-        self.tuned: dict[str, Tuned] = {}
+        self.references: dict[int, Tensor] = {}
         self.data_digest = _digest(
             *(
                 str(x.shape) + hashlib.sha256(x[:: max(1, len(x) // 500)].contiguous().numpy().tobytes()).hexdigest()
@@ -263,6 +263,12 @@ class _Bench:
     def target(self, seed: int) -> nn.Module:
         """The network that knows the old classes."""
         return self._network("target", self.suite.target, seed, self.suite.old)
+
+    def target_logits(self, seed: int) -> Tensor:
+        """The target's logits of all test images: what old classes are compared with, in every run of a seed."""
+        if seed not in self.references:
+            self.references[seed] = predict(self.target(seed), self.dataset.test_images)
+        return self.references[seed]
 
     def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
         """Given weights, or trained ones from the cache, or trained now."""
@@ -447,9 +453,11 @@ class _Bench:
         labels = _renamed(self.dataset.test_labels[index], known)
         test = [(self.dataset.test_images[index], labels)]
         old, new = range(problem.old), range(problem.old, problem.columns)
-        scores = evaluate(model, test, old=old, new=new, reference=problem.target)
-        before = evaluate(problem.target, test, old=old, new=new)
-        assert scores.old is not None and scores.new is not None and before.old is not None
+        reference = self.target_logits(job.seed)[index]
+        scores = evaluate(model, test, old=old, new=new, reference=reference)
+        is_old = labels < problem.old
+        before = float((reference.argmax(1) == labels)[is_old].double().mean())
+        assert scores.old is not None and scores.new is not None
         added = changed(problem.target, model)
         size = sum(parameter.numel() for parameter in problem.source.parameters())
         return {
@@ -457,8 +465,8 @@ class _Bench:
             "new": scores.new,
             "mean": (scores.old + scores.new) / 2,
             "all": scores.all,
-            "old_before": before.old,
-            "old_lost": 100 * (before.old - scores.old),
+            "old_before": before,
+            "old_lost": 100 * (before - scores.old),
             "locality_open": scores.locality_open,
             "locality_closed": scores.locality_closed,
             "calibration_error": scores.calibration_error,

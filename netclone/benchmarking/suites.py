@@ -105,6 +105,9 @@ ABLATIONS: tuple[tuple[str, Options], ...] = (
     ("one epoch after the closed-form start", {"epochs": 1}),
     ("the paper's early stop", {"search": "early"}),
     ("no sample of old classes", {"target_data": None}),
+    ("without the target's stream", {"without": ("target_stream",)}),
+    ("without calibration", {"without": ("calibration",)}),
+    ("layer1, the adapter starting at random", {"at": "layer1", "without": ("adapter_start",)}),
 )
 
 
