@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netclone.data import OLD_WEIGHT, balance
 from netclone.errors import AdapterError
 from netclone.stepping import step
 
 RIDGE = 1e-3  # of the mean square of the inputs
 DECAY = 1e-2  # of the classifier's square weights over standardised features, beside the mean loss
-OLD_WEIGHT = 2.0  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
 MOST_PREFIX_TOKENS = 5
 
 
@@ -266,7 +266,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [1e-3, 1e-2][: len(groups)], total_steps=max(steps, 10), pct_start=0.2
     )
-    weights = _balanced(train.labels, old)
+    weights = balance(train.labels, old, OLD_WEIGHT)
     best, best_state = (-1.0, 0.0), None
     for epoch in range(epochs + 1):
         score = _validated(branch, validation, batch_size)
@@ -276,11 +276,12 @@ def fit(
             break
         order = torch.randperm(len(train), generator=generator)
         for start in range(0, len(train), batch_size):
-            batch = train[order[start : start + batch_size].to(train.labels.device)]
+            chosen = order[start : start + batch_size].to(train.labels.device)
+            batch = train[chosen]
             new_logits = branch(batch.features, batch.logits)
             if joint:
                 out, labels = torch.cat([batch.logits, new_logits], 1), batch.labels
-                losses = F.cross_entropy(out, labels, reduction="none") * weights[labels]
+                losses = F.cross_entropy(out, labels, reduction="none") * weights[chosen]
             else:
                 losses = F.cross_entropy(new_logits, batch.labels - old, reduction="none")
             loss = losses.mean() + DECAY * branch.classifier.linear.weight.square().sum()
@@ -326,17 +327,6 @@ def _validated(branch: Branch, cached: Cached, batch_size: int) -> tuple[float, 
 
 def _trained(branch: Branch) -> dict[str, nn.Module]:
     return {"adapter": branch.adapter, "classifier": branch.classifier}
-
-
-def _balanced(labels: Tensor, old: int) -> Tensor:
-    """Weight per column so that old classes count ``OLD_WEIGHT`` times as much as new ones in the loss, mean one."""
-    counts = torch.bincount(labels)
-    weights = torch.zeros(len(counts), device=labels.device)
-    for kind, share in ((slice(0, old), OLD_WEIGHT), (slice(old, None), 1.0)):
-        total = counts[kind].sum()
-        if total > 0:
-            weights[kind] = share / (1 + OLD_WEIGHT) * len(labels) / total if total < len(labels) else 1.0
-    return weights
 
 
 def _solve_affine(weight: Tensor, bias: Tensor, inputs: Tensor, outputs: Tensor) -> None:

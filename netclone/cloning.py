@@ -13,13 +13,23 @@ from torch import Tensor, fx, nn
 from netclone.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
 from netclone.capturing import FACTS, capture, deterministic, fingerprint, in_place_again
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, check_agreement, check_classes, check_clone_set, check_keep, gather
+from netclone.data import (
+    Batches,
+    Samples,
+    balance,
+    check_agreement,
+    check_classes,
+    check_clone_set,
+    check_keep,
+    gather,
+)
 from netclone.distilling import distill
 from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
 from netclone.extracting import Slimmed, classifier_rows, features_node, slim_down
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
+from netclone.neighbourhoods import drawn
 from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
@@ -243,9 +253,10 @@ class _Task:
         )
 
     def some(self, count: int) -> Tensor:
-        """At most so many of the training samples, by chance, the same ones each time."""
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
-        return self.train[order[:count].sort().values.to(self.train.device)]
+        """At most so many of the training samples, as many of old classes as of new ones; the same each time."""
+        weights = balance(self.labels[self.train], self.logits.shape[1])
+        chosen = drawn(weights, count, torch.Generator().manual_seed(self.seed), repeat=False)
+        return self.train[chosen.sort().values.to(self.train.device)]
 
 
 def _classifier_share(task: _Task, keep: float) -> float:
@@ -276,6 +287,7 @@ def _slim(task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, tell:
         task.groups.graph_module,
         task.images[task.train],
         task.images[task.validation],
+        weights=balance(task.labels[task.train], task.logits.shape[1]),
         columns=sorted(task.classes) if slimmed.narrowed and not whole else None,
         steps=0 if everything else distill_steps,
         batch_size=task.batch_size,
@@ -363,6 +375,7 @@ def _search(
 def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
     """A position with adapter and classifier at their closed-form start, to be fitted to some of the samples."""
     module = slimmed.module(source_at, features_only=True).with_spec(classes=task.classes)
+    module.body.requires_grad_(False)
 
     def seen(index: Tensor) -> Cached:
         features = task.images[index]
@@ -395,8 +408,8 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
 
 def _finished(task: _Task, chosen: _Fit) -> CloneModule:
     """The clone as one operator graph, with what is known about it."""
-    example = task.images[:2] if chosen.module.source_at is None else chosen.train.features[:2]
-    body = capture(chosen.branch, example, chosen.train.logits[:2])
+    place = task.images[:1] if chosen.module.source_at is None else chosen.train.features[:1]
+    body = capture(chosen.branch, *(torch.cat([one, one]) for one in (place, task.logits[:1])))
     body.meta[FACTS].pop("example")
     in_place_again(body)
     fitted = CloneModule(body, chosen.module.spec).with_spec(

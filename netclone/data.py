@@ -12,6 +12,7 @@ from torch import Tensor
 
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
 
+OLD_WEIGHT = 2.0  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
 MOST_IMBALANCE = 100  # samples of the most frequent class to one of the rarest, from which on a warning is given
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -177,6 +178,24 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) ->
         f"(it takes class {taken}); the module learns what the source knows, so the cloned classes will be weak or "
         "mixed up; give labels in the source's order, and images scaled as the source was trained"
     )
+
+
+def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:
+    """One weight per sample, mean one, such that old samples (labels below ``old``) weigh so many times the new ones.
+
+    Where there is only one kind, all weigh one.
+
+    Examples
+    --------
+    >>> balance(torch.tensor([0, 0, 0, 1]), 1).tolist()
+    [0.6666666865348816, 0.6666666865348816, 0.6666666865348816, 2.0]
+    """
+    weights = torch.ones(len(labels), device=labels.device)
+    is_new = labels >= (0 if old is None else old)
+    for kind, share in ((~is_new, old_weight), (is_new, 1.0)):
+        if 0 < int(kind.sum()) < len(labels):
+            weights[kind] = share / (1 + old_weight) * len(labels) / int(kind.sum())
+    return weights
 
 
 def check_keep(keep: float) -> None:

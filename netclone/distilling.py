@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from netclone.neighbourhoods import nearby
+from netclone.neighbourhoods import drawn, nearby
 from netclone.stepping import step
 
 TEMPERATURE = 2.0
@@ -21,6 +21,7 @@ def distill(
     images: Tensor,
     held_out: Tensor,
     *,
+    weights: Tensor | None = None,
     columns: Sequence[int] | None = None,
     steps: int,
     batch_size: int,
@@ -37,6 +38,8 @@ def distill(
     ----------
     student, teacher
         Operator graphs from images ``(N, C, H, W)`` to logits; the teacher is untouched.
+    weights
+        How often each sample is drawn ``(N,)``; None: all alike.
     columns
         The teacher's logits that the student has; None: all.
 
@@ -50,6 +53,7 @@ def distill(
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     if not parameters or steps <= 0:
         return
+    weights = torch.ones(len(images)) if weights is None else weights
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
     goal = _logits(teacher, held_out, batch_size, columns)
@@ -65,8 +69,8 @@ def distill(
         parameter.requires_grad_(True)
     try:
         for done in range(steps):
-            near = nearby(images, batch_size // 2, generator)
-            exact = images[torch.randint(len(images), (batch_size - len(near),), generator=generator).to(images.device)]
+            near = nearby(images, (batch_size + 1) // 2, generator, weights)
+            exact = images[drawn(weights, batch_size - len(near), generator).to(images.device)]
             batch = torch.cat([exact, near])
             want = _logits(teacher, batch, batch_size, columns)
             loss = _loss(student(batch), want, scale)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,14 +163,8 @@ def evaluate(
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
     """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), deterministic():
-            parts = [model(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with _in_eval_mode(model):
+        parts = [model(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     if not isinstance(parts[0], Tensor) or parts[0].dim() != 2:
         raise OutputError(
             f"{type(model).__name__} returns {type(parts[0]).__name__}; expected one tensor (N, classes): wrap it"
@@ -177,8 +172,21 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
     return torch.cat(parts)
 
 
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run without gradient and reproducibly, in eval mode; modes and random state are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), deterministic():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
-    """Parameters, MACs and measured latency of a model at some inputs; of a clone, the bytes of its archive too.
+    """Parameters, MACs and measured latency of a model in eval mode; of a clone, the bytes of its archive too.
 
     Raises
     ------
@@ -190,7 +198,7 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
     8
     """
-    with torch.no_grad(), deterministic():
+    with _in_eval_mode(model):
         with FlopCounterMode(display=False) as counter:
             model(*inputs)
         times = []

@@ -23,10 +23,11 @@ def gate_vector(groups: ChannelGroups, gates: Sequence[Tensor]) -> Tensor:
 
 
 def gated_outputs(groups: ChannelGroups, gates: Tensor, *inputs: Tensor) -> Tensor:
-    """Outputs of the captured network with unit ``i`` scaled by its gate; differentiable in the gates."""
-    parameters: dict[str, Tensor] = {}
+    """Outputs of the captured network with unit ``i`` scaled by its gate; differentiable in the gates alone."""
+    parameters = {name: parameter.detach() for name, parameter in groups.graph_module.named_parameters()}
     for name, axis, index in consumer_columns(groups):
-        weight = parameters.get(name, tensor_at(groups.graph_module, name).detach())
+        weight = parameters.get(name)
+        weight = tensor_at(groups.graph_module, name).detach() if weight is None else weight
         shape = [1] * weight.dim()
         shape[axis] = -1
         parameters[name] = weight * gates[index.to(gates.device)].to(weight.dtype).reshape(shape)

@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from netclone.budgeting import Allocation, channel_share, check_budget, units_kept
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, check_classes, check_keep, gather
+from netclone.data import Batches, Samples, balance, check_classes, check_keep, gather
 from netclone.errors import ArgumentError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
-from netclone.neighbourhoods import nearby
+from netclone.neighbourhoods import drawn, nearby
 from netclone.stepping import step
 
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
 TAYLOR_SAMPLES, TAYLOR_BATCH = 1024, 8
-LEARNING_RATES = {"global": 0.02, "uniform": 0.03}  # of scores standardised over all groups, and within each
+LEARNING_RATE = 0.08  # of standardised scores; falls to nothing over the steps
 _USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
 
 
@@ -143,10 +143,7 @@ def localize(
     def choose(scores: Sequence[Tensor], share: float) -> list[Tensor]:
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
-    rate = LEARNING_RATES["uniform" if divided is None else "global"]
-    return best(
-        _local(groups, samples.images, wanted, start, choose, share, rate, generator, steps, batch_size, progress)
-    )
+    return best(_local(groups, samples, wanted, start, choose, share, generator, steps, batch_size, progress))
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -190,7 +187,8 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -
     The loss is that of telling the cloned classes from each other and from the rest, on small batches of shuffled
     samples: in larger ones gradients of different samples cancel.
     """
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:TAYLOR_SAMPLES]
+    weights = _both_sides(samples, classes)
+    order = drawn(weights, TAYLOR_SAMPLES, torch.Generator().manual_seed(0), repeat=False)
     images, labels = (tensor[order.to(tensor.device)] for tensor in (samples.images, samples.labels))
     gates = [torch.ones(group.size, device=images.device, requires_grad=True) for group in groups.groups]
     columns = torch.tensor(classes, device=images.device)
@@ -207,12 +205,11 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -
 
 def _local(
     groups: ChannelGroups,
-    images: Tensor,
+    samples: Samples,
     classes: tuple[int, ...],
     start: Sequence[Tensor],
     choose: Callable[[Sequence[Tensor], float], list[Tensor]],
     keep: float,
-    rate: float,
     generator: torch.Generator,
     steps: int,
     batch_size: int,
@@ -225,8 +222,10 @@ def _local(
     ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from everything
     to ``keep``.
     """
+    images, weights = samples.images, _both_sides(samples, classes)
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
-    optimizer = torch.optim.Adam(scores, lr=rate)
+    optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
     with torch.no_grad():
         some = images[:: max(1, len(images) // TAYLOR_SAMPLES)]
         full = torch.cat([groups.graph_module(part) for part in some.split(batch_size)])
@@ -234,7 +233,7 @@ def _local(
     columns = torch.tensor(classes, device=images.device)
     for done in range(steps):
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
-        points = nearby(images, batch_size, generator)
+        points = nearby(images, batch_size, generator, weights)
         with torch.no_grad():
             want = _local_logits(groups.graph_module(points), columns)
         gates = [
@@ -244,9 +243,15 @@ def _local(
         agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
         loss = agreement + 0.1 * F.mse_loss(got / scale, want / scale)
         step(optimizer, loss, f"localize, step {done}")
+        schedule.step()
         if progress is not None:
             progress(done + 1, steps)
     return [score.detach().cpu() for score in scores]
+
+
+def _both_sides(samples: Samples, classes: tuple[int, ...]) -> Tensor:
+    """How often to draw each sample, so that the cloned classes and the rest come up equally often."""
+    return balance(torch.isin(samples.labels, torch.tensor(classes, device=samples.labels.device)).long(), 1)
 
 
 def _local_logits(logits: Tensor, columns: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from torch import Tensor
 NOISE = 0.1  # of the standard deviation of the images drawn
 
 
-def nearby(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def nearby(images: Tensor, count: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
     """``count`` points around random samples ``(N, ...)``: each mixed with another (mostly little) and perturbed.
+
+    ``weights (N,)`` say how often each sample is drawn; None: all alike.
 
     Examples
     --------
@@ -18,8 +20,23 @@ def nearby(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.2: local surrogates around the clone set.
     """
-    first, second = (torch.randint(len(images), (count,), generator=generator).to(images.device) for _ in range(2))
+    weights = torch.ones(len(images)) if weights is None else weights
+    first, second = (drawn(weights, count, generator).to(images.device) for _ in range(2))
     mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (images.dim() - 1)).to(images)
     noise = torch.randn(count, *images.shape[1:], generator=generator).to(images)
     here = images[first]
     return here * (1 - mix / 2) + images[second] * mix / 2 + NOISE * here.std() * noise
+
+
+def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bool = True) -> Tensor:
+    """Indices ``(count,)`` of samples drawn by their weights ``(N,)``; without repetition at most all of them.
+
+    Examples
+    --------
+    >>> drawn(torch.tensor([0.0, 1.0, 1.0]), 5, torch.Generator(), repeat=False).sort().values
+    tensor([1, 2])
+    """
+    count = count if repeat else min(count, int((weights > 0).sum()))
+    if count == 0:
+        return torch.empty(0, dtype=torch.long)
+    return torch.multinomial(weights.cpu().float(), count, replacement=repeat, generator=generator)

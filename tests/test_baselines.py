@@ -15,8 +15,7 @@ from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, extended, sta
 from netclone.baselines.ensembling import Ensemble
 from netclone.baselines.modulating import Modulator
 from netclone.baselines.patching import Patched, blocks
-from netclone.baselines.training import balance
-from netclone.data import Samples
+from netclone.data import Samples, balance
 from netclone.errors import ArgumentError, DataError, FitError, OutputError
 
 METHODS = {**TUNING, **ENSEMBLES}
@@ -320,7 +319,7 @@ def test_tuning_takes_the_best_and_keeps_failures_as_values() -> None:
 @pytest.mark.parametrize("name", TUNING)
 def test_a_method_learns_an_easy_task(name: str) -> None:
     given = replace(problem(), train=samples(60, 2), validation=samples(20, 3))
-    model = TUNING[name](given, Recipe(lr=2e-2, steps=40, batch_size=20))
+    model = TUNING[name](given, Recipe(lr=1e-2, steps=80, batch_size=20))
     test = samples(40, 4)
     scores = netclone.evaluate(model, [(test.images, test.labels)], old=range(OLD), new=range(OLD, OLD + NEW))
     assert scores.old is not None and scores.new is not None
@@ -354,15 +353,16 @@ def test_the_best_moment_stays() -> None:
     model = nn.Linear(1, 2)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
-    score = train(model, wrong, Recipe(lr=0.1, steps=80), validation=right, old=1)
-    assert score == validated(model, right, 1)[0] > 0.9
+    score = train(model, wrong, Recipe(lr=0.1, steps=80), validation=right)
+    assert score == validated(model, right)[0] > 0.9
     train(model, wrong, Recipe(lr=0.1, steps=80))
-    assert validated(model, right, 1)[0] < 0.1
+    assert validated(model, right)[0] < 0.1
 
 
-def test_old_and_new_weigh_the_same() -> None:
+def test_old_samples_weigh_so_many_times_the_new_ones() -> None:
     labels = torch.tensor([0, 1, 1, 0, 1, 2])
     assert balance(labels, 2).tolist() == pytest.approx([0.6] * 5 + [3.0])
+    assert balance(labels, 2, 2.0).tolist() == pytest.approx([0.8] * 5 + [2.0])
     assert balance(labels, None).tolist() == balance(labels, 3).tolist() == balance(labels + 3, 3).tolist() == [1.0] * 6
     model = nn.Linear(1, 3)
     with torch.no_grad():

@@ -102,6 +102,14 @@ def test_cost_counts_parameters_and_macs() -> None:
     assert cost.latency_ms > 0
 
 
+def test_cost_leaves_a_model_in_training_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    netclone.cost(model, torch.randn(1, 3, 3, 3), repeats=2)  # one value per channel: fails in training mode
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
 def test_calibration_error_is_that_counted_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.91, 0.09], [0.6, 0.4], [0.3, 0.7]])
     labels = torch.tensor([0, 1, 0, 1])

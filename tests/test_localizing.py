@@ -276,6 +276,12 @@ def test_images_that_the_source_does_not_take_are_refused(source):
         localize(source, [(IMAGES.expand(4, 3, 8, 8), LABELS)], classes=[5, 7])
 
 
+@pytest.mark.parametrize("method", ["local", "taylor"])
+def test_groups_that_are_given_are_not_touched(groups, method):
+    with untouched(groups.graph_module):
+        localize(groups, clone_set((5, 7), 20), classes=[5, 7], method=method, steps=2)
+
+
 def test_learning_that_diverges_says_so(groups):
     with untouched(groups.graph_module), pytest.raises(FitError, match="localize, step 0: the loss is .*; check the"):
         localize(groups, [(IMAGES + 1e38, LABELS)], classes=[5, 7])

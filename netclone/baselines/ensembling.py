@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Problem, Recipe
-from netclone.baselines.training import balance, validated
+from netclone.baselines.training import validated
 from netclone.channels import channel_groups
-from netclone.data import Samples
+from netclone.data import OLD_WEIGHT, Samples, balance
 from netclone.evaluating import predict
 from netclone.extracting import extract
 from netclone.localizing import localize
@@ -58,8 +58,9 @@ def ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     """The ensemble with scale and bias of the new logits fitted on the training samples.
 
-    Fitted by L-BFGS to the cross entropy, old and new classes weighing the same, once with a scale and a bias for all
-    new columns and once for each; of these and the plain ensemble, the best on validation is taken.
+    Fitted by L-BFGS to the cross entropy, a mistake on an old class weighing twice one on a new class, once with a
+    scale and a bias for all new columns and once for each; of these and the plain ensemble, the best on validation is
+    taken.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling.
     """
@@ -67,7 +68,9 @@ def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def pruned_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The calibrated ensemble with a source pruned by magnitude to ``problem.keep`` of its parameters.
+    """The calibrated ensemble with a source pruned by magnitude to ``problem.keep`` of its parameters, and refitted.
+
+    What reads pruned channels is refitted by least squares on the training samples, in place of retraining.
 
     Raises
     ------
@@ -78,7 +81,8 @@ def pruned_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     """
     groups = channel_groups(problem.source, problem.train.images[:2])
     mask = localize(groups, classes=problem.classes, method="magnitude", budget="params", keep=problem.keep)
-    return _calibrated(problem, extract(groups, mask, classes=problem.classes))
+    data = [(problem.train.images, problem.train.labels)]
+    return _calibrated(problem, extract(groups, mask, classes=problem.classes, reconstruct=data))
 
 
 def _whole_source(problem: Problem) -> nn.Module:
@@ -117,7 +121,7 @@ class _Rescaled(nn.Module):
 
 def _fitted(logits: Samples, old: int, size: int) -> tuple[Tensor, Tensor]:
     """Scale and bias ``(size,)`` that minimise the balanced cross entropy; a convex problem."""
-    values, weights = logits.images.double(), balance(logits.labels, old).double()
+    values, weights = logits.images.double(), balance(logits.labels, old, OLD_WEIGHT).double()
     scale = torch.ones(size, dtype=torch.double, device=values.device, requires_grad=True)
     bias = torch.zeros(size, dtype=torch.double, device=values.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([scale, bias], max_iter=200, line_search_fn="strong_wolfe")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Augment, Method, Problem, Recipe
-from netclone.data import Samples
+from netclone.data import OLD_WEIGHT, Samples, balance
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.evaluating import predict
 from netclone.placing import reason
@@ -51,7 +51,7 @@ def train(
     validation
         Where given, the balanced accuracy is measured and the best state kept; None: the last state is.
     old
-        Number of old columns: old and new samples then weigh the same in total. None: every sample weighs the same.
+        Number of old columns: the old samples together then weigh twice the new ones. None: all weigh the same.
     parameters
         What to train; None: whatever requires a gradient.
     progress
@@ -103,7 +103,7 @@ def train_on(
     parameters: Iterable[nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """As :func:`train`, some parameters on the samples of a problem, old and new classes weighing the same."""
+    """As :func:`train`, some parameters on the samples of a problem, an old mistake weighing twice a new one."""
     train(
         model,
         problem.train,
@@ -131,7 +131,7 @@ def _loop(
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = _batches(len(samples), recipe.batch_size, generator)
-    weights = balance(samples.labels, old)
+    weights = balance(samples.labels, old, OLD_WEIGHT)
     looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)} if validation is not None else set()
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
     for step in range(steps + 1):
@@ -269,16 +269,6 @@ def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterato
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order[: count - count % size].split(size)
-
-
-def balance(labels: Tensor, old: int | None) -> Tensor:
-    """One weight per sample, mean one, such that old and new ones weigh the same in total."""
-    weights = torch.ones(len(labels), device=labels.device)
-    is_new = labels >= (0 if old is None else old)
-    for kind in (is_new, ~is_new):
-        if 0 < int(kind.sum()) < len(labels):
-            weights[kind] = len(labels) / (2 * int(kind.sum()))
-    return weights
 
 
 def _modes(module: nn.Module, training: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -9,7 +11,6 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,15 +32,20 @@ from netclone.benchmarking.reporting import write
 from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Suite, needed
 from netclone.cloning import clone
 from netclone.data import Samples
-from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
+from netclone.errors import ArgumentError, FitError, NetcloneError, NetcloneWarning
 from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
 from netclone.placing import candidates, reason
 from netclone.tracing import INPUT, same_bits, trace
 
-JOINT = "joint, 100%"
+JOINT, GIVEN = "joint, 100%", "source, as given"
+"""The upper bound: the source, trained here on all training images, or with weights that were given."""
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
+DISTILLATIONS = (0.3, 3.0)
+"""Weights of LwF's distillation loss that are tried beside 1."""
+MOST_FURTHER = 4
+"""Learning rates that a search tries beyond its grid."""
 
 Tell = Callable[[str, int, int], None]
 
@@ -176,6 +182,7 @@ class _Bench:
         self.journal, self.tell = journal, tell
         self.networks: dict[tuple[str, int], nn.Module] = {}
         self.training: dict[str, dict[str, Any]] = {}
+        self.bound = GIVEN if suite.source.weights else JOINT
         self.references: dict[int, Tensor] = {}
         self.data_digest = _digest(
             *(
@@ -225,16 +232,17 @@ class _Bench:
 
     def _main(self, setting: Setting, fraction: float, seed: int) -> list[Job]:
         ours = [(_sized(keep), tuple({**self.suite.clone, "keep": keep}.items())) for keep in setting.keeps]
-        others = [(name, ()) for name in (*TUNING, *ENSEMBLES, JOINT)]
+        others = [(name, ()) for name in (*TUNING, *ENSEMBLES, self.bound)]
         return [Job("main", setting, fraction, seed, name, options) for name, options in [*ours, *others]]
 
     def digest(self, job: Job) -> str:
-        """Of everything in the suite that a run depends on: where it differs, the run is made again."""
+        """Of everything that a run depends on, the code included: where it differs, the run is made again."""
         suite = self.suite
         parts: list[Any] = [
-            netclone.__version__,
+            _code("cloning" if job.options else "baselines"),
             self.data_digest,
             *(_described(network) for network in (suite.source, suite.target)),
+            *(_weights_digest(self.folder, network) for network in (suite.source, suite.target)),
             suite.old,
             job.setting.new,
             job.options,
@@ -372,7 +380,7 @@ class _Bench:
     def _made(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
         if job.options:
             return self._cloned(job, problem, record)
-        if job.method == JOINT:
+        if job.method == self.bound:
             columns = tuple(self.dataset.columns[label] for label in self.suite.old) + problem.classes
             record["seconds"] = self.training[f"source, seed {job.seed}"]["seconds"]
             model: nn.Module = Columns(problem.source, columns, problem.train.images.device).eval()
@@ -422,7 +430,8 @@ class _Bench:
             def tell(done: int, total: int) -> None:
                 self.tell(f"tune {job.method}", done, total)
 
-            tuned = search(method, self.problem(origin), base, rates, depths, tell)
+            weights = DISTILLATIONS if job.method == "LwF" and len(rates) >= 3 else ()
+            tuned = search(method, self.problem(origin), base, rates, depths, weights, tell)
             known = {
                 "key": key,
                 "digest": self.digest(origin),
@@ -489,7 +498,7 @@ class _Bench:
             "clone": suite.clone,
             "tuning": list(TUNING),
             "ensembles": list(ENSEMBLES),
-            "joint": JOINT,
+            "joint": self.bound,
             "ours": _sized(suite.settings[0].keeps[0]),
         }
 
@@ -500,7 +509,7 @@ class _Bench:
         searches = [r for key, r in self.journal.records.items() if key.startswith(f"search|{self.suite.name}|")]
         for seed in facts["seeds"]:
             self.source(seed), self.target(seed)
-        spent = [r["seconds"] or 0 for r in runs if r["method"] != JOINT and "seconds" in r]
+        spent = [r["seconds"] or 0 for r in runs if r["method"] != self.bound and "seconds" in r]
         made = [about["seconds"] or 0 for about in self.training.values()]
         return {
             **facts,
@@ -517,34 +526,34 @@ def search(
     problem: Problem,
     base: Recipe,
     rates: tuple[float, ...],
-    depths: tuple[int, ...],
+    depths: tuple[int, ...] = (),
+    distillations: tuple[float, ...] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
-    """The best learning rate, one step further where the best of three is at an end, and then the best freezing depth.
+    """The best learning rate, then the best freezing depth, then the best weight of the distillation loss.
 
-    What is best is said by the balanced accuracy on the validation split; ties go to the lower cross entropy.
+    Of three rates or more, the grid goes on by factors of 3 as long as its best is at an end. What is best is said by
+    the balanced accuracy on the validation split; ties go to the lower cross entropy.
     """
     found = [tune(method, problem, [replace(base, lr=rate) for rate in rates], progress)]
-    if len(rates) >= 3 and found[0].recipe.lr in (rates[0], rates[-1]):
-        further = rates[0] / 3 if found[0].recipe.lr == rates[0] else rates[-1] * 3
-        found.append(_or_none(method, problem, [replace(base, lr=further)], progress) or found[0])
-    best = max(found, key=lambda tuned: validated(tuned.model, problem.validation, problem.old))
-    deeper = [replace(best.recipe, frozen=depth) for depth in depths if depth != best.recipe.frozen]
-    if deeper:
-        found.append(_or_none(method, problem, deeper, progress) or best)
-        best = max(found, key=lambda tuned: validated(tuned.model, problem.validation, problem.old))
-    different = list({id(tuned): tuned for tuned in found}.values())
-    trials = tuple(trial for tuned in different for trial in tuned.trials)
-    return replace(best, trials=trials, seconds=sum(tuned.seconds for tuned in different))
 
+    def best() -> Tuned:
+        return max(found, key=lambda tuned: validated(tuned.model, problem.validation, problem.old))
 
-def _or_none(
-    method: Method, problem: Problem, recipes: list[Recipe], progress: Callable[[int, int], None] | None
-) -> Tuned | None:
-    try:
-        return tune(method, problem, recipes, progress)
-    except NetcloneError:
-        return None
+    def further(recipes: list[Recipe]) -> None:
+        with contextlib.suppress(FitError):  # if all of them fail, they are no better
+            found.append(tune(method, problem, recipes, progress))
+
+    tried = list(rates)
+    while len(rates) >= 3 and best().recipe.lr in (min(tried), max(tried)) and len(tried) < len(rates) + MOST_FURTHER:
+        tried.append(max(tried) * 3 if best().recipe.lr == max(tried) else min(tried) / 3)
+        further([replace(base, lr=tried[-1])])
+    if depths:
+        further([replace(best().recipe, frozen=depth) for depth in depths if depth != best().recipe.frozen])
+    if distillations:
+        further([replace(best().recipe, distillation=weight) for weight in distillations])
+    trials = tuple(trial for tuned in found for trial in tuned.trials)
+    return replace(best(), trials=trials, seconds=sum(tuned.seconds for tuned in found))
 
 
 def changed(target: nn.Module, model: nn.Module) -> int:
@@ -590,6 +599,24 @@ def _described(network: Network) -> str:
     return f"{network.name}: {how}"
 
 
+@functools.cache
+def _code(kind: str) -> str:
+    """A digest of the sources that make a clone, or a baseline."""
+    folder = Path(netclone.__file__).parent
+    files = [folder / "data.py", folder / "evaluating.py", *sorted((folder / "baselines").glob("*.py"))]
+    if kind == "cloning":
+        drawn = {"demo.py", "plotting.py", "cli.py", "__main__.py"}
+        files = [path for path in sorted(folder.glob("*.py")) if path.name not in drawn]
+    return _digest(*(path.read_text(encoding="utf-8") for path in [*files, folder / "benchmarking" / "networks.py"]))
+
+
+def _weights_digest(folder: Path, network: Network) -> str:
+    """A digest of the weights a network is given; nothing for one that is trained here."""
+    if network.weights is None:
+        return ""
+    return hashlib.sha256(needed(folder, network.weights).read_bytes()).hexdigest()
+
+
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -605,7 +632,7 @@ def _cached(path: Path, model: nn.Module) -> float | None:
     return seconds
 
 
-@contextmanager
+@contextlib.contextmanager
 def _threads() -> Iterator[int]:
     """As many threads as there are CPUs for this process, unless the user has said otherwise (OMP_NUM_THREADS)."""
     before = torch.get_num_threads()

@@ -285,9 +285,9 @@ SUITES: dict[str, Suite] = {
             source=Network(
                 "ResNet-20", _resnet(3, 3, _WHOLE, "pad"), weights="cifar_resnet20.akamaster_c10_jpegft.safetensors"
             ),
-            target=Network("ResNet-20", _resnet(3, 3, _WHOLE, "pad"), Training(epochs=25, lr=0.1, batch_size=64)),
+            target=Network("ResNet-20", _resnet(3, 3, _WHOLE, "pad"), Training(epochs=15, lr=0.1, batch_size=64)),
             old=(0, 1, 2, 3, 4),
-            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=500, keeps=(0.5, 0.25), search_steps=200),),
+            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5, 0.25), search_steps=100),),
             augment=cropped,
             **_STUDIED,
         ),
@@ -303,7 +303,7 @@ SUITES: dict[str, Suite] = {
             ),
             target=Network("timm test_resnet", _timm("test_resnet"), Training(epochs=20, lr=0.05, batch_size=32)),
             old=(0, 1, 2, 3, 4),
-            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=80, keeps=(0.5, 0.25)),),
+            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=80, keeps=(0.5,)),),
             augment=flipped,
             rates=RATES,
             depths=(0, 2, 3, 4, 5),
