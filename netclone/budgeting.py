@@ -15,6 +15,11 @@ from netclone.slimming import slim
 from netclone.tracing import shape_of
 
 aten = torch.ops.aten
+_LAYERS = (
+    *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
+    *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
+    aten.linear.default,
+)
 
 BUDGETS = ("channels", "params", "macs")
 
@@ -190,7 +195,7 @@ def _positions(groups: ChannelGroups) -> dict[str, int]:
     """Per weight of a convolution or linear layer, how often each of its entries is used for one image."""
     found: dict[str, int] = {}
     for node in groups.graph_module.graph.nodes:
-        if node.target in (aten.conv2d.default, aten.conv1d.default, aten.conv3d.default, aten.linear.default):
+        if node.target in _LAYERS:
             weight, shape = node.args[1], shape_of(node)
             if isinstance(weight, fx.Node) and weight.op == "get_attr" and shape is not None:
                 channels = shape[-1] if node.target is aten.linear.default else shape[0]

@@ -152,12 +152,18 @@ def check_untied(model: nn.Module) -> None:
 
 
 def fingerprint(graph_module: fx.GraphModule) -> str:
-    """Hash of an operator graph's structure: operators, tensor names and shapes, not their values."""
+    """Hash of a graph's structure: operators, modules, tensor names and shapes, not values; the same in any process."""
     digest = hashlib.sha256()
     for node in graph_module.graph.nodes:
-        digest.update(f"{node.op}:{node.target}".encode())
+        target = node.target
+        if not isinstance(target, (str, torch._ops.OpOverload)):  # as text, a function holds its address
+            target = f"{target.__module__}.{target.__qualname__}"
+        digest.update(f"{node.op}:{target}".encode())
         if node.op == "get_attr":
-            digest.update(str(tuple(tensor_at(graph_module, str(node.target)).shape)).encode())
+            digest.update(str(tuple(tensor_at(graph_module, str(target)).shape)).encode())
+        elif node.op == "call_module":
+            shapes = [tuple(tensor.shape) for tensor in graph_module.get_submodule(str(target)).parameters()]
+            digest.update(str(shapes).encode())
     return digest.hexdigest()
 
 

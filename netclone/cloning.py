@@ -21,11 +21,15 @@ from netclone.data import (
     check_classes,
     check_clone_set,
     check_keep,
+    check_names,
+    check_number,
     gather,
+    in_batches,
 )
 from netclone.distilling import distill
 from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
 from netclone.extracting import Slimmed, classifier_rows, features_node, slim_down
+from netclone.injecting import GraftedModule, clones, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
@@ -73,7 +77,7 @@ def clone(
     Parameters
     ----------
     source, target
-        Modules or traced graphs.
+        Modules or traced graphs. Clones that the target holds already play no part: each reads the target alone.
     data
         The clone set: iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space.
         Samples of other classes are ignored.
@@ -137,6 +141,9 @@ def clone(
     unknown = [part for part in without if part not in PARTS]
     if unknown or isinstance(without, str):
         raise ArgumentError(f"without: got {unknown or without!r}, expected some of {', '.join(map(repr, PARTS))}")
+    check_number(epochs, "epochs", 0)
+    check_number(batch_size, "batch_size", 1)
+    check_number(distill_steps, "distill_steps", 0)
     if not 0 < validation < 1:
         raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     tell = progress or (lambda what, done, total: None)
@@ -150,17 +157,18 @@ def clone(
             UncalibratedWarning,
             stacklevel=2,
         )
+    while isinstance(target, GraftedModule):
+        target = remove(target, clones(target)[0])
     example = new.images[:2]
     with deterministic():
         torch.default_generator.manual_seed(seed)
         groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
         chosen = check_classes(classes, groups.outputs)
-        if class_names and len(class_names) != len(chosen):
-            raise ArgumentError(f"class_names: {len(class_names)} names for {len(chosen)} classes; give one per class")
+        check_names(class_names, chosen)
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
         new = new.of_classes(chosen)
-        check_agreement(_through(groups.graph_module, new.images, batch_size), new, chosen)
+        check_agreement(in_batches(groups.graph_module, new.images, batch_size), new, chosen)
         task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, frozenset(without), seed)
         if mask is None:
             tell("localize", 0, 1)
@@ -230,7 +238,7 @@ class _Task:
         rest: tuple[int, ...] = ()
         if others:
             around = clone_set[0].images if old is None else old.images[train[train < first_new]]
-            logits = _through(groups.graph_module, around, batch_size)[:, others]
+            logits = in_batches(groups.graph_module, around, batch_size)[:, others]
             rest = tuple(others[i] for i in _most_likely(logits))
             if old is not None:
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
@@ -245,7 +253,7 @@ class _Task:
             validation=held_out,
             classes=classes,
             rest=rest,
-            logits=_through(traced, images, batch_size),
+            logits=in_batches(traced, images, batch_size),
             batch_size=batch_size,
             epochs=epochs,
             without=without,
@@ -392,7 +400,7 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
         if "adapter_start" not in task.without:
             adapter.solve(train.features, wanted)
     branch = nn.Sequential(adapter, module.body)
-    features = _through(branch, train.features, task.batch_size)
+    features = in_batches(branch, train.features, task.batch_size)
     both, calibrated = ("target_stream" not in task.without), ("calibration" not in task.without)
     classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes), both).to(train.logits)
     rest = task.rest if calibrated else ()
@@ -402,7 +410,7 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
     if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)
-        held_out = replace(held_out, features=_through(branch, held_out.features, task.batch_size))
+        held_out = replace(held_out, features=in_batches(branch, held_out.features, task.batch_size))
     return _Fit(place, module, whole, trained, train, held_out)
 
 
@@ -430,11 +438,6 @@ def _most_likely(logits: Tensor) -> list[int]:
     return order[: min(count, MOST_REST)].tolist()
 
 
-def _through(network: nn.Module, features: Tensor, batch_size: int) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([network(part) for part in features.split(batch_size)])
-
-
 def _place(traced: fx.GraphModule, at: str) -> Place:
     node = position(traced, at)
     shape = shape_of(node)
@@ -456,8 +459,7 @@ def _split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Te
 
 
 def _check_same_images(new: Samples, old: Samples | None) -> None:
-    if old is not None and (old.images.shape[1:] != new.images.shape[1:] or old.images.dtype != new.images.dtype):
+    if old is not None and old.format != new.format:
         raise DataError(
-            f"target_data: images are {tuple(old.images.shape[1:])} {old.images.dtype}, those of data "
-            f"{tuple(new.images.shape[1:])} {new.images.dtype}; give both in the target's input format"
+            f"target_data: images are {old.format}, those of data {new.format}; give both in the target's input format"
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
 
@@ -28,6 +28,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def format(self) -> str:
+        """Shape of an image, dtype and device, in words."""
+        return _format(self.images)
 
     def check_labels(self, count: int, model: str) -> None:
         """Refuse labels outside the model's classes."""
@@ -73,10 +78,18 @@ def gather(data: Batches, what: str = "data") -> Samples:
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
+    if not isinstance(data, Iterable):
+        raise DataError(f"{what}: got {type(data).__name__}; expected an iterable of batches (images, labels)")
     for number, batch in enumerate(data):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
             raise DataError(f"{what}: batch {number} is {type(batch).__name__}; expected a pair (images, labels)")
-        image, label = batch[0], torch.as_tensor(batch[1])
+        image = batch[0]
+        try:
+            label = torch.as_tensor(batch[1])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{what}: labels of batch {number} are {type(batch[1]).__name__}; expected integer class indices"
+            ) from error
         if image.dim() < 2 or label.dim() != 1 or len(image) != len(label):
             raise DataError(
                 f"{what}: batch {number} has images {tuple(image.shape)} and labels {tuple(label.shape)}; expected "
@@ -87,10 +100,10 @@ def gather(data: Batches, what: str = "data") -> Samples:
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
             bad = int((~torch.isfinite(image)).sum())
             raise DataError(f"{what}: batch {number} holds {bad} values that are NaN or infinite; clean them first")
-        if images and (image.shape[1:] != images[0].shape[1:] or image.dtype != images[0].dtype):
+        if images and _format(image) != _format(images[0]):
             raise DataError(
-                f"{what}: batch {number} has images {tuple(image.shape)} {image.dtype}, batch 0 has "
-                f"{tuple(images[0].shape)} {images[0].dtype}; give all in one size and dtype"
+                f"{what}: batch {number} has images {_format(image)}, batch 0 has {_format(images[0])}; give all in "
+                "one size and dtype, on one device"
             )
         images.append(image.detach())
         labels.append(label.detach().to(image.device))
@@ -180,6 +193,12 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) ->
     )
 
 
+def in_batches(network: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+    """What a network gives for all inputs ``(N, ...)``, a batch at a time, without gradient."""
+    with torch.no_grad():
+        return torch.cat([network(part) for part in inputs.split(batch_size)])
+
+
 def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:
     """One weight per sample, mean one, such that old samples (labels below ``old``) weigh so many times the new ones.
 
@@ -226,6 +245,22 @@ def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
         if chosen.count(c) > 1:
             raise ArgumentError(f"classes: {c} is given {chosen.count(c)} times; name each class once")
     return chosen
+
+
+def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
+    """Refuse names that are not as many as the classes; none at all are well."""
+    if names and len(names) != len(classes):
+        raise ArgumentError(f"class_names: {len(names)} names for {len(classes)} classes; give one per class")
+
+
+def check_number(number: int, what: str, least: int) -> None:
+    """Refuse what is no whole number, or too small a one."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")
+
+
+def _format(images: Tensor) -> str:
+    return f"{tuple(images.shape[1:])} {images.dtype} on {images.device}"
 
 
 def _says_nothing(images: Tensor) -> bool:

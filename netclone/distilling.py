@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from netclone.data import in_batches
 from netclone.neighbourhoods import drawn, nearby
 from netclone.stepping import step
 
@@ -56,11 +57,16 @@ def distill(
     weights = torch.ones(len(images)) if weights is None else weights
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
-    goal = _logits(teacher, held_out, batch_size, columns)
+
+    def taught(images: Tensor) -> Tensor:
+        logits = in_batches(teacher, images, batch_size)
+        return logits if columns is None else logits[:, list(columns)]
+
+    goal = taught(held_out)
     scale = goal.std().clamp_min(1e-6)
 
     def distance() -> float:
-        return float(_loss(_logits(student, held_out, batch_size, None), goal, scale))
+        return float(_loss(in_batches(student, held_out, batch_size), goal, scale))
 
     start = distance()
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
@@ -72,8 +78,7 @@ def distill(
             near = nearby(images, (batch_size + 1) // 2, generator, weights)
             exact = images[drawn(weights, batch_size - len(near), generator).to(images.device)]
             batch = torch.cat([exact, near])
-            want = _logits(teacher, batch, batch_size, columns)
-            loss = _loss(student(batch), want, scale)
+            loss = _loss(student(batch), taught(batch), scale)
             step(optimizer, loss, f"distilling the clone, step {done}")
             schedule.step()
             if progress is not None:
@@ -92,9 +97,3 @@ def _loss(got: Tensor, want: Tensor, scale: Tensor) -> Tensor:
     soft, goal = (logits.div(TEMPERATURE).log_softmax(1) for logits in (got, want))
     divergence = F.kl_div(soft, goal, log_target=True, reduction="batchmean") * TEMPERATURE**2
     return divergence + 0.1 * F.mse_loss(got / scale, want / scale)
-
-
-def _logits(graph: fx.GraphModule, images: Tensor, batch_size: int, columns: Sequence[int] | None) -> Tensor:
-    with torch.no_grad():
-        logits = torch.cat([graph(part) for part in images.split(batch_size)])
-    return logits if columns is None else logits[:, list(columns)]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netclone.archiving import save
 from netclone.capturing import deterministic
-from netclone.data import Batches, Samples, gather
+from netclone.data import Batches, Samples, check_number, gather
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import clones
 from netclone.modules import CloneModule
@@ -116,6 +116,7 @@ def evaluate(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 4 (accuracy and locality).
     """
     samples = gather(data)
+    check_number(batch_size, "batch_size", 1)
     logits = predict(model, samples.images, batch_size)
     width = logits.shape[1]
     columns_of = _columns_of_clones(model, width)
@@ -141,9 +142,14 @@ def evaluate(
                     f"reference: logits of shape {tuple(reference.shape)} for {len(samples)} images; expected "
                     f"({len(samples)}, columns), or the target itself"
                 )
-            known = reference[is_old]
+            known = reference.to(is_old.device)[is_old]
         else:
             known = predict(reference, samples.images[is_old], batch_size)
+        if present and known.shape[1] <= max(present):
+            raise ArgumentError(
+                f"reference: {known.shape[1]} columns, but old classes up to {max(present)}; give the target before "
+                "grafting, or say with old=... which of the columns are its own"
+            )
         before = known[:, present].argmax(1)
         closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
     similarity = None

@@ -19,7 +19,7 @@ from netclone.capturing import (
     tensor_at,
 )
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, check_classes, gather
+from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError
 from netclone.folding import fold_batch_norms
 from netclone.masks import ChannelMask, silence
@@ -152,6 +152,7 @@ class Slimmed:
         self, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False, fold: bool = False
     ) -> CloneModule:
         """The part behind a cut as a clone of its own."""
+        check_names(class_names, self.classes)
         certificate = self.certify(at)
         whole = copy.deepcopy(self.graph_module)
         if features_only and features_node(whole) is not None:
@@ -305,7 +306,14 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     exact = exact.double()
     with torch.no_grad(), deterministic():
         seen = _WithNode(masked, None if cut_node is None else cut_node.name)
-        want = seen.run(example)
+        try:
+            want = seen.run(example)
+        except RuntimeError as failed:
+            raise CertificateError(
+                f"the masked source cannot be run in float64, so the slim one cannot be held against it: {failed}. "
+                "A constant or state of a fixed dtype in forward() is the usual cause: let it follow the input's "
+                "(x.new_zeros(...), .to(x.dtype))"
+            ) from failed
         given = example
         if cut_node is not None:
             exact = cut(exact, cut_node.name)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from netclone.budgeting import Allocation, channel_share, check_budget, units_kept
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, balance, check_classes, check_keep, gather
+from netclone.data import Batches, Samples, balance, check_classes, check_keep, check_number, gather
 from netclone.errors import ArgumentError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
@@ -88,6 +88,8 @@ def localize(
     if method not in METHODS:
         raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
     check_keep(keep)
+    check_number(steps, "steps", 0)
+    check_number(batch_size, "batch_size", 1)
     if data is None and method in ("local", "taylor"):
         raise ArgumentError(
             f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "

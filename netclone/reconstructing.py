@@ -17,6 +17,7 @@ aten = torch.ops.aten
 RIDGE = 1e-4  # of the mean square of the inputs
 ROWS = 200  # equations per unknown that are enough; what a larger map offers beyond them is skipped
 BATCH = 64  # images per step
+_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 IN_MEMORY = 2**31  # bytes of features held in memory; what goes beyond lies in unnamed temporary files
 
 
@@ -42,6 +43,7 @@ def reconstruct_slim(
     wide: dict[str, list[Any]] = {}
     slim: dict[str, list[Any]] = {}
     last_use = {n: node for node in full.graph.nodes for n in node.all_input_nodes}
+    behind = at is None  # the cut: what comes before it is not part of the slim network
     with torch.no_grad():
         for node in full.graph.nodes:
             if node.op == "output":
@@ -49,17 +51,22 @@ def reconstruct_slim(
             twin = twins[node.name]
             keep = held.keep if node.op == "call_function" else _as_it_is  # weights are refitted where they lie
             wide[node.name] = [keep(_run(full, node, wide, i, images)) for i, images in enumerate(batches)]
-            if node.op == "call_function" and node.name != at and _lost_inputs(new, node):
+            if behind and node.op == "call_function" and _lost_inputs(new, node):
                 _refit(slimmed, twin, slim, wide[node.name], new, node)
             if node.name == at:
+                behind = True
                 slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
-            else:
+            elif behind or node.op == "get_attr":
                 slim[node.name] = [keep(_run(slimmed, twin, slim, i, images)) for i, images in enumerate(batches)]
+            else:  # read later, if at all, for its sizes
+                slim[node.name] = wide[node.name]
             for used in node.all_input_nodes:
                 if last_use[used] is node:
-                    for values in (wide.pop(used.name), slim.pop(used.name)):
-                        if used.op == "call_function":
-                            held.drop(values)
+                    seen = wide.pop(used.name), slim.pop(used.name)
+                    if used.op == "call_function":
+                        held.drop(seen[0])
+                        if seen[1] is not seen[0]:
+                            held.drop(seen[1])
 
 
 class _Held:
@@ -97,7 +104,7 @@ def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[str, list[Any]
 
 
 def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
-    if node.target not in (aten.conv2d.default, aten.linear.default):
+    if node.target not in (*_CONVOLUTIONS, aten.linear.default):
         return False
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
@@ -125,11 +132,11 @@ def _refit(
     cross = torch.zeros(size, len(weight), dtype=torch.float64, device=weight.device)
     total = sum(value.numel() for value in want) // want[0].shape[1 if want[0].dim() == 4 else -1]
     stride = 1
-    while total // (stride + 1) ** 2 >= ROWS * size and twin.target is aten.conv2d.default:
+    while total // (stride + 1) ** 2 >= ROWS * size and twin.target in _CONVOLUTIONS:
         stride += 1
     for number, (inputs, targets) in enumerate(zip(slim[twin.args[0].name], want, strict=True)):
         targets = _narrowed(new, node, targets)
-        if twin.target is aten.conv2d.default:
+        if twin.target in _CONVOLUTIONS:
             inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
         rows = inputs.reshape(-1, weight[0].numel())
         if bias_node is not None:
@@ -159,11 +166,17 @@ def _patches(
     """
     given = list(arguments(twin)[3:6])
     stride, padding, dilation = given + [[1, 1], [0, 0], [1, 1]][len(given) :]
+    kernel = weight.shape[2:]
+    if padding == "same":
+        around = [reach * (size - 1) for reach, size in zip(dilation, kernel, strict=True)]
+        sides = [side for total in reversed(around) for side in (total // 2, total - total // 2)]
+    else:
+        sides = [0] * 4 if padding == "valid" else [padding[1], padding[1], padding[0], padding[0]]
     height, width = targets.shape[-2:]
     down, right = number % min(every, height), number // every % min(every, width)
-    inputs = F.pad(inputs, (padding[1], padding[1], padding[0], padding[0]))
+    inputs = F.pad(inputs, sides)
     inputs = inputs[:, :, down * stride[0] :, right * stride[1] :]
     steps = tuple(step * every for step in stride)
-    patches = F.unfold(inputs, weight.shape[2:], tuple(dilation), 0, steps).transpose(1, 2)
+    patches = F.unfold(inputs, kernel, tuple(dilation), 0, steps).transpose(1, 2)
     targets = targets[:, :, down::every, right::every].flatten(2).transpose(1, 2)
     return patches, targets

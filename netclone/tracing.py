@@ -155,7 +155,7 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
     paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
     model = type(traced).__name__
-    if at == INPUT and at not in paths and at not in nodes:
+    if at == INPUT:  # even where a module has that name: its node can still be named
         return next(node for node in traced.graph.nodes if node.op == "placeholder")
     if at in facts.get("not_tensors", {}):
         raise PositionError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +16,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
-from netclone.baselines import ENSEMBLES, TUNING
+from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
+from netclone.benchmarking import running
 from netclone.benchmarking.networks import ResNet, Training, cropped, flipped, train_network
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
 from netclone.benchmarking.running import JOINT, Journal, changed
 from netclone.benchmarking.suites import SUITES, suite_named
-from netclone.errors import ArgumentError
+from netclone.errors import ArgumentError, FitError
 
 runner = CliRunner()
 
@@ -202,6 +205,38 @@ def test_gap_is_a_share_of_the_way_from_the_best_tuning_baseline_to_joint_traini
     assert (found.ours_lost, found.best_lost) == (0.5, 2.0)
     assert gap(table, "ours", ("ensemble",), "joint").closed is None  # type: ignore[union-attr]
     assert gap(table, "ours", ("absent",), "joint") is None
+
+
+@pytest.mark.parametrize("fails_from", [math.inf, 0.2])
+def test_a_search_goes_on_while_its_best_is_at_an_end_then_looks_at_depth_and_distillation(
+    monkeypatch: pytest.MonkeyPatch, fails_from: float
+) -> None:
+    def quality(recipe: Recipe, *_: object) -> tuple[float, float]:
+        far = abs(math.log(recipe.lr / 0.27)), abs(recipe.frozen - 2), abs(math.log(recipe.distillation / 3))
+        return -sum(far), 0.0
+
+    tried: list[Recipe] = []
+
+    def tuned(method: object, problem: object, recipes: list[Recipe], progress: object) -> Tuned:
+        tried.extend(recipes)
+        good = [recipe for recipe in recipes if recipe.lr < fails_from]
+        if not good:
+            raise FitError("no recipe works")
+        best = max(good, key=quality)
+        trials = tuple(Trial(recipe, quality(recipe)[0], 1.0) for recipe in recipes)
+        return Tuned(best, best, quality(best)[0], trials, float(len(recipes)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running, "tune", tuned)
+    monkeypatch.setattr(running, "validated", quality)
+    problem: Any = SimpleNamespace(validation=None, old=None)
+    rates = (3e-3, 1e-2, 3e-2)
+    choices = (("frozen", (0, 1, 2, 3)), ("distillation", (0.3, 3.0)), ("old_weight", ()))
+    found = running.search(None, problem, Recipe(lr=1, steps=1), rates, choices)  # type: ignore[arg-type]
+    further = (0.09, 0.27, 0.81) if fails_from == math.inf else (0.09, 0.27)
+    assert [recipe.lr for recipe in tried[:-5]] == pytest.approx([*rates, *further])
+    assert (found.recipe.lr, found.recipe.frozen) == (pytest.approx(0.27 if fails_from == math.inf else 0.09), 2)
+    assert found.recipe.distillation == 3.0
+    assert len(found.trials) == found.seconds == len(tried) - (fails_from < math.inf)
 
 
 def test_several_runs_of_a_seed_are_averaged_before_seeds_are() -> None:

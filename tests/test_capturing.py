@@ -264,6 +264,19 @@ def test_the_fingerprint_is_of_structure_not_of_values():
     assert len({made(), made(width=7), made(act=torch.sigmoid)}) == 3
 
 
+def test_the_fingerprint_of_a_symbolic_graph_is_the_same_in_any_process():
+    def made(width=8):
+        def act(x):  # a new object at every call, as in a new process
+            return x.relu()
+
+        graph = fx.Graph()
+        out = graph.call_module("stem", (graph.placeholder("x"),))
+        graph.output(graph.call_function(act, (out,)))
+        return fingerprint(fx.GraphModule({"stem": nn.Linear(6, width)}, graph))
+
+    assert made() == made() != made(width=7)
+
+
 def test_tensors_are_set_and_found_under_dotted_names():
     root = nn.Module()
     set_tensor(root, "a.b.weight", nn.Parameter(torch.ones(2)))

@@ -133,7 +133,11 @@ def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
     tried = module.spec.search
     scored = [candidate for candidate in tried if candidate.score is not None]
     assert module.at == max(scored, key=lambda candidate: candidate.score or 0).at
-    assert [c.score for c in scored[:-1]] == sorted(c.score for c in scored[:-1])  # it stopped when it fell
+    order = [place.at for place in candidates(netclone.trace(target))] + ["input"]
+    assert [candidate.at for candidate in tried] == order[: len(tried)]
+    scores = [candidate.score or 0 for candidate in scored]
+    rising = [later > max(scores[: i + 1]) for i, later in enumerate(scores[1:])]
+    assert all(rising[:-1]) and (len(tried) == len(order) or not rising[-1])  # it stopped where it no longer rose
     assert {"search"} < set(told)
 
 
@@ -231,6 +235,47 @@ def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     assert torch.equal(outputs[1], outputs[2])
 
 
+def test_clones_of_two_sources_share_a_target_made_for_it_or_one_after_the_other_and_leave_in_any_order() -> None:
+    target, names = network("test_resnet", 2), ("first", "second")
+    sources, places = (network("test_efficientnet", 4), network("test_vit", 4)), ("layer2", "input")
+    arguments: dict[str, object] = {"classes": [2, 3], "target_data": samples(2), "method": "magnitude", "epochs": 1}
+    made = [clone(source, target, samples(4), at=at, **arguments) for source, at in zip(sources, places, strict=True)]  # type: ignore[arg-type]
+    after = clone(sources[1], netclone.inject(target, made[0]), samples(4), at=places[1], **arguments)  # type: ignore[arg-type]
+    assert all(
+        torch.equal(a, b) for a, b in zip(made[1].state_dict().values(), after.state_dict().values(), strict=True)
+    )
+    before, x = netclone.evaluate(target, samples(2)), samples(2)[0][0]
+    outputs = {}
+    for order in ((0, 1), (1, 0)):
+        grafted: nn.Module = target
+        for i in order:
+            grafted = netclone.inject(grafted, made[i], name=names[i])
+        outputs[order] = grafted(x)
+        assert torch.equal(outputs[order][:, :2], target(x))
+        for i in (0, 1):
+            one = netclone.remove(grafted, names[i])
+            assert netclone.clones(one) == (names[1 - i],)
+            assert netclone.evaluate(netclone.remove(one, names[1 - i]), samples(2)) == before
+    assert torch.equal(outputs[0, 1][:, 2:], outputs[1, 0][:, 2:].roll(2, 1))
+
+
+@pytest.mark.parametrize("at", ["layer2", "input"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")  # it is weak, and says so
+def test_very_few_samples_are_enough_to_make_a_clone(at: str, count: int) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    images, labels = torch.randn(count, 3, SIZE, SIZE), torch.full((count,), 2)
+    module = clone(source, target, [(images, labels)], classes=[2], at=at, method="magnitude", epochs=1)
+    assert netclone.inject(target, module)(images).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("epochs", -1), ("distill_steps", 1.5)])
+def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    with pytest.raises(netclone.ArgumentError, match=f"{name}: got {value}, expected a whole number from [01] on"):
+        netclone.clone(source, target, samples(4), classes=[2], **{name: value})  # type: ignore[arg-type]
+
+
 def test_an_unknown_part_to_leave_out_is_refused() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     for without in (("adapter",), "calibration"):
@@ -319,10 +364,13 @@ def test_without_old_data_it_warns_and_the_odds_of_the_new_classes_are_the_sourc
 
 def test_at_a_position_without_old_data_only_the_adapter_is_fitted() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
-    with pytest.warns(netclone.UncalibratedWarning, match="no target_data"):
-        module = clone(source, target, samples(4, 40), classes=[2], at="layer2", method="magnitude", epochs=2)
-    grafted = netclone.inject(target, module)
-    assert torch.isfinite(grafted(samples(4)[0][0])).all()
+    states = []
+    for epochs in (0, 12):
+        with pytest.warns(netclone.UncalibratedWarning, match="no target_data"):
+            module = clone(source, target, samples(4, 80), classes=[2, 3], at="layer2", method="random", epochs=epochs)
+        states.append(module.state_dict())
+    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert moved == {"body.adapter.map.weight", "body.adapter.map.bias"}
 
 
 def test_a_learned_clone_beats_its_own_closed_form_start() -> None:
@@ -330,10 +378,9 @@ def test_a_learned_clone_beats_its_own_closed_form_start() -> None:
     arguments = dict(classes=[2, 3], target_data=samples(2, 60), at="layer1", method="magnitude")
     scores = [
         clone(source, target, samples(4, 80), epochs=epochs, **arguments).scores["validation"]  # type: ignore[arg-type]
-        for epochs in (1, 12)
+        for epochs in (0, 12)
     ]
-    assert scores[1] >= scores[0]
-    assert scores[1] > 0.6
+    assert scores[1] > max(scores[0], 0.6)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,14 @@ NOT_FINITE[1, 0, 0, 0], NOT_FINITE[2, 0, 0, 0] = math.nan, math.inf
         ((IMAGES, LABELS), "batch 0 is Tensor; expected a pair"),  # a batch instead of a list of batches
         ([(IMAGES, LABELS, LABELS)], "batch 0 is tuple; expected a pair"),
         ([(IMAGES.numpy(), LABELS)], "batch 0 is tuple; expected a pair"),
-        ([(IMAGES, LABELS), (IMAGES[:, :1], LABELS)], r"shirts: batch 1 .*\(5, 1, 2, 2\)"),
+        ([(IMAGES, LABELS), (IMAGES[:, :1], LABELS)], r"shirts: batch 1 .*\(1, 2, 2\) torch.float32 on cpu"),
+        (
+            [(IMAGES, LABELS), (IMAGES.double(), LABELS)],
+            "batch 1 .* torch.float64 on cpu, batch 0 .* one size",
+        ),
+        ([(IMAGES, LABELS), (IMAGES.half(), LABELS)], "batch 1 .* torch.float16 on cpu, batch 0 .*, on one device"),
+        ([(IMAGES, ["cat"] * 5)], "labels of batch 0 are list; expected integer class indices"),
+        (None, "shirts: got NoneType; expected an iterable of batches"),
     ],
 )
 def test_bad_batches_are_refused_by_number_with_what_was_seen(data, message):

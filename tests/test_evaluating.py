@@ -63,6 +63,13 @@ def test_closed_locality_compares_with_the_reference_among_old_classes() -> None
         netclone.evaluate(after, [(IMAGES, LABELS)], old=[0, 1], new=[2, 3], reference=moved[:5])
 
 
+def test_a_reference_of_fewer_columns_and_an_empty_batch_are_refused() -> None:
+    with pytest.raises(netclone.ArgumentError, match="reference: 2 columns, but old classes up to 3; give the target"):
+        netclone.evaluate(Table(LOGITS), [(IMAGES, LABELS)], reference=Table(LOGITS[:, :2]))
+    with pytest.raises(netclone.ArgumentError, match="batch_size: got 0, expected a whole number from 1 on"):
+        netclone.evaluate(Table(LOGITS), [(IMAGES, LABELS)], batch_size=0)
+
+
 def test_a_class_without_a_column_counts_as_wrong() -> None:
     scores = netclone.evaluate(Table(LOGITS[:, :2]), [(IMAGES, LABELS)], old=[0, 1], new=[2, 3])
     assert scores.new == 0.0

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from netclone.capturing import tensor_at
 from netclone.channels import channel_groups
 from netclone.data import Samples
-from netclone.errors import ArgumentError, DataError, MaskError, OutputError, PositionError
+from netclone.errors import ArgumentError, CertificateError, DataError, MaskError, OutputError, PositionError
 from netclone.extracting import TOLERANCE, extract, extract_from, slim_down
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
@@ -459,6 +459,45 @@ def test_large_maps_are_read_on_a_grid_that_covers_every_position():
     mask = ChannelMask.from_kept(groups, {"first": [True, True, True, False]})  # two inputs: three channels say it all
     module = extract(groups, mask, reconstruct=[(x, torch.zeros(640, dtype=torch.long))])
     assert relative_error(module(x[:8]), net(x[:8]).detach()) < 1e-2
+
+
+@pytest.mark.parametrize("kernel", [3, (1, 4)])
+def test_a_convolution_padded_to_the_same_size_is_refitted_as_one_padded_by_hand(kernel):
+    weights = torch.randn(5, 6, *([kernel] * 2 if isinstance(kernel, int) else kernel)).double()
+    sides = (1, 1, 1, 1) if kernel == 3 else (1, 2, 0, 0)
+    ways = {
+        "same": lambda net, x: net.second(net.first(x).relu()).mean((2, 3)),
+        "by hand": lambda net, x: net.second(F.pad(net.first(x).relu(), sides)).mean((2, 3)),
+    }
+    x, made = torch.randn(40, 2, 7, 7).double(), []
+    for way, forward in ways.items():
+        torch.manual_seed(1)
+        second = nn.Conv2d(6, 5, kernel, padding="same" if way == "same" else 0, dtype=torch.float64)
+        net = Net(forward, first=nn.Conv2d(2, 6, 1, dtype=torch.float64), second=second)
+        with torch.no_grad():
+            second.weight.copy_(weights)
+        groups = channel_groups(net, x[:2])
+        mask = ChannelMask.from_kept(groups, {"first": [True, True, False, True, False, True]})
+        made.append(extract(groups, mask, reconstruct=[(x, torch.zeros(40, dtype=torch.long))]).state_dict())
+    assert made[0]["second.weight"].shape == (5, 4, *weights.shape[2:])
+    assert relative_error(made[0]["second.weight"], weights[:, [0, 1, 3, 5]]) > 1e-3  # it was refitted
+    for name in ("second.weight", "second.bias"):
+        assert relative_error(made[0][name], made[1][name]) < 1e-9
+
+
+def test_a_source_that_cannot_run_in_float64_is_refused_with_the_way_out():
+    net = Net(
+        lambda net, x: net.head(net.stem(x).float() @ torch.ones(6, 6)), stem=nn.Linear(4, 6), head=nn.Linear(6, 3)
+    )
+    groups = channel_groups(net, torch.randn(2, 4))
+    with pytest.raises(CertificateError, match=r"(?s)cannot be run in float64.*let it follow the input's"):
+        extract(groups, ChannelMask.from_kept(groups, {}))
+
+
+def test_names_are_as_many_as_classes(small):
+    groups, _, _ = small
+    with pytest.raises(ArgumentError, match="class_names: 1 names for 2 classes"):
+        extract(groups, random_mask(groups, 0.5), classes=[1, 3], class_names=["cat"])
 
 
 def test_without_a_linear_classifier_there_is_nothing_to_end_before_and_classes_keep_their_order():

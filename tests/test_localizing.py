@@ -282,6 +282,12 @@ def test_groups_that_are_given_are_not_touched(groups, method):
         localize(groups, clone_set((5, 7), 20), classes=[5, 7], method=method, steps=2)
 
 
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("batch_size", 2.5), ("steps", -1)])
+def test_numbers_out_of_range_are_refused(groups, name, value):
+    with pytest.raises(ArgumentError, match=f"{name}: got {value}, expected a whole number from [01] on"):
+        localize(groups, clone_set((5, 7), 4), classes=[5, 7], **{name: value})
+
+
 def test_learning_that_diverges_says_so(groups):
     with untouched(groups.graph_module), pytest.raises(FitError, match="localize, step 0: the loss is .*; check the"):
         localize(groups, [(IMAGES + 1e38, LABELS)], classes=[5, 7])

@@ -67,7 +67,7 @@ def test_nothing_imports_what_stands_on_top():
 
 
 def test_only_one_module_knows_each_of_the_special_libraries():
-    """networkx is for no module but where graphs are grouped; nothing needs pickle."""
+    """Plots and demonstration data are for what stands on top; nothing needs pickle."""
     for module in MODULES:
         text = "\n".join(file.read_text() for file in files_of(module))
         names = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.M))

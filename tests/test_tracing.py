@@ -156,6 +156,12 @@ def test_state_that_a_graph_cannot_follow_is_refused():
         trace(model, torch.zeros(2, 6))
 
 
+def test_input_means_the_images_even_where_a_module_has_that_name():
+    model = Net(lambda net, x: net.head(net.input(x)), input=nn.Linear(6, 5), head=nn.Linear(5, 4)).eval()
+    traced = trace(model, torch.zeros(2, 6))
+    assert position(traced, "input").op == "placeholder"
+
+
 def test_an_example_is_not_changed_by_a_model_that_works_in_place_on_its_input():
     model = Net(lambda net, x: net.head(x.mul_(2)), head=nn.Linear(6, 4)).eval()
     x = torch.randn(2, 6)

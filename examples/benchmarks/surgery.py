@@ -6,41 +6,14 @@ Prints one row per claim of README's "Cost" table with the bar it is held to, an
 from __future__ import annotations
 
 import copy
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
+from timing import Row, ratio, reported, seconds
 from torch import Tensor, nn
 
 import netclone
 from netclone.channels import channel_groups
-
-
-def seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of a call, after one call to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def ratio(first: Callable[[], object], second: Callable[[], object], repeats: int = 9) -> float:
-    """Median of first/second, the two timed in turn so that a drifting machine cancels out."""
-    first(), second()
-    found = []
-    for _ in range(repeats):
-        found.append(seconds(first, 1) / seconds(second, 1))
-    return statistics.median(found)
 
 
 class Chain(nn.Module):
@@ -82,7 +55,7 @@ def in_its_own_module(model: nn.Module, slim: nn.Module) -> nn.Module:
 def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rows: list[tuple[str, float, float | None]] = []
+    rows: list[Row] = []
     image = torch.randn(2, 3, 224, 224)
 
     resnet = timm.create_model("resnet50").eval()
@@ -133,15 +106,7 @@ def main() -> int:
     rows.append(("latency slim / same weights in timm's own ResNet-50", overhead, None))
     rows.append(("parameters of the module cut at layer3 / source", parameters(module) / parameters(resnet), None))
 
-    table = Table("claim", "measured", "bar", title=f"torch {torch.__version__}, timm {timm.__version__}, one core")
-    for claim, value, bar in rows:
-        missed = bar is not None and value > bar
-        table.add_row(claim, f"[red]{value:.3f}[/]" if missed else f"{value:.3f}", "" if bar is None else f"<= {bar}")
-    Console(width=110).print(table)
-    if len(sys.argv) > 1:
-        record = {"torch": torch.__version__, "timm": timm.__version__, "rows": rows}
-        Path(sys.argv[1]).write_text(json.dumps(record, indent=2) + "\n")
-    return int(any(bar is not None and value > bar for _, value, bar in rows))
+    return reported(rows)
 
 
 def parameters(model: nn.Module) -> int:

@@ -58,9 +58,8 @@ def ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     """The ensemble with scale and bias of the new logits fitted on the training samples.
 
-    Fitted by L-BFGS to the cross entropy, a mistake on an old class weighing twice one on a new class, once with a
-    scale and a bias for all new columns and once for each; of these and the plain ensemble, the best on validation is
-    taken.
+    Fitted by L-BFGS to the cross entropy, with a scale and a bias for all new columns or for each, and a mistake on an
+    old class weighing once or twice one on a new class; of these and the plain ensemble the best on validation stays.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling.
     """
@@ -101,7 +100,8 @@ def _calibrated(problem: Problem, new: nn.Module) -> Ensemble:
         Samples(predict(model, part.images), part.labels, part.what) for part in (problem.train, problem.validation)
     )
     n = len(problem.classes)
-    choices = [(model.scale, model.bias), _fitted(train, old, 1), _fitted(train, old, n)]
+    choices = [(model.scale, model.bias)]
+    choices += [_fitted(train, old, size, weight) for size in (1, n) for weight in (1.0, OLD_WEIGHT)]
     scores = [validated(_Rescaled(old, *choice), validation, old) for choice in choices]
     scale, bias = choices[scores.index(max(scores))]
     model.scale, model.bias = scale.expand(n).clone(), bias.expand(n).clone()
@@ -119,9 +119,9 @@ class _Rescaled(nn.Module):
         return torch.cat([logits[:, : self.old], self.scale * logits[:, self.old :] + self.bias], 1)
 
 
-def _fitted(logits: Samples, old: int, size: int) -> tuple[Tensor, Tensor]:
+def _fitted(logits: Samples, old: int, size: int, old_weight: float) -> tuple[Tensor, Tensor]:
     """Scale and bias ``(size,)`` that minimise the balanced cross entropy; a convex problem."""
-    values, weights = logits.images.double(), balance(logits.labels, old, OLD_WEIGHT).double()
+    values, weights = logits.images.double(), balance(logits.labels, old, old_weight).double()
     scale = torch.ones(size, dtype=torch.double, device=values.device, requires_grad=True)
     bias = torch.zeros(size, dtype=torch.double, device=values.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([scale, bias], max_iter=200, line_search_fn="strong_wolfe")

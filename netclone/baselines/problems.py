@@ -102,6 +102,8 @@ class Recipe:
         Stages, counted from the input, that fine-tuning and LwF leave as they are (see ``stages``).
     distillation
         Weight of LwF's distillation.
+    old_weight
+        How much the old samples together weigh in the loss, against the new ones together.
 
     Raises
     ------
@@ -116,11 +118,11 @@ class Recipe:
     weight_decay: float = 0.0
     frozen: int = 0
     distillation: float = 1.0
+    old_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        bounds = {"lr": 0, "steps": 0, "batch_size": 2, "weight_decay": 0, "frozen": 0, "distillation": 0}
-        for name, least in bounds.items():
-            value = getattr(self, name)
+        for name in ("lr", "steps", "batch_size", "weight_decay", "frozen", "distillation", "old_weight"):
+            value, least = getattr(self, name), 2 if name == "batch_size" else 0
             if not value >= least:
                 raise ArgumentError(f"recipe: {name} is {value!r}, expected {least} or more")
 

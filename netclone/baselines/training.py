@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Augment, Method, Problem, Recipe
-from netclone.data import OLD_WEIGHT, Samples, balance
+from netclone.data import Samples, balance
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.evaluating import predict
 from netclone.placing import reason
@@ -51,7 +51,8 @@ def train(
     validation
         Where given, the balanced accuracy is measured and the best state kept; None: the last state is.
     old
-        Number of old columns: the old samples together then weigh twice the new ones. None: all weigh the same.
+        Number of old columns: the old samples together then weigh ``recipe.old_weight`` times the new ones. None: all
+        weigh the same.
     parameters
         What to train; None: whatever requires a gradient.
     progress
@@ -103,7 +104,7 @@ def train_on(
     parameters: Iterable[nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """As :func:`train`, some parameters on the samples of a problem, an old mistake weighing twice a new one."""
+    """As :func:`train`, some parameters on the samples of a problem, its old and new ones balanced."""
     train(
         model,
         problem.train,
@@ -131,7 +132,7 @@ def _loop(
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = _batches(len(samples), recipe.batch_size, generator)
-    weights = balance(samples.labels, old, OLD_WEIGHT)
+    weights = balance(samples.labels, old, recipe.old_weight)
     looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)} if validation is not None else set()
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
     for step in range(steps + 1):

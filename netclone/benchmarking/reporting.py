@@ -186,12 +186,12 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
     lines = [
         "Baselines were tuned on the first seed of each setting (of single classes, the first class; the smallest "
         "clone set): the learning rate, going on by factors of 3 while the best was at an end of the grid, then for "
-        "fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss. The recipe was then "
+        "fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss, and last whether a "
+        "mistake on an old class weighs once or twice one on a new class (with netclone: twice). The recipe was then "
         f"used in all runs of the setting, for up to {steps} steps. The length is chosen in every run: the best of "
         "eight moments on the validation split, a fifth of the clone set. All methods see the same clone set; "
         "`clone()` holds a fifth of it out by itself, and its constants are the same everywhere: they were found on "
-        "the first setting of `fashion` (docs/adr/0005), so for `fashion` that search is not in the figures. In all "
-        "methods a mistake on an old class weighs twice one on a new class. "
+        "the first setting of `fashion` (docs/adr/0005), so for `fashion` that search is not in the figures. "
         f"`{facts['joint']}` is the source itself, restricted to the old and new "
         f"classes{trained}.",
     ]
@@ -201,6 +201,7 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
         recipe = found["recipe"]
         depth = f", first {recipe['frozen']} stages frozen" if recipe["frozen"] else ""
         depth += f", distillation weighing {recipe['distillation']:g}" if found["method"] == "LwF" else ""
+        depth += f", old classes weighing {recipe['old_weight']:g}"
         lines.append(
             f"| {found['method']} | {found['group']} | lr {recipe['lr']:.3g}, {recipe['steps']} steps of "
             f"{recipe['batch_size']}{depth} | {len(found['trials'])} | {found['seconds']:.0f} |"

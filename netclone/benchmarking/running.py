@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,7 +31,7 @@ from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.reporting import write
 from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Suite, needed
 from netclone.cloning import clone
-from netclone.data import Samples
+from netclone.data import OLD_WEIGHT, Samples
 from netclone.errors import ArgumentError, FitError, NetcloneError, NetcloneWarning
 from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
@@ -44,6 +44,8 @@ DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
 DISTILLATIONS = (0.3, 3.0)
 """Weights of LwF's distillation loss that are tried beside 1."""
+OLD_WEIGHTS = (1.0, OLD_WEIGHT)
+"""How much a mistake on an old class weighs, against one on a new class."""
 MOST_FURTHER = 4
 """Learning rates that a search tries beyond its grid."""
 
@@ -430,8 +432,10 @@ class _Bench:
             def tell(done: int, total: int) -> None:
                 self.tell(f"tune {job.method}", done, total)
 
-            weights = DISTILLATIONS if job.method == "LwF" and len(rates) >= 3 else ()
-            tuned = search(method, self.problem(origin), base, rates, depths, weights, tell)
+            choices: list[tuple[str, Sequence[float]]] = [("frozen", depths)]
+            if len(rates) >= 3:
+                choices += [("distillation", DISTILLATIONS if job.method == "LwF" else ()), ("old_weight", OLD_WEIGHTS)]
+            tuned = search(method, self.problem(origin), base, rates, choices, tell)
             known = {
                 "key": key,
                 "digest": self.digest(origin),
@@ -526,11 +530,10 @@ def search(
     problem: Problem,
     base: Recipe,
     rates: tuple[float, ...],
-    depths: tuple[int, ...] = (),
-    distillations: tuple[float, ...] = (),
+    choices: Sequence[tuple[str, Sequence[float]]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
-    """The best learning rate, then the best freezing depth, then the best weight of the distillation loss.
+    """The best learning rate, and then for one option of the recipe after the other the best of some values.
 
     Of three rates or more, the grid goes on by factors of 3 as long as its best is at an end. What is best is said by
     the balanced accuracy on the validation split; ties go to the lower cross entropy.
@@ -548,10 +551,11 @@ def search(
     while len(rates) >= 3 and best().recipe.lr in (min(tried), max(tried)) and len(tried) < len(rates) + MOST_FURTHER:
         tried.append(max(tried) * 3 if best().recipe.lr == max(tried) else min(tried) / 3)
         further([replace(base, lr=tried[-1])])
-    if depths:
-        further([replace(best().recipe, frozen=depth) for depth in depths if depth != best().recipe.frozen])
-    if distillations:
-        further([replace(best().recipe, distillation=weight) for weight in distillations])
+    for name, values in choices:
+        now = best().recipe
+        others: list[dict[str, Any]] = [{name: value} for value in values if value != getattr(now, name)]
+        if recipes := [replace(now, **other) for other in others]:
+            further(recipes)
     trials = tuple(trial for tuned in found for trial in tuned.trials)
     return replace(best(), trials=trials, seconds=sum(tuned.seconds for tuned in found))
 

@@ -92,11 +92,11 @@ class Suite:
 
 
 RATES: dict[str, tuple[float, ...]] = {
-    "fine-tune": (3e-4, 1e-3, 3e-3),
-    "LwF": (3e-4, 1e-3, 3e-3),
+    "fine-tune": (3e-3, 1e-2, 3e-2),
+    "LwF": (3e-3, 1e-2, 3e-2),
     "LoRA": (3e-3, 1e-2, 3e-2),
-    "kernel modulation": (3e-3, 1e-2, 3e-2),
-    "residual patches": (1e-3, 3e-3, 1e-2),
+    "kernel modulation": (3e-2, 1e-1, 3e-1),
+    "residual patches": (3e-2, 1e-1, 3e-1),
 }
 METHODS = ("local", "taylor", "magnitude", "random")
 ABLATIONS: tuple[tuple[str, Options], ...] = (
