@@ -136,11 +136,11 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
         module = clone(
             source,
             target,
-            [_with_shifted(*digits.training(NEW), seed)],
+            [digits.training(NEW)],
             classes=NEW,
             class_names=[str(digit) for digit in NEW],
-            target_data=[_with_shifted(*old, seed)],
-            epochs=8,
+            target_data=[old],
+            epochs=16,
             seed=seed,
             progress=bars.told_by_clone,
         )
@@ -298,12 +298,6 @@ def as_data(result: DemoResult, out: str | os.PathLike[str]) -> dict[str, Any]:
         },
         "files": list(_FILES),
     }
-
-
-def _with_shifted(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The samples, and a second time, shifted."""
-    again = shifted(images, torch.Generator().manual_seed(seed))
-    return torch.cat([images, again]), torch.cat([labels, labels])
 
 
 # Claims
