@@ -17,7 +17,7 @@ from netclone.benchmarking.networks import ResNet
 from netclone.channels import channel_groups
 from netclone.placing import candidates
 
-IMAGES, CLASSES, BATCH, STEPS = 2000, 10, 64, 20
+IMAGES, CLASSES, BATCH, STEPS = 800, 10, 64, 10
 
 
 def plain_steps(source: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -55,7 +55,7 @@ def main() -> int:
     positions = len(candidates(netclone.trace(target, images[:2]))) + 1
     found = cloned(search="all")
     named = {"at": found.at, "source_at": found.source_at}
-    whole = ratio(lambda: cloned(search="all"), lambda: cloned(**named), repeats=3)
+    whole = ratio(lambda: cloned(search="all"), lambda: cloned(**named), repeats=1)
     rows.append((f"clone() searching all {positions} positions / clone() at the one found", whole, None))
 
     mask = netclone.localize(groups, method="magnitude", budget="params")
@@ -63,7 +63,7 @@ def main() -> int:
     def brief(**options: object) -> netclone.CloneModule:
         return cloned(reconstruct=False, mask=mask, **options)
 
-    fits = ratio(lambda: brief(search="all"), lambda: brief(**named), repeats=3)
+    fits = ratio(lambda: brief(search="all"), lambda: brief(**named), repeats=1)
     rows.append((f"the same without learning a mask or refitting: {positions} positions / one", fits, 2.0))
     return reported(rows)
 
