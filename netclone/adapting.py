@@ -138,8 +138,7 @@ class Classifier(nn.Module):
 
     (``both=False``: of the module's stream alone) so that, before anything is fitted (scale 1, linear constant), the
     new classes' odds are the source's, divided by the weight of a mistake on an old class. Without rows for the rest
-    the first two terms are just ``scale * s_c``;
-    without any rows, the module gives ``s`` itself.
+    the first two terms are just ``scale * s_c``; without any rows, the module gives ``s`` itself.
     """
 
     mean: Tensor
@@ -264,7 +263,7 @@ def fit(
     optimizer = torch.optim.Adam(groups)
     steps = epochs * max(1, math.ceil(len(train) / batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [1e-3, 1e-2][: len(groups)], total_steps=max(steps, 10), pct_start=0.2
+        optimizer, [group["lr"] for group in groups], total_steps=max(steps, 10), pct_start=0.2
     )
     weights = balance(train.labels, old, OLD_WEIGHT)
     best, best_state = (-1.0, 0.0), None

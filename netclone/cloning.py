@@ -401,9 +401,9 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
             adapter.solve(train.features, wanted)
     branch = nn.Sequential(adapter, module.body)
     features = in_batches(branch, train.features, task.batch_size)
-    both, calibrated = ("target_stream" not in task.without), ("calibration" not in task.without)
+    both = "target_stream" not in task.without
     classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes), both).to(train.logits)
-    rest = task.rest if calibrated else ()
+    rest = () if "calibration" in task.without else task.rest
     weight, bias = classifier_rows(slimmed.graph_module, task.classes + rest) or (None, None)
     classifier.start(features, train.logits, weight, bias)
     whole = trained = Branch(adapter, module.body, classifier)

@@ -85,28 +85,10 @@ def extract(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3; DESIGN, "Channel groups".
     """
     groups = channel_groups(source, example_inputs)
-    return extract_from(groups, mask, at, classes, class_names, reconstruct, fold=fold_batch_norm)
-
-
-def extract_from(
-    groups: ChannelGroups,
-    mask: ChannelMask,
-    at: str | None,
-    classes: Sequence[int] | None,
-    class_names: Sequence[str] = (),
-    reconstruct: Batches | None = None,
-    features_only: bool = False,
-    fold: bool = False,
-) -> CloneModule:
-    """As :func:`extract`, from groups that are known already.
-
-    ``features_only`` ends the module before the source's linear classifier, where it has one (the output is then
-    ``(N, F)``).
-    """
     slimmed = slim_down(groups, mask, classes)
     if reconstruct is not None:
         slimmed.reconstruct(gather(reconstruct, "reconstruct"), at)
-    return slimmed.module(at, class_names=class_names, features_only=features_only, fold=fold)
+    return slimmed.module(at, class_names=class_names, fold=fold_batch_norm)
 
 
 def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None) -> Slimmed:
@@ -151,7 +133,11 @@ class Slimmed:
     def module(
         self, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False, fold: bool = False
     ) -> CloneModule:
-        """The part behind a cut as a clone of its own."""
+        """The part behind a cut as a clone of its own.
+
+        ``features_only`` ends it before the source's linear classifier, where it has one (the output is then
+        ``(N, F)``).
+        """
         check_names(class_names, self.classes)
         certificate = self.certify(at)
         whole = copy.deepcopy(self.graph_module)

@@ -11,7 +11,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from netclone.capturing import FACTS, capture, deterministic, is_captured
+from netclone.capturing import FACTS, capture, deterministic
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError
 from netclone.exporting import copied
 
@@ -251,11 +251,6 @@ def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal to the last bit (NaN equals NaN)."""
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def symbolic_or_captured(model: nn.Module) -> str:
-    """Which capture a traced graph came from: ``"symbolic"`` or ``"export"``."""
-    return "export" if is_captured(model) else "symbolic"
 
 
 def _first_line(error: BaseException) -> str:

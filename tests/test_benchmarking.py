@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
-from netclone.benchmarking import running
+from netclone.benchmarking import searching
+from netclone.benchmarking.journal import Journal
 from netclone.benchmarking.networks import ResNet, Training, cropped, flipped, train_network
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
-from netclone.benchmarking.running import JOINT, Journal, changed
+from netclone.benchmarking.running import JOINT, changed
 from netclone.benchmarking.suites import SUITES, suite_named
 from netclone.errors import ArgumentError, FitError
 
@@ -226,12 +227,12 @@ def test_a_search_goes_on_while_its_best_is_at_an_end_then_looks_at_depth_and_di
         trials = tuple(Trial(recipe, quality(recipe)[0], 1.0) for recipe in recipes)
         return Tuned(best, best, quality(best)[0], trials, float(len(recipes)))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running, "tune", tuned)
-    monkeypatch.setattr(running, "validated", quality)
+    monkeypatch.setattr(searching, "tune", tuned)
+    monkeypatch.setattr(searching, "validated", quality)
     problem: Any = SimpleNamespace(validation=None, old=None)
     rates = (3e-3, 1e-2, 3e-2)
     choices = (("frozen", (0, 1, 2, 3)), ("distillation", (0.3, 3.0)), ("old_weight", ()))
-    found = running.search(None, problem, Recipe(lr=1, steps=1), rates, choices)  # type: ignore[arg-type]
+    found = searching.search(None, problem, Recipe(lr=1, steps=1), rates, choices)  # type: ignore[arg-type]
     further = (0.09, 0.27, 0.81) if fails_from == math.inf else (0.09, 0.27)
     assert [recipe.lr for recipe in tried[:-5]] == pytest.approx([*rates, *further])
     assert (found.recipe.lr, found.recipe.frozen) == (pytest.approx(0.27 if fails_from == math.inf else 0.09), 2)

@@ -21,7 +21,7 @@ from netclone.capturing import tensor_at
 from netclone.channels import channel_groups
 from netclone.data import Samples
 from netclone.errors import ArgumentError, CertificateError, DataError, MaskError, OutputError, PositionError
-from netclone.extracting import TOLERANCE, extract, extract_from, slim_down
+from netclone.extracting import TOLERANCE, extract, slim_down
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import CloneModule
@@ -308,7 +308,7 @@ def test_folding_batch_norms_changes_no_output(masked):
 def test_features_only_ends_before_the_classifier(masked):
     name, groups, mask, full = masked
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
-    module = extract_from(groups, mask, None, None, features_only=True)
+    module = slim_down(groups, mask, None).module(None, features_only=True)
     head = [n for n in groups.graph_module.state_dict() if n.endswith("weight")][-1]
     assert head not in stored(module)
     weight, bias = tensor_at(full, head), tensor_at(full, head.replace("weight", "bias"))
@@ -505,7 +505,7 @@ def test_without_a_linear_classifier_there_is_nothing_to_end_before_and_classes_
     )
     x = torch.randn(4, 3, 9, 9)
     groups = channel_groups(net, x)
-    module = extract_from(groups, ChannelMask.from_kept(groups, {}), None, [4, 1], features_only=True)
+    module = slim_down(groups, ChannelMask.from_kept(groups, {}), [4, 1]).module(None, features_only=True)
     torch.testing.assert_close(module(x), net(x)[:, [4, 1]])
 
 

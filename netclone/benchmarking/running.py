@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import platform
 import time
@@ -19,20 +18,22 @@ from typing import Any
 import timm
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import netclone
-from netclone.baselines import ENSEMBLES, TUNING, Method, Problem, Recipe, Tuned, stages, tune, validated
+from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, Tuned, stages, validated
 from netclone.baselines.ensembling import Columns
+from netclone.benchmarking.bars import Bars
+from netclone.benchmarking.journal import Journal
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.reporting import write
+from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
 from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Suite, needed
 from netclone.cloning import clone
-from netclone.data import OLD_WEIGHT, Samples
-from netclone.errors import ArgumentError, FitError, NetcloneError, NetcloneWarning
+from netclone.data import Samples
+from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
 from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
 from netclone.placing import candidates, reason
@@ -42,12 +43,6 @@ JOINT, GIVEN = "joint, 100%", "source, as given"
 """The upper bound: the source, trained here on all training images, or with weights that were given."""
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
-DISTILLATIONS = (0.3, 3.0)
-"""Weights of LwF's distillation loss that are tried beside 1."""
-OLD_WEIGHTS = (1.0, OLD_WEIGHT)
-"""How much a mistake on an old class weighs, against one on a new class."""
-MOST_FURTHER = 4
-"""Learning rates that a search tries beyond its grid."""
 
 Tell = Callable[[str, int, int], None]
 
@@ -108,7 +103,7 @@ def run(
         journal = Journal(out / "runs.jsonl")
     except OSError as error:
         raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
-    with _threads() as threads, _Bars(console) as bars:
+    with _threads() as threads, Bars(console) as bars:
         bench = _Bench(suite, suite.load(Path(data)), Path(data), kept, journal, bars.tell)
         jobs = bench.jobs(seeds)
         todo = [job for job in jobs if not bench.finished(job)]
@@ -145,35 +140,6 @@ def run(
             results = bench.results(jobs, facts)
             write(results, out)
     return results
-
-
-class Journal:
-    """Records, one line of JSON each, by key; the last of a key counts, and a last line torn by a kill is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: dict[str, dict[str, Any]] = {}
-        if not path.exists():
-            return
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for line in whole.decode("utf-8", "replace").splitlines():
-            try:
-                record = json.loads(line)
-                self.records[record["key"]] = record
-            except (ValueError, KeyError, TypeError):
-                continue
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record, to the disk."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.records[record["key"]] = record
 
 
 class _Bench:
@@ -525,41 +491,6 @@ class _Bench:
         }
 
 
-def search(
-    method: Method,
-    problem: Problem,
-    base: Recipe,
-    rates: tuple[float, ...],
-    choices: Sequence[tuple[str, Sequence[float]]] = (),
-    progress: Callable[[int, int], None] | None = None,
-) -> Tuned:
-    """The best learning rate, and then for one option of the recipe after the other the best of some values.
-
-    Of three rates or more, the grid goes on by factors of 3 as long as its best is at an end. What is best is said by
-    the balanced accuracy on the validation split; ties go to the lower cross entropy.
-    """
-    found = [tune(method, problem, [replace(base, lr=rate) for rate in rates], progress)]
-
-    def best() -> Tuned:
-        return max(found, key=lambda tuned: validated(tuned.model, problem.validation, problem.old))
-
-    def further(recipes: list[Recipe]) -> None:
-        with contextlib.suppress(FitError):  # if all of them fail, they are no better
-            found.append(tune(method, problem, recipes, progress))
-
-    tried = list(rates)
-    while len(rates) >= 3 and best().recipe.lr in (min(tried), max(tried)) and len(tried) < len(rates) + MOST_FURTHER:
-        tried.append(max(tried) * 3 if best().recipe.lr == max(tried) else min(tried) / 3)
-        further([replace(base, lr=tried[-1])])
-    for name, values in choices:
-        now = best().recipe
-        others: list[dict[str, Any]] = [{name: value} for value in values if value != getattr(now, name)]
-        if recipes := [replace(now, **other) for other in others]:
-            further(recipes)
-    trials = tuple(trial for tuned in found for trial in tuned.trials)
-    return replace(best(), trials=trials, seconds=sum(tuned.seconds for tuned in found))
-
-
 def changed(target: nn.Module, model: nn.Module) -> int:
     """Weights of a model that are in no tensor equal to one of the target's, bit by bit: what it adds or changes.
 
@@ -609,9 +540,14 @@ def _code(kind: str) -> str:
     folder = Path(netclone.__file__).parent
     files = [folder / "data.py", folder / "evaluating.py", *sorted((folder / "baselines").glob("*.py"))]
     if kind == "cloning":
-        drawn = {"demo.py", "plotting.py", "cli.py", "__main__.py"}
-        files = [path for path in sorted(folder.glob("*.py")) if path.name not in drawn]
-    return _digest(*(path.read_text(encoding="utf-8") for path in [*files, folder / "benchmarking" / "networks.py"]))
+        aside = {"demo.py", "plotting.py", "cli.py", "__main__.py"}
+        files = [path for path in sorted(folder.glob("*.py")) if path.name not in aside]
+    return _digest(
+        *(
+            path.read_text(encoding="utf-8")
+            for path in [*files, *(folder / "benchmarking" / name for name in ("networks.py", "searching.py"))]
+        )
+    )
 
 
 def _weights_digest(folder: Path, network: Network) -> str:
@@ -646,39 +582,3 @@ def _threads() -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-
-
-class _Bars:
-    """Two progress bars: all runs, with the time left, and what the present one is at."""
-
-    def __init__(self, console: Console) -> None:
-        left = TextColumn("left"), TimeRemainingColumn()
-        self.progress = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            *left,
-            console=console,
-            speed_estimate_period=1200,
-        )
-        self.all = self.progress.add_task("data and networks", total=None)
-        self.one = self.progress.add_task("", total=None)
-        self.what = ""
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def overall(self, what: str, done: int, total: int) -> None:
-        self.progress.update(self.all, description=what, completed=done, total=total)
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        """What :func:`netclone.clone` calls, and all else that takes long."""
-        if what != self.what:
-            self.what = what
-            self.progress.reset(self.one, total=total, description=what)
-        self.progress.update(self.one, completed=done, total=total)

@@ -1,0 +1,42 @@
+"""Bars: what a benchmark is at, and how long it will take."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bars:
+    """Two progress bars: all runs, with the time left, and what the present one is at."""
+
+    def __init__(self, console: Console) -> None:
+        left = TextColumn("left"), TimeRemainingColumn()
+        self.progress = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            *left,
+            console=console,
+            speed_estimate_period=1200,
+        )
+        self.all = self.progress.add_task("data and networks", total=None)
+        self.one = self.progress.add_task("", total=None)
+        self.what = ""
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def overall(self, what: str, done: int, total: int) -> None:
+        self.progress.update(self.all, description=what, completed=done, total=total)
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """What :func:`netclone.clone` calls, and all else that takes long."""
+        if what != self.what:
+            self.what = what
+            self.progress.reset(self.one, total=total, description=what)
+        self.progress.update(self.one, completed=done, total=total)

@@ -1,0 +1,60 @@
+"""search(method, problem, ...): the recipe of a baseline, found on the validation split."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from netclone.baselines import Method, Problem, Recipe, Tuned, tune, validated
+from netclone.data import OLD_WEIGHT
+from netclone.errors import FitError
+
+DISTILLATIONS = (0.3, 3.0)
+"""Weights of LwF's distillation loss that are tried beside 1."""
+OLD_WEIGHTS = (1.0, OLD_WEIGHT)
+"""How much a mistake on an old class weighs, against one on a new class."""
+MOST_FURTHER = 4
+"""Learning rates that a search tries beyond its grid."""
+
+
+def search(
+    method: Method,
+    problem: Problem,
+    base: Recipe,
+    rates: tuple[float, ...],
+    choices: Sequence[tuple[str, Sequence[float]]] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """The best learning rate, and then for one option of the recipe after the other the best of some values.
+
+    Of three rates or more, the grid goes on by factors of 3 as long as its best is at an end. What is best is said by
+    the balanced accuracy on the validation split; ties go to the lower cross entropy.
+    """
+    found: list[Tuned] = []
+    scores: list[tuple[float, float]] = []
+
+    def run(recipes: list[Recipe]) -> None:
+        found.append(tune(method, problem, recipes, progress))
+        scores.append(validated(found[-1].model, problem.validation, problem.old))
+
+    def further(recipes: list[Recipe]) -> None:
+        with contextlib.suppress(FitError):  # if all of them fail, they are no better
+            run(recipes)
+
+    def best() -> Tuned:
+        return found[scores.index(max(scores))]
+
+    run([replace(base, lr=rate) for rate in rates])
+    tried = list(rates)
+    while len(rates) >= 3 and best().recipe.lr in (min(tried), max(tried)) and len(tried) < len(rates) + MOST_FURTHER:
+        tried.append(max(tried) * 3 if best().recipe.lr == max(tried) else min(tried) / 3)
+        further([replace(base, lr=tried[-1])])
+    for name, values in choices:
+        now = best().recipe
+        others: list[dict[str, Any]] = [{name: value} for value in values if value != getattr(now, name)]
+        if recipes := [replace(now, **other) for other in others]:
+            further(recipes)
+    trials = tuple(trial for tuned in found for trial in tuned.trials)
+    return replace(best(), trials=trials, seconds=sum(tuned.seconds for tuned in found))
