@@ -38,6 +38,7 @@ from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
+REFIT = 2048  # samples at most of a refit: more say little more, since every position of a map is an equation
 PARTS = ("adapter_start", "target_stream", "calibration")
 BRIEF = 25  # steps, for each candidate position
 MOST_REST, REST_MASS = 64, 0.999  # source classes that a clone knows beside its own: at most, and their probability
@@ -287,7 +288,8 @@ def _slim(task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, tell:
     if not refit:
         return slimmed
     tell("refit", 0, 1)
-    slimmed.reconstruct(Samples(task.images[task.train], task.labels[task.train], "data"), None)
+    some = task.some(REFIT)
+    slimmed.reconstruct(Samples(task.images[some], task.labels[some], "data"), None)
     tell("refit", 1, 1)
     everything = all(kept == units for _, kept, units in mask.summary())
     distill(

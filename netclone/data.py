@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
 
-OLD_WEIGHT = 2.0  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
+OLD_WEIGHT = 2.5  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
 MOST_IMBALANCE = 100  # samples of the most frequent class to one of the rarest, from which on a warning is given
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -9,11 +9,12 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from netclone.data import in_batches
-from netclone.neighbourhoods import drawn, nearby
+from netclone.neighbourhoods import answered, drawn, nearby
 from netclone.stepping import step
 
 TEMPERATURE = 2.0
-LEARNING_RATE = 1e-3
+REUSE = 2  # steps that a point serves in: what the full network answers there is computed once
+LEARNING_RATE = 5e-4
 
 
 def distill(
@@ -58,6 +59,11 @@ def distill(
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
 
+    def points_of(count: int) -> Tensor:
+        near = nearby(images, (count + 1) // 2, generator, weights)
+        exact = images[drawn(weights, count - len(near), generator).to(images.device)]
+        return torch.cat([exact, near])
+
     def taught(images: Tensor) -> Tensor:
         logits = in_batches(teacher, images, batch_size)
         return logits if columns is None else logits[:, list(columns)]
@@ -74,11 +80,8 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for done in range(steps):
-            near = nearby(images, (batch_size + 1) // 2, generator, weights)
-            exact = images[drawn(weights, batch_size - len(near), generator).to(images.device)]
-            batch = torch.cat([exact, near])
-            loss = _loss(student(batch), taught(batch), scale)
+        for done, (points, want) in zip(range(steps), answered(points_of, taught, batch_size, REUSE)):  # noqa: B905
+            loss = _loss(student(points), want, scale)
             step(optimizer, loss, f"distilling the clone, step {done}")
             schedule.step()
             if progress is not None:

@@ -11,16 +11,17 @@ from torch.nn import functional as F
 from netclone.budgeting import Allocation, channel_share, check_budget, units_kept
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, balance, check_classes, check_keep, check_number, gather
+from netclone.data import Batches, Samples, balance, check_classes, check_keep, check_number, gather, in_batches
 from netclone.errors import ArgumentError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
-from netclone.neighbourhoods import drawn, nearby
+from netclone.neighbourhoods import answered, drawn, nearby
 from netclone.stepping import step
 
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
-TAYLOR_SAMPLES, TAYLOR_BATCH = 1024, 8
+TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
+REUSE = 3  # steps that a point of a neighbourhood serves in: what the full source answers there is computed once
 LEARNING_RATE = 0.08  # of standardised scores; falls to nothing over the steps
 _USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
 
@@ -220,9 +221,10 @@ def _local(
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
     A neighbourhood is a sample mixed with another and perturbed; agreement is on the logits of the cloned classes
-    against each other and against the strongest of the rest. Gates are hard in the forward pass (the units that
-    ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from everything
-    to ``keep``.
+    against each other and against the strongest of the rest. A third of the points are new in each step, so that the
+    full source's answers cost little beside the masked source's gradient. Gates are hard in the forward pass (the units
+    that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
+    everything to ``keep``.
     """
     images, weights = samples.images, _both_sides(samples, classes)
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
@@ -233,11 +235,14 @@ def _local(
         full = torch.cat([groups.graph_module(part) for part in some.split(batch_size)])
     scale = full.std().clamp_min(1e-6)
     columns = torch.tensor(classes, device=images.device)
-    for done in range(steps):
+    neighbourhoods = answered(
+        lambda count: nearby(images, count, generator, weights),
+        lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
+        batch_size,
+        REUSE,
+    )
+    for done, (points, want) in zip(range(steps), neighbourhoods):  # noqa: B905
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
-        points = nearby(images, batch_size, generator, weights)
-        with torch.no_grad():
-            want = _local_logits(groups.graph_module(points), columns)
         gates = [
             flag.to(score) + score - score.detach() for score, flag in zip(scores, choose(scores, share), strict=True)
         ]

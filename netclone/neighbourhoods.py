@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,34 @@ def nearby(images: Tensor, count: int, generator: torch.Generator, weights: Tens
     noise = torch.randn(count, *images.shape[1:], generator=generator).to(images)
     here = images[first]
     return here * (1 - mix / 2) + images[second] * mix / 2 + NOISE * here.std() * noise
+
+
+def answered(
+    draw: Callable[[int], Tensor], answer: Callable[[Tensor], Tensor], count: int, reuse: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Without end, batches of ``count`` points and what a teacher answers there; the oldest make room for new ones.
+
+    Each point stays for about ``reuse`` batches, which saves that share of the teacher's time.
+
+    Parameters
+    ----------
+    draw
+        Gives so many new points.
+    answer
+        The teacher.
+
+    Examples
+    --------
+    >>> batches = answered(torch.ones, torch.neg, 4, reuse=2)
+    >>> next(batches)[1], len(next(batches)[0])
+    (tensor([-1., -1., -1., -1.]), 4)
+    """
+    points = draw(count)
+    answers = answer(points)
+    while True:
+        yield points, answers
+        fresh = draw(-(-count // reuse))
+        points, answers = torch.cat([fresh, points])[:count], torch.cat([answer(fresh), answers])[:count]
 
 
 def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bool = True) -> Tensor:

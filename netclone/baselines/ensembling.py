@@ -59,7 +59,8 @@ def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     """The ensemble with scale and bias of the new logits fitted on the training samples.
 
     Fitted by L-BFGS to the cross entropy, with a scale and a bias for all new columns or for each, and a mistake on an
-    old class weighing once or twice one on a new class; of these and the plain ensemble the best on validation stays.
+    old class weighing as one on a new class or as in :func:`netclone.clone`; of these and the plain ensemble the best
+    on validation stays.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling.
     """

@@ -179,6 +179,7 @@ def _title(results: dict[str, Any], group: str) -> str:
 
 def _how_tuned(results: dict[str, Any]) -> list[str]:
     facts = results["settings"]
+    least, most = facts["old_weights"]
     lengths = dict.fromkeys((setting["group"], setting["steps"]) for setting in facts["settings"])
     steps = ", ".join(f"{count} ({group})" for group, count in lengths)
     ours = any("training" in network for name, network in results["networks"].items() if name.startswith("source"))
@@ -187,11 +188,11 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
         "Baselines were tuned on the first seed of each setting (of single classes, the first class; the smallest "
         "clone set): the learning rate, going on by factors of 3 while the best was at an end of the grid, then for "
         "fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss, and last whether a "
-        "mistake on an old class weighs once or twice one on a new class (with netclone: twice). The recipe was then "
-        f"used in all runs of the setting, for up to {steps} steps. The length is chosen in every run: the best of "
-        "eight moments on the validation split, a fifth of the clone set. All methods see the same clone set; "
-        "`clone()` holds a fifth of it out by itself, and its constants are the same everywhere: they were found on "
-        "the first setting of `fashion` (docs/adr/0005), so for `fashion` that search is not in the figures. "
+        f"mistake on an old class weighs {least:g} or {most:g} times one on a new class (with netclone: {most:g}). The "
+        f"recipe was then used in all runs of the setting, for up to {steps} steps. The length is chosen in every run: "
+        "the best of eight moments on the validation split, a fifth of the clone set. All methods see the same clone "
+        "set; `clone()` holds a fifth of it out by itself, and its constants are the same everywhere: they were found "
+        "on the first setting of `fashion` (docs/adr/0005), so for `fashion` that search is not in the figures. "
         f"`{facts['joint']}` is the source itself, restricted to the old and new "
         f"classes{trained}.",
     ]

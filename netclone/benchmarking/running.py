@@ -41,6 +41,12 @@ from netclone.tracing import INPUT, same_bits, trace
 
 JOINT, GIVEN = "joint, 100%", "source, as given"
 """The upper bound: the source, trained here on all training images, or with weights that were given."""
+REFITS: dict[str, Options] = {
+    "plain copy": {"reconstruct": False},
+    "refitted": {"distill_steps": 0},
+    "refitted and distilled": {},
+}
+"""What is done to a slim source after its mask: nothing, least squares, or least squares and distillation."""
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
 
@@ -162,7 +168,7 @@ class _Bench:
     # What to do
 
     def jobs(self, seeds: int) -> list[Job]:
-        """Every run, the most important first: the first setting over all seeds, the studies, all other settings."""
+        """Every run, the most important first: all settings with the smallest clone set, the studies, larger sets."""
         suite = self.suite
         groups = list(dict.fromkeys(setting.group for setting in suite.settings))
         most = max(len(setting.fractions) for setting in suite.settings)
@@ -182,13 +188,12 @@ class _Bench:
             for i in range(most)
             for group in groups
         ]
-        jobs = main[0]
+        jobs = [job for part in main[: len(groups)] for job in part]
         for seed in range(min(seeds, suite.localize_seeds)):
             for method in suite.localize:
-                for refit in (True, False):
-                    words = "refitted" if refit else "plain copy"
+                for words, change in REFITS.items():
                     name = f"{method}, {words}"
-                    jobs.append(clones("localize", seed, name, keep=0.5, at=INPUT, method=method, reconstruct=refit))
+                    jobs.append(clones("localize", seed, name, keep=0.5, at=INPUT, method=method, **change))
         for seed in range(min(seeds, suite.study_seeds)):
             jobs += [clones("curve", seed, _sized(keep), keep=keep) for keep in suite.curve]
             jobs += [clones("ablation", seed, name, keep=0.5, **change) for name, change in suite.ablations]
@@ -196,7 +201,7 @@ class _Bench:
                 traced = trace(self.target(seed), self.dataset.images[:2])
                 for at in (*(place.at for place in candidates(traced)), INPUT):
                     jobs.append(clones("ablation", seed, f"position: {at}", keep=0.5, at=at))
-        return jobs + [job for part in main[1:] for job in part]
+        return jobs + [job for part in main[len(groups) :] for job in part]
 
     def _main(self, setting: Setting, fraction: float, seed: int) -> list[Job]:
         ours = [(_sized(keep), tuple({**self.suite.clone, "keep": keep}.items())) for keep in setting.keeps]
@@ -464,6 +469,7 @@ class _Bench:
             "augment": getattr(suite.augment, "__name__", ""),
             "rates": {name: list(rates) for name, rates in suite.rates.items()},
             "depths": list(suite.depths),
+            "old_weights": list(OLD_WEIGHTS),
             "batch_size": suite.batch_size,
             "clone": suite.clone,
             "tuning": list(TUNING),

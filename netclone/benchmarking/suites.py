@@ -235,7 +235,6 @@ _STUDIED: Options = {
     "curve": (0.75, 0.125),
     "localize": METHODS,
     "ablations": ABLATIONS,
-    "localize_seeds": 1,
 }
 
 SUITES: dict[str, Suite] = {
@@ -289,7 +288,13 @@ SUITES: dict[str, Suite] = {
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5, 0.25), search_steps=100),),
             augment=cropped,
-            **_STUDIED,
+            rates=RATES,
+            depths=(0, 2, 3, 4, 5),
+            clone={"search": "all"},
+            curve=(0.75, 0.125),
+            localize=(),
+            ablations=(),
+            positions=False,
         ),
         Suite(
             name="zoo",
@@ -303,11 +308,11 @@ SUITES: dict[str, Suite] = {
             ),
             target=Network("timm test_resnet", _timm("test_resnet"), Training(epochs=20, lr=0.05, batch_size=32)),
             old=(0, 1, 2, 3, 4),
-            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=80, keeps=(0.5,)),),
+            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
             augment=flipped,
             rates=RATES,
             depths=(0, 2, 3, 4, 5),
-            clone={"search": "all", "batch_size": 32, "distill_steps": 100},
+            clone={"search": "all", "batch_size": 32, "distill_steps": 40},
             curve=(),
             localize=(),
             ablations=(),
