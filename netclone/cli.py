@@ -79,6 +79,9 @@ def bench(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for trained networks. By default 'cache' in --out.")
     ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="Hold out training images in place of the test split, to try things.")
+    ] = False,
     report_only: Annotated[
         bool, typer.Option("--report", help="Run nothing: write tables and plots again from results.json in --out.")
     ] = False,
@@ -86,7 +89,12 @@ def bench(
     """Run a suite, or write up one that was run."""
     console = Console()
     with _reported("Interrupted: finished runs are kept; the same command goes on from there."):
-        from netclone.benchmarking import report, run, suite_named  # slow to import, and not needed to show help
+        from netclone.benchmarking import (  # slow to import, and not needed to show help
+            in_development,
+            report,
+            run,
+            suite_named,
+        )
 
         chosen = suite_named(suite)
         if report_only:
@@ -94,7 +102,9 @@ def bench(
         else:
             folders = {"data": data, "out": out, "cache": cache}
             shown = " ".join(f"--{name} {_shown(path)}" for name, path in folders.items() if path is not None)
-            command = f"netclone bench {suite} --seeds {seeds} {shown}"
+            command = f"netclone bench {suite} --seeds {seeds} {shown}" + " --development" * development
+            if development:
+                chosen = in_development(chosen)
             run(chosen, data, out, seeds=seeds, cache=cache, console=console, command=command)
         files = ", ".join(escape(str(out / name)) for name in ("results.json", "results.md"))
         console.print(f"Written: {files} and plots", soft_wrap=True, highlight=False)

@@ -21,8 +21,8 @@ from netclone.benchmarking import searching
 from netclone.benchmarking.journal import Journal
 from netclone.benchmarking.networks import ResNet, Training, cropped, flipped, train_network
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
-from netclone.benchmarking.running import JOINT, changed
-from netclone.benchmarking.suites import SUITES, suite_named
+from netclone.benchmarking.running import JOINT, REFITS, changed
+from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 
 runner = CliRunner()
@@ -77,6 +77,22 @@ def test_every_method_is_there_with_figures(ran: Path) -> None:
     assert {(found["method"], found["group"]) for found in results["searches"]} == {
         (method, group) for method in TUNING for group in "MS"
     }
+
+
+def test_settings_come_before_studies_and_refits_are_told_apart(ran: Path) -> None:
+    lines = (ran / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [record for record in map(json.loads, lines) if not record["key"].startswith("search|")]
+    assert list(dict.fromkeys((run["study"], run["group"]) for run in runs)) == [
+        ("main", "M"),
+        ("main", "S"),
+        ("localize", "M"),
+        ("curve", "M"),
+        ("ablation", "M"),
+    ]
+    options = {run["method"]: run["options"] for run in runs if run["study"] == "localize"}
+    assert set(options) == {f"{m}, {words}" for m in SUITES["digits"].localize for words in REFITS}
+    for method, given in options.items():
+        assert given["reconstruct" if "plain" in method else "distill_steps"] == ("distilled" in method) * 4
 
 
 def test_the_results_name_no_path_of_the_machine(ran: Path) -> None:
@@ -167,6 +183,17 @@ def test_other_settings_run_again_and_the_cache_serves_another_folder(
     assert trained["recipe"]["steps"] == 3
     clones = [[r for r in part["runs"] if r["method"] == "netclone 50%"] for part in (first, second)]
     assert clones[0] == clones[1]  # to the second: not run again
+
+
+def test_in_development_the_test_split_plays_no_part() -> None:
+    suite = suite_named("digits")
+    whole, part = suite.load(Path()), in_development(suite).load(Path())
+    images = torch.cat([part.images, part.test_images]).flatten(1)
+    assert torch.equal(images.unique(dim=0), whole.images.flatten(1).unique(dim=0))
+    assert len(images) == len(whole.images)
+    assert part.columns == whole.columns
+    share = part.test_labels.bincount() / whole.labels.bincount()
+    assert bool(((share - 0.1).abs() < 0.01).all())
 
 
 def test_journal_keeps_whole_lines_and_the_last_of_a_key(tmp_path: Path) -> None:

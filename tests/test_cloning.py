@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import netclone
 from netclone import cloning
 from netclone.adapting import OLD_WEIGHT
+from netclone.data import Samples
+from netclone.extracting import Slimmed
 from netclone.placing import candidates
 
 clone = partial(netclone.clone, distill_steps=2)
@@ -219,6 +221,17 @@ def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(mon
     named = clone(source, target, samples(4), at=found.at, source_at=found.source_at, **arguments)  # type: ignore[arg-type]
     for (name, tensor), (other, again) in zip(found.state_dict().items(), named.state_dict().items(), strict=True):
         assert name == other and torch.equal(tensor, again)
+
+
+def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of old classes as of new ones."""
+    monkeypatch.setattr(cloning, "REFIT", 12)
+    seen: list[Samples] = []
+    monkeypatch.setattr(Slimmed, "reconstruct", lambda self, samples, at: seen.append(samples))
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    clone(source, target, samples(4, 40), classes=[2], target_data=samples(2, 90), at="input", method="random")
+    assert len(seen) == 1 and len(seen[0]) == 12
+    assert 3 <= int((seen[0].labels >= 2).sum()) <= 9  # of 8 new samples and 72 old ones
 
 
 @pytest.mark.parametrize("part", cloning.PARTS)

@@ -7,6 +7,6 @@
 
 from netclone.benchmarking.reporting import report
 from netclone.benchmarking.running import run
-from netclone.benchmarking.suites import SUITES, Suite, suite_named
+from netclone.benchmarking.suites import SUITES, Suite, in_development, suite_named
 
-__all__ = ["SUITES", "Suite", "report", "run", "suite_named"]
+__all__ = ["SUITES", "Suite", "in_development", "report", "run", "suite_named"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,20 @@ def suite_named(name: str) -> Suite:
     if name not in SUITES:
         raise ArgumentError(f"suite: got {name!r}, expected one of {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def in_development(suite: Suite) -> Suite:
+    """The suite with every tenth training image of a class in place of its test split, to choose constants on."""
+
+    def load(folder: Path) -> Dataset:
+        dataset = suite.load(folder)
+        held = torch.zeros(len(dataset.labels), dtype=torch.bool)
+        for label in dataset.labels.unique():
+            held[(dataset.labels == label).nonzero().flatten()[::10]] = True
+        images, labels = dataset.images, dataset.labels
+        return Dataset(images[~held], labels[~held], images[held], labels[held], dataset.columns)
+
+    return replace(suite, about=f"{suite.about}; in development, on a tenth of the training images", load=load)
 
 
 def needed(folder: Path, name: str) -> Path:
