@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +34,13 @@ from netclone.injecting import GraftedModule, clones, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
-from netclone.neighbourhoods import drawn
+from netclone.neighbourhoods import Augment, Neighbourhoods, drawn
 from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
 REFIT = 2048  # samples at most of a refit: more say little more, since every position of a map is an equation
+VIEWS, MOST_VIEWS = 2, 2048  # of each training sample beside itself, where there is an augmentation; in all at most
 PARTS = ("adapter_start", "target_stream", "calibration")
 BRIEF = 25  # steps, for each candidate position
 MOST_REST, REST_MASS = 64, 0.999  # source classes that a clone knows beside its own: at most, and their probability
@@ -66,6 +68,7 @@ def clone(
     epochs: int = 20,
     batch_size: int = 64,
     validation: float = 0.2,
+    augment: Augment | None = None,
     without: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
@@ -106,6 +109,10 @@ def clone(
     epochs, batch_size, validation
         Length of the fit at the position chosen (25 steps at each candidate), samples per step, share of the samples
         held out to choose by.
+    augment
+        ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the generator, on
+        the CPU, alone. Mask and distillation then see a new view each time, adapter and classifier a few of each
+        sample.
     without
         What to leave out of the method, for ablations: ``"adapter_start"`` (the closed-form start of the adapter; it
         starts at random), ``"target_stream"`` (the target's logits among what the new classifier reads),
@@ -182,9 +189,12 @@ def clone(
                 budget=budget,
                 seed=seed,
                 batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
+                augment=augment,
                 progress=lambda done, total: tell("localize", done, total),
             )
-        slimmed = _slim(task, mask, reconstruct, distill_steps, tell)
+        slimmed = _slim(task, mask, reconstruct, distill_steps, augment, tell)
+        if augment is not None:
+            task = task.with_views(augment)
         return _search(task, slimmed, at, source_at, search == "all", tuple(class_names), tell)
 
 
@@ -261,6 +271,22 @@ class _Task:
             seed=seed,
         )
 
+    def with_views(self, augment: Augment) -> _Task:
+        """The same with augmented views of the training samples to fit on beside them, in as many steps."""
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.cat([torch.randperm(len(self.train), generator=generator) for _ in range(VIEWS)])[:MOST_VIEWS]
+        seen = self.train[order.to(self.train.device)]
+        views = augment(self.images[seen], generator)
+        train = torch.cat([self.train, torch.arange(len(views), device=self.train.device) + len(self.images)])
+        return replace(
+            self,
+            images=torch.cat([self.images, views]),
+            labels=torch.cat([self.labels, self.labels[seen]]),
+            logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size)]),
+            train=train,
+            epochs=math.ceil(self.epochs * len(self.train) / len(train)),
+        )
+
     def some(self, count: int) -> Tensor:
         """At most so many of the training samples, as many of old classes as of new ones; the same each time."""
         weights = balance(self.labels[self.train], self.logits.shape[1])
@@ -281,7 +307,9 @@ def _classifier_share(task: _Task, keep: float) -> float:
     return share
 
 
-def _slim(task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, tell: Progress) -> Slimmed:
+def _slim(
+    task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, augment: Augment | None, tell: Progress
+) -> Slimmed:
     """The masked source, slim, refitted on the training samples: once, for every position."""
     whole = features_node(task.groups.graph_module) is not None  # else the logits of other classes are never needed
     slimmed = slim_down(task.groups, mask, None if whole else task.classes)
@@ -295,9 +323,8 @@ def _slim(task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, tell:
     distill(
         slimmed.graph_module,
         task.groups.graph_module,
-        task.images[task.train],
+        Neighbourhoods(task.images[task.train], balance(task.labels[task.train], task.logits.shape[1]), augment),
         task.images[task.validation],
-        weights=balance(task.labels[task.train], task.logits.shape[1]),
         columns=sorted(task.classes) if slimmed.narrowed and not whole else None,
         steps=0 if everything else distill_steps,
         batch_size=task.batch_size,

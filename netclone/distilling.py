@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from netclone.data import in_batches
-from netclone.neighbourhoods import answered, drawn, nearby
+from netclone.neighbourhoods import Neighbourhoods, answered
 from netclone.stepping import step
 
 TEMPERATURE = 2.0
@@ -20,10 +20,9 @@ LEARNING_RATE = 5e-4
 def distill(
     student: fx.GraphModule,
     teacher: fx.GraphModule,
-    images: Tensor,
+    around: Neighbourhoods,
     held_out: Tensor,
     *,
-    weights: Tensor | None = None,
     columns: Sequence[int] | None = None,
     steps: int,
     batch_size: int,
@@ -40,8 +39,8 @@ def distill(
     ----------
     student, teacher
         Operator graphs from images ``(N, C, H, W)`` to logits; the teacher is untouched.
-    weights
-        How often each sample is drawn ``(N,)``; None: all alike.
+    around
+        The samples, and how points around them are drawn.
     columns
         The teacher's logits that the student has; None: all.
 
@@ -55,14 +54,12 @@ def distill(
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     if not parameters or steps <= 0:
         return
-    weights = torch.ones(len(images)) if weights is None else weights
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
 
-    def points_of(count: int) -> Tensor:
-        near = nearby(images, (count + 1) // 2, generator, weights)
-        exact = images[drawn(weights, count - len(near), generator).to(images.device)]
-        return torch.cat([exact, near])
+    def drawn(count: int) -> Tensor:
+        near = around.nearby((count + 1) // 2, generator)
+        return torch.cat([around.samples(count - len(near), generator), near])
 
     def taught(images: Tensor) -> Tensor:
         logits = in_batches(teacher, images, batch_size)
@@ -80,7 +77,7 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for done, (points, want) in zip(range(steps), answered(points_of, taught, batch_size, REUSE)):  # noqa: B905
+        for done, (points, want) in zip(range(steps), answered(drawn, taught, batch_size, REUSE)):  # noqa: B905
             loss = _loss(student(points), want, scale)
             step(optimizer, loss, f"distilling the clone, step {done}")
             schedule.step()

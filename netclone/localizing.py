@@ -15,7 +15,7 @@ from netclone.data import Batches, Samples, balance, check_classes, check_keep, 
 from netclone.errors import ArgumentError
 from netclone.gates import gate_vector, gated_outputs
 from netclone.masks import ChannelMask
-from netclone.neighbourhoods import answered, drawn, nearby
+from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.stepping import step
 
 METHODS = ("local", "taylor", "magnitude", "random")
@@ -38,6 +38,7 @@ def localize(
     seed: int = 0,
     steps: int = 100,
     batch_size: int = 64,
+    augment: Augment | None = None,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChannelMask:
@@ -66,6 +67,9 @@ def localize(
         Same seed, same mask.
     steps, batch_size
         Length of learning (``"local"``) and samples per step.
+    augment
+        For ``"local"``: ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the
+        generator, on the CPU, alone.
     progress
         Called with ``(step, steps)``.
 
@@ -146,7 +150,8 @@ def localize(
     def choose(scores: Sequence[Tensor], share: float) -> list[Tensor]:
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
-    return best(_local(groups, samples, wanted, start, choose, share, generator, steps, batch_size, progress))
+    around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
+    return best(_local(groups, around, wanted, start, choose, share, generator, steps, batch_size, progress))
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -208,7 +213,7 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -
 
 def _local(
     groups: ChannelGroups,
-    samples: Samples,
+    around: Neighbourhoods,
     classes: tuple[int, ...],
     start: Sequence[Tensor],
     choose: Callable[[Sequence[Tensor], float], list[Tensor]],
@@ -226,7 +231,7 @@ def _local(
     that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
     everything to ``keep``.
     """
-    images, weights = samples.images, _both_sides(samples, classes)
+    images = around.images
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
     optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
@@ -236,7 +241,7 @@ def _local(
     scale = full.std().clamp_min(1e-6)
     columns = torch.tensor(classes, device=images.device)
     neighbourhoods = answered(
-        lambda count: nearby(images, count, generator, weights),
+        lambda count: around.nearby(count, generator),
         lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
         batch_size,
         REUSE,

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 NOISE = 0.1  # of the standard deviation of the images drawn
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Another view of a batch of images ``(N, ...)``, showing the same, drawn from the generator (on the CPU) alone."""
 
-def nearby(images: Tensor, count: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
-    """``count`` points around random samples ``(N, ...)``: each mixed with another (mostly little) and perturbed.
 
-    ``weights (N,)`` say how often each sample is drawn; None: all alike.
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Samples ``(N, ...)`` and the points around them; ``weights (N,)`` say how often each sample is drawn.
 
     Examples
     --------
-    >>> nearby(torch.zeros(5, 3, 8, 8), 4, torch.Generator()).shape
+    >>> around = Neighbourhoods(torch.zeros(5, 3, 8, 8), torch.ones(5))
+    >>> around.nearby(4, torch.Generator()).shape
     torch.Size([4, 3, 8, 8])
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.2: local surrogates around the clone set.
     """
-    weights = torch.ones(len(images)) if weights is None else weights
-    first, second = (drawn(weights, count, generator).to(images.device) for _ in range(2))
-    mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (images.dim() - 1)).to(images)
-    noise = torch.randn(count, *images.shape[1:], generator=generator).to(images)
-    here = images[first]
-    return here * (1 - mix / 2) + images[second] * mix / 2 + NOISE * here.std() * noise
+
+    images: Tensor
+    weights: Tensor
+    augment: Augment | None = None
+
+    def samples(self, count: int, generator: torch.Generator) -> Tensor:
+        """Samples ``(count, ...)``, augmented where there is an augmentation."""
+        images = self.images[drawn(self.weights, count, generator).to(self.images.device)]
+        return images if self.augment is None else self.augment(images, generator)
+
+    def nearby(self, count: int, generator: torch.Generator) -> Tensor:
+        """Points ``(count, ...)``, each a sample mixed with another (mostly little) and perturbed."""
+        here, other = self.samples(count, generator), self.samples(count, generator)
+        mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (here.dim() - 1)).to(here)
+        noise = torch.randn(here.shape, generator=generator).to(here)
+        return here * (1 - mix / 2) + other * mix / 2 + NOISE * here.std() * noise
 
 
 def answered(

@@ -13,6 +13,7 @@ from netclone.channels import channel_groups
 from netclone.distilling import distill
 from netclone.errors import FitError
 from netclone.extracting import slim_down
+from netclone.neighbourhoods import Neighbourhoods
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def distilled(pair, **options):
     teacher, student, images = pair
     student = copy.deepcopy(student)
     settings = {"steps": 4, "batch_size": 16, "generator": torch.Generator().manual_seed(3)}
-    distill(student, teacher, images[:24], images[24:], **{**settings, **options})
+    around = Neighbourhoods(images[:24], torch.ones(24), options.pop("augment", None))
+    distill(student, teacher, around, images[24:], **{**settings, **options})
     return student
 
 
@@ -68,6 +70,19 @@ def test_what_only_makes_it_worse_is_undone(pair, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), pair[1].parameters(), strict=True))
 
 
+def test_every_point_is_a_view_where_there_are_views(pair):
+    """A view of nothing but noise leaves the student with nothing to learn from the samples."""
+    seen = []
+
+    def blank(images, generator):
+        seen.append(len(images))
+        return torch.zeros_like(images)
+
+    plain, viewed = distilled(pair, steps=3), distilled(pair, steps=3, augment=blank)
+    assert sum(seen) == 24 + 2 * 12  # of a batch of 16, eight points are samples and eight mix two of them
+    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), viewed.parameters(), strict=True))
+
+
 def test_no_step_changes_nothing(pair):
     student = distilled(pair, steps=0)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), pair[1].parameters(), strict=True))
@@ -78,5 +93,6 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_flags(pair):
     student = copy.deepcopy(student)
     flags = [parameter.requires_grad for parameter in student.parameters()]
     with pytest.raises(FitError, match=r"distilling the clone, step 0: the loss is (nan|inf); check the data's scale"):
-        distill(student, teacher, images[:8] * 1e38, images[24:], steps=2, batch_size=8, generator=torch.Generator())
+        around = Neighbourhoods(images[:8] * 1e38, torch.ones(8))
+        distill(student, teacher, around, images[24:], steps=2, batch_size=8, generator=torch.Generator())
     assert [parameter.requires_grad for parameter in student.parameters()] == flags

@@ -9,18 +9,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netclone.neighbourhoods import answered, drawn, nearby
+from netclone.neighbourhoods import Neighbourhoods, answered, drawn
 
 
 def test_points_lie_around_the_samples_that_are_drawn() -> None:
     images = torch.stack([torch.zeros(1, 16, 16), torch.full((1, 16, 16), 100.0)])
-    weights = torch.tensor([0.0, 1.0])
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(nearby(images, 8, generator, weights).round(), torch.full((8, 1, 16, 16), 100.0))
-    mixed = nearby(images, 64, generator).mean((1, 2, 3))
+    second = Neighbourhoods(images, torch.tensor([0.0, 1.0]))
+    assert torch.equal(second.nearby(8, generator).round(), torch.full((8, 1, 16, 16), 100.0))
+    mixed = Neighbourhoods(images, torch.ones(2)).nearby(64, generator).mean((1, 2, 3))
     assert bool((mixed > 1).any()) and bool((mixed < 99).any())  # of two samples, but mostly of the first
     nearest = torch.minimum(mixed, 100 - mixed)
     assert float(nearest.median()) < 10 and float(nearest.max()) <= 55
+
+
+def test_views_take_the_place_of_samples() -> None:
+    def brighter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images + torch.rand(len(images), 1, 1, 1, generator=generator) + 1
+
+    views, plain = (Neighbourhoods(torch.zeros(3, 1, 4, 4), torch.ones(3), augment) for augment in (brighter, None))
+    for draw in (Neighbourhoods.samples, Neighbourhoods.nearby):
+        seen = draw(views, 6, torch.Generator().manual_seed(0))
+        assert float(seen.min()) >= 1 and float(seen.max()) <= 2.5
+        assert len(seen.mean((1, 2, 3)).unique()) == 6
+        assert torch.equal(seen, draw(views, 6, torch.Generator().manual_seed(0)))
+        assert not draw(plain, 6, torch.Generator().manual_seed(0)).any()
 
 
 def test_samples_are_drawn_by_their_weights() -> None:

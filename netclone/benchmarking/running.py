@@ -228,7 +228,7 @@ class _Bench:
                 suite.rates.get(job.method),
                 suite.depths,
             ]
-            parts += [getattr(suite.augment, "__name__", "")]
+        parts.append(getattr(suite.augment, "__name__", ""))
         return _digest(*map(str, parts))
 
     def finished(self, job: Job) -> bool:
@@ -370,7 +370,8 @@ class _Bench:
         labels = torch.cat([problem.train.labels, problem.validation.labels])
         new = labels >= problem.old
         named = torch.tensor(problem.classes)[labels[new] - problem.old]
-        options: Options = {"target_data": [(images[~new], labels[~new])], **dict(job.options)}
+        given = {"target_data": [(images[~new], labels[~new])], "augment": self.suite.augment}
+        options: Options = {**given, **dict(job.options)}
         module = clone(
             problem.source,
             problem.target,
