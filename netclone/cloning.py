@@ -34,7 +34,7 @@ from netclone.injecting import GraftedModule, clones, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
-from netclone.neighbourhoods import Augment, Neighbourhoods, drawn
+from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
@@ -276,7 +276,7 @@ class _Task:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.cat([torch.randperm(len(self.train), generator=generator) for _ in range(VIEWS)])[:MOST_VIEWS]
         seen = self.train[order.to(self.train.device)]
-        views = augment(self.images[seen], generator)
+        views = viewed(augment, self.images[seen], generator)
         train = torch.cat([self.train, torch.arange(len(views), device=self.train.device) + len(self.images)])
         return replace(
             self,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from netclone.errors import ArgumentError
+
 NOISE = 0.1  # of the standard deviation of the images drawn
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -34,7 +36,7 @@ class Neighbourhoods:
     def samples(self, count: int, generator: torch.Generator) -> Tensor:
         """Samples ``(count, ...)``, augmented where there is an augmentation."""
         images = self.images[drawn(self.weights, count, generator).to(self.images.device)]
-        return images if self.augment is None else self.augment(images, generator)
+        return images if self.augment is None else viewed(self.augment, images, generator)
 
     def nearby(self, count: int, generator: torch.Generator) -> Tensor:
         """Points ``(count, ...)``, each a sample mixed with another (mostly little) and perturbed."""
@@ -42,6 +44,27 @@ class Neighbourhoods:
         mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (here.dim() - 1)).to(here)
         noise = torch.randn(here.shape, generator=generator).to(here)
         return here * (1 - mix / 2) + other * mix / 2 + NOISE * here.std() * noise
+
+
+def viewed(augment: Augment, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Another view of a batch, checked to be one.
+
+    Raises
+    ------
+    ArgumentError
+        If the augmentation gives something else than images of the same shape, dtype and device.
+
+    Examples
+    --------
+    >>> viewed(lambda images, generator: images.flip(3), torch.eye(2).view(1, 1, 2, 2), torch.Generator())
+    tensor([[[[0., 1.],
+              [1., 0.]]]])
+    """
+    views = augment(images, generator)
+    got, expected = _described(views), _described(images)
+    if got != expected:
+        raise ArgumentError(f"augment: gave {got} for {expected}; expected images of the same shape, dtype and device")
+    return views
 
 
 def answered(
@@ -84,3 +107,9 @@ def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bo
     if count == 0:
         return torch.empty(0, dtype=torch.long)
     return torch.multinomial(weights.cpu().float(), count, replacement=repeat, generator=generator)
+
+
+def _described(images: object) -> str:
+    if not isinstance(images, Tensor):
+        return f"a {type(images).__name__}"
+    return f"images {tuple(images.shape)} {images.dtype} on {images.device}"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import netclone
 from netclone import cloning
-from netclone.adapting import OLD_WEIGHT
+from netclone.adapting import OLD_WEIGHT, Cached
 from netclone.data import Samples
 from netclone.extracting import Slimmed
 from netclone.placing import candidates
@@ -232,6 +233,41 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     clone(source, target, samples(4, 40), classes=[2], target_data=samples(2, 90), at="input", method="random")
     assert len(seen) == 1 and len(seen[0]) == 12
     assert 3 <= int((seen[0].labels >= 2).sum()) <= 9  # of 8 new samples and 72 old ones
+
+
+def test_augmentation_gives_views_to_learn_from_in_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    lengths: list[tuple[int, int]] = []
+    fit = cloning.fit
+
+    def counted(branch: nn.Module, train: Cached, held_out: Cached, **options: Any) -> float:
+        lengths.append((options["epochs"] * len(train), len(held_out)))
+        return fit(branch, train, held_out, **options)
+
+    monkeypatch.setattr(cloning, "fit", counted)
+    arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=6)
+
+    def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+        return images.flip(3) if torch.rand(1, generator=generator) < 2 else images
+
+    before = torch.get_rng_state()
+    plain, first, second = (
+        clone(source, target, samples(4, 40), augment=augment, **arguments)  # type: ignore[arg-type]
+        for augment in (None, mirrored, mirrored)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert lengths[0] == lengths[1] == lengths[2]
+    weights = [list(module.state_dict().values()) for module in (plain, first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+
+
+@pytest.mark.parametrize("views", [lambda images, generator: images[:, :1], lambda images, generator: None])
+def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor, torch.Generator], Any]) -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    message = r"augment: gave (images \(\d+, 1, 64, 64\)|a NoneType).* for images \(\d+, 3, 64, 64\).*; expected"
+    with pytest.raises(netclone.ArgumentError, match=message):
+        clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", augment=views)
 
 
 @pytest.mark.parametrize("part", cloning.PARTS)

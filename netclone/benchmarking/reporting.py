@@ -112,6 +112,34 @@ def report(out: Path) -> dict[str, Any]:
     return results
 
 
+def overview(suites: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of every method's mean accuracy, with the points of old accuracy it lost, in the first setting.
+
+    One column per suite, the methods by their mean over the suites; in bold the best tuning baseline of each and ours.
+    """
+    columns = []
+    for results in suites:
+        table = tables(results)[0][2]
+        found = gap(table, *(results["settings"][name] for name in ("ours", "tuning", "joint")))
+        marked = {results["settings"]["ours"], found.best if found else ""}
+        cells = {}
+        for row in table:
+            if row.figures["mean"] is not None:
+                cell = f"{100 * _known(row, 'mean'):.1f} ({_known(row, 'old_lost'):.1f})"
+                cells[row.method] = _known(row, "mean"), f"**{cell}**" if row.method in marked else cell
+        columns.append((f"`{results['suite']}`", cells))
+    methods = dict.fromkeys(method for _, cells in columns for method in cells)
+
+    def standing(method: str) -> tuple[int, float]:
+        means = [cells[method][0] for _, cells in columns if method in cells]
+        return -len(means), -sum(means) / len(means)
+
+    lines = ["| method | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in sorted(methods, key=standing):
+        lines.append(f"| {method} | " + " | ".join(cells.get(method, (0, ""))[1] for _, cells in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def tables(results: dict[str, Any]) -> list[tuple[str, float, list[Row]]]:
     """Group, clone set and rows of each main table, in the order they were run."""
     main = [run for run in results["runs"] if run["study"] == "main"]
@@ -179,7 +207,7 @@ def _title(results: dict[str, Any], group: str) -> str:
 
 def _how_tuned(results: dict[str, Any]) -> list[str]:
     facts = results["settings"]
-    least, most = facts["old_weights"]
+    least, most = facts.get("old_weights", (1, 2))  # of results written before it was among their settings
     lengths = dict.fromkeys((setting["group"], setting["steps"]) for setting in facts["settings"])
     steps = ", ".join(f"{count} ({group})" for group, count in lengths)
     ours = any("training" in network for name, network in results["networks"].items() if name.startswith("source"))

@@ -1,0 +1,25 @@
+"""README says what the committed results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from netclone.benchmarking.reporting import markdown, overview
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+SUITES = [name for name in ("fashion", "cifar10", "zoo") if (RESULTS / name).is_dir()]
+
+
+def test_the_table_of_methods_is_that_of_the_results() -> None:
+    results = [json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8")) for name in SUITES]
+    assert overview(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_tables_of_a_suite_are_those_of_its_results(name: str) -> None:
+    results = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+    assert (RESULTS / name / "results.md").read_text(encoding="utf-8") == markdown(results)
