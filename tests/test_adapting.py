@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netclone.adapting import Adapter, Classifier, Grid, grid_of
+from netclone.data import OLD_WEIGHT
 from netclone.errors import AdapterError
 
 SHAPES = {"NCHW": (5, 4, 4), "NHWC": (4, 4, 7), "NLC": (18, 6), "NC": (3,)}
@@ -72,7 +73,7 @@ def test_with_rows_for_the_rest_the_source_tells_new_from_old_and_the_target_the
     classifier = Classifier(6, 4, 2)
     classifier.start(features, logits, weight, bias)
     joint = torch.cat([logits, classifier(features, logits)], 1).softmax(1)
-    source = (features @ weight.T + bias).softmax(1) * torch.tensor([1, 1, 2, 2, 2])  # old classes weigh twice
+    source = (features @ weight.T + bias).softmax(1) * torch.tensor([1, 1, *[OLD_WEIGHT] * 3])  # the rest is old
     source = source / source.sum(1, keepdim=True)
     torch.testing.assert_close(joint[:, 4:], source[:, :2])
     torch.testing.assert_close(joint[:, :4], source[:, 2:].sum(1, keepdim=True) * logits.softmax(1))

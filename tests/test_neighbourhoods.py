@@ -30,7 +30,7 @@ def test_views_take_the_place_of_samples() -> None:
     views, plain = (Neighbourhoods(torch.zeros(3, 1, 4, 4), torch.ones(3), augment) for augment in (brighter, None))
     for draw in (Neighbourhoods.samples, Neighbourhoods.nearby):
         seen = draw(views, 6, torch.Generator().manual_seed(0))
-        assert float(seen.min()) >= 1 and float(seen.max()) <= 2.5
+        assert float(seen.min()) > 0.8 and float(seen.max()) < 2.2  # from 1 to 2, and a tenth of their deviation
         assert len(seen.mean((1, 2, 3)).unique()) == 6
         assert torch.equal(seen, draw(views, 6, torch.Generator().manual_seed(0)))
         assert not draw(plain, 6, torch.Generator().manual_seed(0)).any()
