@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, fx
@@ -77,7 +78,7 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for done, (points, want) in zip(range(steps), answered(drawn, taught, batch_size, REUSE)):  # noqa: B905
+        for done, (points, want) in enumerate(islice(answered(drawn, taught, batch_size, REUSE), steps)):
             loss = _loss(student(points), want, scale)
             step(optimizer, loss, f"distilling the clone, step {done}")
             schedule.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ def localize(
     Raises
     ------
     ArgumentError
-        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small to be reached, or
-        the method needs data and got none.
+        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small to be reached,
+        the method needs data and got none, or ``augment`` gives no view of its images.
     DataError
         If the data are empty, not finite, or labelled outside the source's classes.
 
@@ -246,7 +247,7 @@ def _local(
         batch_size,
         REUSE,
     )
-    for done, (points, want) in zip(range(steps), neighbourhoods):  # noqa: B905
+    for done, (points, want) in enumerate(islice(neighbourhoods, steps)):
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
         gates = [
             flag.to(score) + score - score.detach() for score, flag in zip(scores, choose(scores, share), strict=True)

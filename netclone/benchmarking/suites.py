@@ -242,9 +242,9 @@ _WHOLE = (16, 32, 64)
 _ADAM = Training(epochs=5, lr=4e-3, optimizer="adamw", batch_size=32, weight_decay=0.05, smoothing=0.1)
 _ONE_CYCLE = Training(epochs=4, lr=0.2, channels_last=True)
 _FIVE = (5, 6, 7, 8, 9)
+_SEARCHED: Options = {"rates": RATES, "depths": (0, 2, 3, 4, 5)}
 _STUDIED: Options = {
-    "rates": RATES,
-    "depths": (0, 2, 3, 4, 5),
+    **_SEARCHED,
     "clone": {"search": "all"},
     "curve": (0.75, 0.125),
     "localize": METHODS,
@@ -302,8 +302,7 @@ SUITES: dict[str, Suite] = {
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5, 0.25), search_steps=100),),
             augment=cropped,
-            rates=RATES,
-            depths=(0, 2, 3, 4, 5),
+            **_SEARCHED,
             clone={"search": "all"},
             curve=(0.75, 0.125),
             localize=(),
@@ -324,8 +323,7 @@ SUITES: dict[str, Suite] = {
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
             augment=flipped,
-            rates=RATES,
-            depths=(0, 2, 3, 4, 5),
+            **_SEARCHED,
             clone={"search": "all", "batch_size": 32, "distill_steps": 40},
             curve=(),
             localize=(),
