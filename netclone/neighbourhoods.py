@@ -72,7 +72,7 @@ def answered(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Without end, batches of ``count`` points and what a teacher answers there; the oldest make room for new ones.
 
-    Each point stays for at most ``reuse`` batches, so that the teacher answers only about one in ``reuse`` of them anew.
+    Each point stays for at most ``reuse`` batches, so that the teacher answers about one in ``reuse`` anew.
 
     Parameters
     ----------
