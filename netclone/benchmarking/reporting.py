@@ -207,7 +207,7 @@ def _title(results: dict[str, Any], group: str) -> str:
 
 def _how_tuned(results: dict[str, Any]) -> list[str]:
     facts = results["settings"]
-    least, most = facts.get("old_weights", (1, 2))  # of results written before it was among their settings
+    least, most = facts["old_weights"]
     lengths = dict.fromkeys((setting["group"], setting["steps"]) for setting in facts["settings"])
     steps = ", ".join(f"{count} ({group})" for group, count in lengths)
     ours = any("training" in network for name, network in results["networks"].items() if name.startswith("source"))
