@@ -18,6 +18,7 @@ from netclone.errors import (
     CloneNameError,
     DataError,
     FitError,
+    LoadError,
     MaskError,
     NetcloneError,
     NetcloneWarning,
@@ -31,6 +32,7 @@ from netclone.errors import (
 from netclone.evaluating import Cost, Scores, cost, evaluate
 from netclone.extracting import extract
 from netclone.injecting import clones, inject, remove
+from netclone.loading import load_model
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule, CloneSpec
@@ -53,6 +55,7 @@ __all__ = [
     "Cost",
     "DataError",
     "FitError",
+    "LoadError",
     "MaskError",
     "NetcloneError",
     "NetcloneWarning",
@@ -72,6 +75,7 @@ __all__ = [
     "extract",
     "inject",
     "load",
+    "load_model",
     "localize",
     "position",
     "remove",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from netclone.channels import ChannelGroup, ChannelGroups
+from netclone.channels import ChannelGroup, ChannelGroups, unused_outputs
 from netclone.errors import ArgumentError
 from netclone.slimming import slim
 from netclone.tracing import shape_of
@@ -24,8 +24,10 @@ _LAYERS = (
 BUDGETS = ("channels", "params", "macs")
 
 
-def channel_share(groups: ChannelGroups, keep: float, budget: str) -> float:
+def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequence[int] | None = None) -> float:
     """The largest share of every group's units, in (0, 1], with which ``keep`` of the budget is not exceeded.
+
+    What is left counts with the outputs of some classes only (None: all), what there was with all of them.
 
     Raises
     ------
@@ -42,14 +44,14 @@ def channel_share(groups: ChannelGroups, keep: float, budget: str) -> float:
     check_budget(budget)
     if budget == "channels" or keep == 1:
         return keep
-    sizes = Allocation(groups, budget)
+    sizes = Allocation(groups, budget, classes)
 
     def size(share: float) -> int:
         if budget == "params":  # known in closed form
             return sizes.size([units_kept(group, share) for group in groups.groups])
-        return _size(groups, _first(groups, share), budget)
+        return sizes.measured(_first(groups, share))
 
-    whole = size(1.0)
+    whole = sizes.whole if budget == "params" else sizes.measured(_first(groups, 1.0), every_class=True)
     low, high = 0.0, 1.0
     _check_reachable(size(low) / whole, keep, budget)
     while high - low > 1e-3:
@@ -73,7 +75,8 @@ class Allocation:
     """Divides a budget among all groups: keeps the units of the highest scores, wherever they are.
 
     The size of the slim network is known in closed form from how many units of each group are kept: a weight has as
-    many entries as the product of what is left along its axes, and as many MACs as entries times positions.
+    many entries as the product of what is left along its axes, and as many MACs as entries times positions. Of the
+    outputs only those of ``classes`` (None: all) are left; ``whole`` is the size of the network with everything.
 
     Examples
     --------
@@ -85,22 +88,31 @@ class Allocation:
     True
     """
 
-    def __init__(self, groups: ChannelGroups, budget: str) -> None:
+    def __init__(self, groups: ChannelGroups, budget: str, classes: Sequence[int] | None = None) -> None:
         self.groups = groups
         self.budget = budget
+        gone = None if classes is None else unused_outputs(groups, classes)
+        self._gone = torch.empty(0, dtype=torch.long) if gone is None else gone
         members: dict[str, list[tuple[int, int, int]]] = {}
         for number, group in enumerate(groups.groups):
             for name, axis, slices in group.members:
                 members.setdefault(name, []).append((number, axis, slices))
         positions = _positions(groups) if budget == "macs" else {}
+        self._unused: dict[str, list[tuple[int, int]]] = {}
         self._tensors = [
-            (tuple(parameter.shape), positions.get(name, 0) if budget == "macs" else 1, members.get(name, []))
+            (name, tuple(parameter.shape), positions.get(name, 0) if budget == "macs" else 1, members.get(name, []))
             for name, parameter in groups.graph_module.named_parameters()
         ]
         every = [group.size for group in groups.groups]
         self.whole = self.size(every)
+        labels, slots = groups.labelling.labels, groups.labelling.slots
+        marked = labels.marked(self._gone)
+        for (name, axis), own in slots.items() if len(self._gone) else ():
+            if count := int(marked[labels.roots(own)].sum()):
+                self._unused.setdefault(name, []).append((axis, count))
+        all_units = self.size(every)
         self.unit_costs = [
-            max(1, self.whole - self.size([n - (i == number) for i, n in enumerate(every)]))
+            max(1, all_units - self.size([n - (i == number) for i, n in enumerate(every)]))
             for number in range(len(every))
         ]
         """What removing one unit of each group saves, while everything else is kept."""
@@ -108,8 +120,10 @@ class Allocation:
     def size(self, kept: Sequence[int]) -> int:
         """Parameters, or MACs of convolutions and linear layers for one image, with so many units of each group."""
         total = 0
-        for shape, weight, members in self._tensors:
+        for name, shape, weight, members in self._tensors:
             left = list(shape)
+            for axis, count in self._unused.get(name, ()):
+                left[axis] -= count
             for number, axis, slices in members:
                 left[axis] -= slices * (self.groups.groups[number].size - kept[number])
             total += weight * math.prod(left)
@@ -148,18 +162,32 @@ class Allocation:
         ArgumentError
             If one unit in every group is too much already.
         """
-        whole = _size(
-            self.groups, [torch.ones(group.size, dtype=torch.bool) for group in self.groups.groups], self.budget
-        )
+        whole = self.measured(_first(self.groups, 1.0), every_class=True)
         asked = keep
         while True:
             flags = self.flags(scores, asked)
-            size = _size(self.groups, flags, self.budget)
+            size = self.measured(flags)
             if size <= keep * whole:
                 return flags
             if all(int(flag.sum()) == 1 for flag in flags):
                 _check_reachable(size / whole, keep, self.budget)
             asked *= 0.99 * keep * whole / size
+
+    def measured(self, flags: Sequence[Tensor], every_class: bool = False) -> int:
+        """Parameters, or MACs for one image, of the slim network itself."""
+        removed = [
+            unit
+            for group, flag in zip(self.groups.groups, flags, strict=True)
+            for unit, stays in zip(group.units, flag.tolist(), strict=True)
+            if not stays
+        ]
+        units = torch.tensor(removed, dtype=torch.long)
+        slimmed = slim(self.groups.labelling, (units if every_class else torch.cat([units, self._gone])).sort().values)
+        if self.budget == "params":
+            return sum(parameter.numel() for parameter in slimmed.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            slimmed(self.groups.example[:1])
+        return int(counter.get_total_flops()) // 2
 
 
 def _check_reachable(least: float, keep: float, budget: str) -> None:
@@ -168,22 +196,6 @@ def _check_reachable(least: float, keep: float, budget: str) -> None:
             f"keep: {keep:.3g} of the {budget} cannot be reached by removing channels: one unit in every group leaves "
             f"{least:.2g}; ask for that or more, or see channel_groups(source).unprunable for what stays"
         )
-
-
-def _size(groups: ChannelGroups, flags: Sequence[Tensor], budget: str) -> int:
-    """Parameters, or MACs for one image, of the slim network itself."""
-    removed = [
-        unit
-        for group, flag in zip(groups.groups, flags, strict=True)
-        for unit, stays in zip(group.units, flag.tolist(), strict=True)
-        if not stays
-    ]
-    slimmed = slim(groups.labelling, torch.tensor(sorted(removed), dtype=torch.long))
-    if budget == "params":
-        return sum(parameter.numel() for parameter in slimmed.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        slimmed(groups.example[:1])
-    return int(counter.get_total_flops()) // 2
 
 
 def _first(groups: ChannelGroups, share: float) -> list[Tensor]:

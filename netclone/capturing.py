@@ -114,9 +114,11 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
 
 
 def _check_same_function(graph_module: fx.GraphModule, model: str, examples: tuple[Tensor, ...], want: Tensor) -> None:
-    """The graph computes what the model computed, on one example, up to rounding."""
+    """The graph computes what the model computed, on one example, up to rounding (without memory: the same shape)."""
     with torch.no_grad():
         got = graph_module(*one_of(examples))
+    if got.is_meta and got.shape == want.shape:
+        return
     scale = float(want.nan_to_num(0, 0, 0).abs().max()) if want.numel() else 0.0
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
         raise TraceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,7 +93,10 @@ class ChannelGroups:
 
 
 def channel_groups(
-    model: nn.Module | ChannelGroups, example_inputs: Tensor | tuple[Tensor] | None = None
+    model: nn.Module | ChannelGroups,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    *,
+    through_norms: bool = False,
 ) -> ChannelGroups:
     """Find which channels must be kept or removed together, by running the network on integer labels.
 
@@ -105,6 +109,10 @@ def channel_groups(
         A module or a traced graph; groups are given back as they are.
     example_inputs
         As for :func:`netclone.trace`.
+    through_norms
+        Whether channels that LayerNorm, RMSNorm or GroupNorm of one group normalises over, and the residual streams
+        these are in, are prunable too. Masked ones are then left out of the statistics: the masked network's norm is
+        another one than the model's, and exactly the slim one's. Without it such channels stay.
 
     Raises
     ------
@@ -119,6 +127,9 @@ def channel_groups(
     2
     >>> groups["blocks.0.mlp.fc1.weight"].size
     192
+    >>> through = netclone.channel_groups(timm.create_model("test_vit", num_classes=4), through_norms=True)
+    >>> through["patch_embed.proj.weight"].size  # the residual stream
+    64
 
     Reference: DESIGN, "Channel groups by running the graph on labels".
     """
@@ -126,7 +137,7 @@ def channel_groups(
         return model
     check_one_device_and_dtype(model, "model")
     graph_module = capture(model, example_input(model, example_inputs))
-    labelling = Labelling(graph_module)
+    labelling = Labelling(graph_module, through_norms)
     occurrences = _occurrences(labelling)
     protected = _output_units(labelling)
     by_tensors: dict[int, list[int]] = {}
@@ -177,6 +188,20 @@ def _output_units(labelling: Labelling) -> set[int]:
     output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
     assert isinstance(output, fx.Node)
     return set(torch.unique(labelling.labels.roots(compact(labelling.data(output)))).tolist())
+
+
+def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor | None:
+    """Units of the output columns of all other classes; None where columns are no units of their own and must stay."""
+    if len(classes) == groups.outputs:
+        return torch.empty(0, dtype=torch.long)
+    labelling = groups.labelling
+    output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
+    units = labelling.labels.roots(labelling.data(output)).reshape(-1)
+    if len(units.unique()) != len(units) or bool((units == 0).any()):
+        return None
+    gone = torch.ones(len(units), dtype=torch.bool)
+    gone[list(classes)] = False
+    return units[gone]
 
 
 def _members(labelling: Labelling, wanted: set[int]) -> dict[int, tuple[tuple[str, int, int], ...]]:

@@ -14,6 +14,10 @@ class ArgumentError(NetcloneError, ValueError):
     """An argument is outside what is accepted (``keep``, ``classes``, ``method``, a device or dtype)."""
 
 
+class LoadError(NetcloneError, LookupError):
+    """A name gives no network, or a checkpoint is missing, not one of tensors alone, or of another network."""
+
+
 class TraceError(NetcloneError, ValueError):
     """Neither capture could turn the model into a graph, or the graph does not compute what the model computes."""
 

@@ -191,6 +191,19 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Run with no parameter asking for a gradient (torch's counter of MACs trips over some); flags are restored."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     """Parameters, MACs and measured latency of a model in eval mode; of a clone, the bytes of its archive too.
 
@@ -204,7 +217,7 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
     8
     """
-    with _in_eval_mode(model):
+    with _in_eval_mode(model), _frozen(model):
         with FlopCounterMode(display=False) as counter:
             model(*inputs)
         times = []

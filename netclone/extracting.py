@@ -18,7 +18,7 @@ from netclone.capturing import (
     set_tensor,
     tensor_at,
 )
-from netclone.channels import ChannelGroups, channel_groups
+from netclone.channels import ChannelGroups, channel_groups, unused_outputs
 from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError
 from netclone.folding import fold_batch_norms
@@ -95,7 +95,7 @@ def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] |
     """The masked source, physically slim and whole: what modules are cut from."""
     chosen = check_classes(classes, groups.outputs)
     removed = mask.removed_units(groups)
-    removed_outputs = _removed_outputs(groups, chosen)
+    removed_outputs = unused_outputs(groups, chosen)
     if removed_outputs is not None:
         removed = torch.cat([removed, removed_outputs]).sort().values
     graph_module = slim(groups.labelling, removed)
@@ -240,20 +240,6 @@ def _needed(output: fx.Node, at: fx.Node) -> set[fx.Node]:
 
 def _is_batch_size(node: fx.Node) -> bool:
     return node.target is aten.sym_size.int and arguments(node)[1] == 0
-
-
-def _removed_outputs(groups: ChannelGroups, classes: tuple[int, ...]) -> Tensor | None:
-    """Units of the output columns that are not asked for; None where columns are not units of their own."""
-    labelling = groups.labelling
-    output = next(node for node in groups.graph_module.graph.nodes if node.op == "output").args[0]
-    units = labelling.labels.roots(labelling.data(output)).reshape(-1)
-    if len(classes) == len(units):
-        return torch.empty(0, dtype=torch.long)
-    if len(units.unique()) != len(units) or bool((units == 0).any()):
-        return None
-    gone = torch.ones(len(units), dtype=torch.bool)
-    gone[list(classes)] = False
-    return units[gone]
 
 
 def _order_outputs(slimmed: fx.GraphModule, classes: tuple[int, ...], removed: bool, count: int) -> None:

@@ -30,14 +30,18 @@ class Labelling:
         ``"along"`` (biases, normalisation, depthwise and grouped weights).
     constants
         Name of a parameter or buffer that meets activations directly, to labels of its own shape.
+    norms
+        Name of a node that normalises over prunable channels, to the labels of these (with ``through_norms``).
     without_rule
         ``(node, operator)`` of what had no rule.
 
     Reference: DESIGN, "Channel groups by running the graph on labels"; docs/adr/0002-grouping-by-labels.md.
     """
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(self, graph_module: fx.GraphModule, through_norms: bool = False) -> None:
         self.graph_module = graph_module
+        self.through_norms = through_norms
+        self.norms: dict[str, Tensor] = {}
         self.labels = Labels()
         self.values: dict[fx.Node, Any] = {}
         self.slots: dict[tuple[str, int], Tensor] = {}

@@ -14,7 +14,7 @@ from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import Batches, Samples, balance, check_classes, check_keep, check_number, gather, in_batches
 from netclone.errors import ArgumentError
-from netclone.gates import gate_vector, gated_outputs
+from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.stepping import step
@@ -60,7 +60,8 @@ def localize(
         norm of the weights. ``"random"``.
     keep, budget
         What to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the source's
-        parameters (``"params"``) or of its MACs (``"macs"``). At least one unit of every group stays.
+        parameters (``"params"``) or of its MACs (``"macs"``). What is kept is counted as :func:`netclone.extract`
+        stores it: with the outputs of ``classes`` alone. At least one unit of every group stays.
     allocation
         How a budget of parameters or MACs is divided among the groups: ``"global"``, by score and cost; or
         ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the others.
@@ -119,8 +120,8 @@ def localize(
         )
     divided = None
     if groups.groups and budget != "channels" and keep < 1 and (allocation or _USUAL[method]) == "global":
-        divided = Allocation(groups, budget)
-    share = channel_share(groups, keep, budget) if divided is None else keep
+        divided = Allocation(groups, budget, wanted)
+    share = channel_share(groups, keep, budget, wanted) if divided is None else keep
 
     def best(scores: Sequence[Tensor]) -> ChannelMask:
         flags = _flags(groups, scores, share) if divided is None else divided.exact_flags(scores, share)
@@ -204,8 +205,9 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -
     is_class = labels[:, None] == columns
     targets = torch.where(is_class.any(1), is_class.int().argmax(1), len(classes))
     totals = [torch.zeros_like(gate) for gate in gates]
+    gated = Gated(groups)
     for part, target in zip(images.split(TAYLOR_BATCH), targets.split(TAYLOR_BATCH), strict=True):
-        out = gated_outputs(groups, gate_vector(groups, gates), part)
+        out = gated(gate_vector(groups, gates), part)
         loss = F.cross_entropy(_local_logits(out, columns), target)
         for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
             total += gradient.square()
@@ -240,7 +242,7 @@ def _local(
         some = images[:: max(1, len(images) // TAYLOR_SAMPLES)]
         full = torch.cat([groups.graph_module(part) for part in some.split(batch_size)])
     scale = full.std().clamp_min(1e-6)
-    columns = torch.tensor(classes, device=images.device)
+    columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
     neighbourhoods = answered(
         lambda count: around.nearby(count, generator),
         lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
@@ -252,7 +254,7 @@ def _local(
         gates = [
             flag.to(score) + score - score.detach() for score, flag in zip(scores, choose(scores, share), strict=True)
         ]
-        got = _local_logits(gated_outputs(groups, gate_vector(groups, gates), points), columns)
+        got = _local_logits(gated(gate_vector(groups, gates), points), columns)
         agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
         loss = agreement + 0.1 * F.mse_loss(got / scale, want / scale)
         step(optimizer, loss, f"localize, step {done}")

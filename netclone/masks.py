@@ -13,6 +13,7 @@ from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.errors import MaskError
 from netclone.labelling import Labelling
+from netclone.normalising import leave_out
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class ChannelMask:
     ) -> fx.GraphModule:
         """A full-size copy of the source in which masked units are silenced.
 
-        The consumers' weight columns of the masked units are zero; that equals removal exactly.
+        The consumers' weight columns of the masked units are zero, and norms over prunable channels
+        (``channel_groups(through_norms=True)``) leave masked ones out; that equals removal exactly.
 
         Raises
         ------
@@ -116,7 +118,10 @@ class ChannelMask:
 
 
 def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
-    """Set the consumers' columns of removed units to zero, in place, in a graph with the labelled one's tensors."""
+    """Set the consumers' columns of removed units to zero, in place, in a copy of the labelled graph.
+
+    Norms over channels that can be removed leave the removed ones out.
+    """
     gone = labelling.labels.marked(removed)
     with torch.no_grad():
         for (name, axis), labels in labelling.slots.items():
@@ -125,4 +130,10 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
                 if columns.any():
                     tensor = tensor_at(graph_module, name)
                     tensor.index_fill_(axis, columns.nonzero().flatten().to(tensor.device), 0)
+    for node in list(graph_module.graph.nodes) if labelling.norms else ():
+        if node.name in labelling.norms:
+            kept = ~gone[labelling.labels.roots(labelling.norms[node.name])]
+            if not bool(kept.all()):
+                leave_out(graph_module, node, kept)
+    graph_module.recompile()
     return graph_module

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from netclone.capturing import arguments as _args
 from netclone.capturing import call
 from netclone.labels import varies
+from netclone.normalising import norm_over_channels
 
 if TYPE_CHECKING:
     from netclone.labelling import Labelling
@@ -256,8 +257,32 @@ def _softmax(run: Labelling, node: fx.Node) -> Tensor:
 
 def _layer_norm(run: Labelling, node: fx.Node) -> Tensor:
     x = run.data(_args(node)[0])
+    if _through_norm(run, node):
+        return x
     last = list(range(x.dim() - len(_args(node)[1]), x.dim()))
     return run.merge(node, x, last, "normalises over the channels").expand(x.shape)
+
+
+def _through_norm(run: Labelling, node: fx.Node) -> bool:
+    """Whether the channels of a norm stay units of their own: masked ones are left out of its statistics."""
+    norm = norm_over_channels(node) if run.through_norms else None
+    if norm is None or not _are_tensors(run, norm.weight, norm.bias):
+        return False
+    x = run.data(norm.source)
+    axis = norm.axis % x.dim()
+    if not run.labels.varies(x, axis) or any(run.labels.varies(x, other) for other in range(x.dim()) if other != axis):
+        return False
+    channels = run.along(node, x, axis, "needs whole channels")
+    for operand in (norm.weight, norm.bias):
+        if operand is not None:
+            run.slot(operand, 0, channels, "along")
+    run.norms[node.name] = channels
+    return True
+
+
+def _normalized_shape(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
+    source, size = _args(node)[:2]
+    return (source, list(new.shape(source)[-len(size) :]), *_args(node)[2:])
 
 
 def _batch_norm(run: Labelling, node: fx.Node) -> Tensor:
@@ -275,6 +300,8 @@ def _group_norm(run: Labelling, node: fx.Node) -> Tensor:
     x, groups = run.data(_args(node)[0]), _args(node)[1]
     if not isinstance(groups, int) or not _are_tensors(run, *_args(node)[2:4]):
         return run.opaque(node, "its weight or its number of groups is computed from the input")
+    if _through_norm(run, node):
+        return x
     channels = run.along(node, x, 1, "needs whole channels")
     merged = run.merge(node, channels.reshape(groups, -1), [1], "normalises over the channels of a group")
     channels = merged.expand(groups, x.size(1) // groups).reshape(-1)
@@ -286,6 +313,8 @@ def _group_norm(run: Labelling, node: fx.Node) -> Tensor:
 
 def _group_count(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     source, groups = _args(node)[:2]
+    if groups == 1:
+        return _args(node)
     width = new.old_shape(source)[1] // groups
     return (source, new.shape(source)[1] // width, *_args(node)[2:])
 
@@ -479,14 +508,14 @@ def _rules() -> dict[Any, Rule]:
     add(_move, "select.int", resize=_select_index)
     add(_move_fixed_axes(lambda args: list(args[2]) if len(args) > 2 else []), "roll")
     add(_move_fixed_axes(lambda args: list(args[1])), "flip")
-    add(_move_fixed_axes(lambda args: [args[1]]), "narrow")
+    add(_move_fixed_axes(lambda args: [args[1]]), "narrow unfold")
     add(_index, "index.Tensor")
     add(_im2col, "im2col")
     add(_pad, "pad constant_pad_nd", resize=_pad_amounts)
     add(_reduce(), _REDUCTIONS)
     add(_reduce(2), "linalg_vector_norm norm.ScalarOpt_dim")
     add(_softmax, "softmax.int log_softmax.int _softmax")
-    add(_layer_norm, "layer_norm rms_norm")
+    add(_layer_norm, "layer_norm rms_norm", resize=_normalized_shape)
     add(_batch_norm, "batch_norm instance_norm")
     add(_group_norm, "group_norm", resize=_group_count)
     add(_spatial, _POSITIONS)

@@ -130,7 +130,7 @@ def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
-            if name in theirs and not torch.equal(tensor, theirs[name]):
+            if name in theirs and not tensor.is_meta and not torch.equal(tensor, theirs[name]):
                 tensor.copy_(theirs[name])
 
 
@@ -249,8 +249,9 @@ def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal to the last bit (NaN equals NaN)."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    """Whether two tensors are equal to the last bit (NaN equals NaN); of those without memory only shape and dtype."""
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.is_meta == b.is_meta
+    return alike and (a.is_meta or bool(((a == b) | (a.isnan() & b.isnan())).all()))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """The networks that surgery is tested on, with weights on which no check is empty, and how results are compared.
 
-Freshly built networks hide faults: statistics of BatchNorm are 0 and 1, layer scales are tiny, heads and tokens are
-zero. ``build`` randomises all of these, the same way at every call.
+Freshly built networks hide faults, so ``build`` randomises what starts as a constant, the same way at every call.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from netclone.channels import ChannelGroups
 from netclone.masks import ChannelMask
 from netclone.placing import features_at
 from netclone.tracing import position
+from netclone.zoo.building import randomised
 
 CLASSES = 10
 _STANDARD = frozenset(vars(nn.Module()))  # attributes of every module: parameters, hooks and the like
@@ -112,35 +112,6 @@ def example(name: str, count: int = 2, seed: int = 0) -> Tensor:
     """A batch of images for an architecture, in float64."""
     size = ARCHITECTURES[name].size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
-    """The model, with everything that starts as a constant made random, in place.
-
-    BatchNorm statistics become those of the images (so that the signal neither dies nor explodes on its way), each
-    then moved at random; affine weights, biases, layer scales, gains, tokens and zero heads are drawn.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() == 1:  # gains, temperatures
-                parameter.uniform_(0.5, 1.5, generator=generator)
-            elif bool((parameter == parameter.flatten()[0]).all()):
-                start = float(parameter.flatten()[0])
-                parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
-        for norm in norms:
-            norm.momentum, momentum = 1.0, norm.momentum
-            norm.train()
-            norm.momentum_before = momentum
-        model(images)
-        for norm in norms:
-            norm.eval()
-            norm.momentum = norm.__dict__.pop("momentum_before")
-            noise = torch.randn(norm.num_features, generator=generator, dtype=torch.float64)
-            norm.running_mean += 0.3 * noise * norm.running_var.sqrt()
-            norm.running_var *= torch.rand(norm.num_features, generator=generator, dtype=torch.float64) + 0.5
-    return model
 
 
 class Net(nn.Module):

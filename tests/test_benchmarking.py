@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import searching
-from netclone.benchmarking.journal import Journal
 from netclone.benchmarking.networks import ResNet, Training, cropped, flipped, train_network
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
 from netclone.benchmarking.running import JOINT, REFITS, changed
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
+from netclone.journal import Journal
 
 runner = CliRunner()
 

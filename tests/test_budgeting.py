@@ -38,6 +38,23 @@ def test_the_slim_network_uses_up_its_budget_and_no_more(groups, budget, keep):
     assert size(beyond, budget, image) > keep * whole
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("budget", ["params", "macs"])
+def test_rows_of_other_classes_leave_room_for_channels(budget, allocation):
+    """A classifier of a thousand classes is most of this network, and none of what is extracted for two."""
+    torch.manual_seed(0)
+    groups = channel_groups(timm.create_model("test_resnet", num_classes=1000), torch.randn(2, 3, 64, 64))
+    image = torch.randn(1, 3, 64, 64)
+    whole = size(groups.graph_module, budget, image)
+    options = {"method": "magnitude", "keep": 0.4, "budget": budget, "allocation": allocation}
+    masks = [localize(groups, classes=classes, **options) for classes in ([3, 7], None)]
+    sizes = [size(extract(groups, mask, classes=[3, 7]), budget, image) for mask in masks]
+    assert sizes[1] <= sizes[0] <= 0.4 * whole
+    assert sizes[1] < sizes[0] or budget == "macs"  # the classifier has few MACs
+    assert sizes[0] > 0.36 * whole
+    assert size(extract(groups, masks[1]), budget, image) <= 0.4 * whole
+
+
 def test_a_share_of_the_channels_is_taken_as_it_is(groups):
     assert channel_share(groups, 0.3, "channels") == 0.3
     assert channel_share(groups, 1.0, "params") == 1.0

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from netclone.channels import channel_groups
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
-from netclone.gates import gate_vector, gated_outputs
+from netclone.gates import Gated, gate_vector
 from netclone.localizing import METHODS, localize
 from netclone.masks import ChannelMask, silence
 from netclone.tracing import trace
@@ -201,14 +201,14 @@ def exact(source):
 
 def test_open_gates_are_the_full_network(exact):
     groups, images = exact
-    assert relative_error(gated_outputs(groups, vector(groups, 1.0), images), groups.graph_module(images)) <= 1e-12
+    assert relative_error(Gated(groups)(vector(groups, 1.0), images), groups.graph_module(images)) <= 1e-12
 
 
 def test_closed_gates_are_the_silenced_network(exact):
     groups, images = exact
     units = torch.tensor([unit for group in groups.groups for unit in group.units])
     silent = silence(trace(groups.graph_module), groups.labelling, units.sort().values)
-    got = gated_outputs(groups, vector(groups, 0.0), images)
+    got = Gated(groups)(vector(groups, 0.0), images)
     assert relative_error(got, silent(images)) <= 1e-12
     assert relative_error(got, groups.graph_module(images)) > 1e-2
 
@@ -218,18 +218,18 @@ def test_gates_of_zeros_and_ones_are_the_mask(exact):
     mask = random_mask(groups, 0.5)
     gates = gate_vector(groups, [torch.tensor(flags).double() for _, flags in mask.kept])
     masked = mask.apply(groups)
-    assert relative_error(gated_outputs(groups, gates, images), masked(images)) <= 1e-12
+    assert relative_error(Gated(groups)(gates, images), masked(images)) <= 1e-12
 
 
 def test_gates_have_the_gradients_of_finite_differences(exact):
     groups, images = exact
     open_gates = vector(groups, 1.0).requires_grad_()
     with untouched(groups.graph_module):
-        (gradient,) = torch.autograd.grad(gated_outputs(groups, open_gates, images).square().sum(), open_gates)
+        (gradient,) = torch.autograd.grad(Gated(groups)(open_gates, images).square().sum(), open_gates)
     for index in (1, 17, 40, len(open_gates) - 1):
         step = torch.zeros_like(open_gates).index_fill(0, torch.tensor([index]), 1e-6)
         with torch.no_grad():
-            up, down = (gated_outputs(groups, open_gates + s, images).square().sum() for s in (step, -step))
+            up, down = (Gated(groups)(open_gates + s, images).square().sum() for s in (step, -step))
         assert float(gradient[index]) == pytest.approx(float(up - down) / 2e-6, rel=1e-4, abs=1e-6)
 
 

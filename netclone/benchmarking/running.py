@@ -26,7 +26,6 @@ import netclone
 from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, Tuned, stages, validated
 from netclone.baselines.ensembling import Columns
 from netclone.benchmarking.bars import Bars
-from netclone.benchmarking.journal import Journal
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.reporting import write
 from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
@@ -36,6 +35,7 @@ from netclone.data import Samples
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
 from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
+from netclone.journal import Journal
 from netclone.placing import candidates, reason
 from netclone.tracing import INPUT, same_bits, trace
 

@@ -1,0 +1,30 @@
+"""The zoo: which networks netclone takes, as targets and as sources, each checked and one row of a table.
+
+    netclone zoo "resnet*" "torchvision/*" --out zoo
+
+``naming`` says which networks there are, ``building`` gives them weights on which no check is empty, ``checking``
+checks one, ``sweeping`` many in ``processes`` of their own, ``tabulating`` writes them up.
+"""
+
+from netclone.zoo.building import Network, build, randomised
+from netclone.zoo.checking import Row, check
+from netclone.zoo.naming import names, smallest
+from netclone.zoo.processes import Limits, Outcome, each
+from netclone.zoo.sweeping import sweep
+from netclone.zoo.tabulating import read, write
+
+__all__ = [
+    "Limits",
+    "Network",
+    "Outcome",
+    "Row",
+    "build",
+    "check",
+    "each",
+    "names",
+    "randomised",
+    "read",
+    "smallest",
+    "sweep",
+    "write",
+]

@@ -1,0 +1,193 @@
+"""build(name) -> Network: a network to be checked, its images, and weights on which no check is empty."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from netclone.errors import ArgumentError
+from netclone.loading import load_model
+from netclone.zoo.naming import TRANSFORMERS, kind
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that takes images ``(N, *size)`` and returns one ``(N, columns)``, in eval mode."""
+
+    name: str
+    model: nn.Module
+    size: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many it has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def images(self, count: int, seed: int = 0) -> Tensor:
+        """Noise to look at, in the dtype and on the device of the network."""
+        some = next(self.model.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, *self.size, generator=generator, dtype=torch.float32).to(some.device, some.dtype)
+
+
+class Averaged(nn.Module):
+    """Columns from what is no classifier: all its maps ``(N, C, ...)``, averaged over positions, side by side.
+
+    Of a segmentation network the first map, its result; of a detector's backbone all of the pyramid.
+    """
+
+    def __init__(self, network: nn.Module, first: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.first = first
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Columns ``(N, sum of C)``."""
+        maps = self.network(images)
+        listed = list(maps.values()) if isinstance(maps, dict) else [maps]
+        return torch.cat([one.flatten(2).mean(2) for one in (listed[:1] if self.first else listed)], 1)
+
+
+class Logits(nn.Module):
+    """The logits of a network of ``transformers``, which returns them among other things."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, classes)``."""
+        logits: Tensor = self.network(pixel_values=images).logits
+        return logits
+
+
+def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
+    """The network of a name with random weights, on the CPU or without memory (``"meta"``), and its size of images.
+
+    Classifiers get ten classes. What is no classifier is wrapped to return columns: segmentation networks, and of
+    detectors the backbone.
+
+    Raises
+    ------
+    ArgumentError, LoadError
+        If the library is unknown; if it has no such network.
+
+    Examples
+    --------
+    >>> build("timm/test_resnet").size
+    (3, 160, 160)
+    >>> build("torchvision/squeezenet1_1", device="meta").parameters
+    727626
+    """
+    library = name.partition("/")[0]
+    with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a constructor warns of is not what is checked
+        torch.manual_seed(seed)
+        if library == "transformers":
+            return Network(name, Logits(_of_transformers(name)).eval(), (3, 64, 64))
+        if library == "torchvision":
+            return _of_torchvision(name)
+        if library == "timm":
+            model = load_model(name, weights=None, num_classes=CLASSES)
+            return Network(name, model, tuple(model.pretrained_cfg["input_size"]))  # type: ignore[index, arg-type]
+    raise ArgumentError(f"name: no library '{library}' in the zoo; expected timm/, torchvision/ or transformers/")
+
+
+def _of_torchvision(name: str) -> Network:
+    what = kind(name)
+    if what == "detection":
+        detector = load_model(name, weights=None)
+        return Network(name, Averaged(detector.backbone, first=False).eval(), (3, 128, 128))  # type: ignore[arg-type]
+    if what == "segmentation":
+        network = load_model(name, weights=None, num_classes=CLASSES)
+        return Network(name, Averaged(network, first=True).eval(), (3, 128, 128))
+    model = name.partition("/")[2]
+    options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    network = load_model(name, weights=None, num_classes=CLASSES, **options)
+    weights = models.get_model_weights(model)["DEFAULT"]
+    crop = weights.transforms.keywords["crop_size"]
+    size = (crop, crop) if isinstance(crop, int) else tuple(crop[-2:])
+    if what == "video":  # those that take clips of any size get small ones
+        return Network(name, network, (3, 4, 56, 56) if weights.meta["min_size"] == (1, 1) else (3, 16, *size))
+    return Network(name, network, (3, *size))
+
+
+def _of_transformers(name: str) -> nn.Module:
+    """A small classifier of Hugging Face, from its configuration alone."""
+    import transformers
+
+    labels: dict[str, Any] = {"num_labels": CLASSES}
+    side: dict[str, Any] = {"image_size": 64}
+    tokens: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 96, "patch_size": 16}
+    depth: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4}
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "convnext": lambda: transformers.ConvNextForImageClassification(
+            transformers.ConvNextConfig(hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2, 1], **labels)
+        ),
+        "deit": lambda: transformers.DeiTForImageClassification(
+            transformers.DeiTConfig(**side, **tokens, **depth, **labels)
+        ),
+        "resnet": lambda: transformers.ResNetForImageClassification(
+            transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2, 1], **labels)
+        ),
+        "swin": lambda: transformers.SwinForImageClassification(
+            transformers.SwinConfig(
+                **side, embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=4, patch_size=4, **labels
+            )
+        ),
+        "vit": lambda: transformers.ViTForImageClassification(
+            transformers.ViTConfig(**side, **tokens, **depth, **labels)
+        ),
+    }
+    assert tuple(makers) == TRANSFORMERS
+    model = name.partition("/")[2]
+    if model not in makers:
+        raise ArgumentError(f"name: no network 'transformers/{model}' in the zoo, which has {', '.join(TRANSFORMERS)}")
+    return makers[model]()
+
+
+def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
+    """The model, with everything that starts as a constant made random, in place.
+
+    Freshly built networks hide faults: statistics of BatchNorm are 0 and 1, layer scales are tiny, heads and tokens are
+    zero. Here the statistics become those of the images (so that the signal neither dies nor explodes on its way), each
+    then moved at random; affine weights, biases, layer scales, gains, tokens and zero heads are drawn.
+
+    Examples
+    --------
+    >>> head = nn.Linear(4, 2)
+    >>> _ = nn.init.zeros_(head.weight)
+    >>> bool((randomised(head, torch.ones(3, 4)).weight == 0).any())
+    False
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1:  # gains, temperatures
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif bool((parameter == parameter.flatten()[0]).all()):
+                start = float(parameter.flatten()[0])
+                parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train()
+        model(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+            if norm.running_mean is None or norm.running_var is None:
+                continue
+            noise = torch.randn(norm.num_features, generator=generator, dtype=norm.running_mean.dtype)
+            norm.running_mean += 0.3 * noise * norm.running_var.sqrt()
+            norm.running_var *= torch.rand(norm.num_features, generator=generator, dtype=noise.dtype) + 0.5
+    return model

@@ -1,0 +1,365 @@
+"""check(name) -> Row: one network as a target (grafted at three positions, and back) and as a source (slimmed)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.capturing import FACTS, is_captured
+from netclone.channels import ChannelGroups, channel_groups
+from netclone.errors import NetcloneError
+from netclone.evaluating import cost
+from netclone.extracting import TOLERANCE, extract
+from netclone.injecting import inject, remove
+from netclone.localizing import localize
+from netclone.masks import ChannelMask
+from netclone.modules import CloneModule
+from netclone.tracing import INPUT, position, same_bits, shape_of, trace
+from netclone.zoo.building import Network, build, randomised
+from netclone.zoo.naming import known
+
+KEEP = 0.5  # of every group of channels, by magnitude
+REAL = 60_000_000  # parameters up to which a network gets weights; beyond, it is checked as a target without memory
+FIXED_TARGET = "timm/test_resnet"
+_REPEATS = 5  # of a forward pass, to time it
+_REASONS = 4  # how many reasons for unprunable parameters are told
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """How a network did as a target: the capture it took, where the fixed module was put, seconds, or why it failed."""
+
+    passed: bool
+    reason: str = ""
+    capture: str = ""
+    nodes: int = 0
+    positions: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """How a network did as a source.
+
+    ``error`` is max |masked - slim| / max |masked| in float64 on fresh images; ``prunable``, ``parameters`` and
+    ``macs`` are shares of the network's own; ``latency`` is slim over full, in float32; ``seconds`` of capture,
+    grouping and slimming; ``stays`` says what keeps the largest parts of the rest, and why. ``prunable_through_norms``
+    and its ``error`` are those of ``channel_groups(through_norms=True)``.
+    """
+
+    passed: bool
+    reason: str = ""
+    error: float | None = None
+    prunable: float | None = None
+    prunable_through_norms: float | None = None
+    error_through_norms: float | None = None
+    parameters: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    nodes: int = 0
+    seconds: float = 0.0
+    stays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network; ``source`` is None where it was not asked for or has no weights. Seconds are of all."""
+
+    name: str
+    family: str
+    parameters: int
+    size: tuple[int, ...]
+    weights: str
+    target: TargetResult
+    source: SourceResult | None
+    seconds: float
+    peak_mb: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was asked for holds."""
+        return self.target.passed and (self.source is None or self.source.passed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Row:
+        """What :meth:`as_dict` gave, perhaps by way of JSON."""
+        target, source = values["target"], values["source"]
+        return cls(
+            **{
+                **values,
+                "size": tuple(values["size"]),
+                "target": TargetResult(**{**target, "positions": tuple(target["positions"])}),
+                "source": source and SourceResult(**{**source, "stays": tuple(source["stays"])}),
+            }
+        )
+
+
+class CheckFailed(Exception):
+    """Something that netclone promises does not hold for a network."""
+
+
+def check(name: str, *, source: bool = True, real: int = REAL) -> Row:
+    """Check one network; nothing is raised, what fails is in the row.
+
+    Parameters
+    ----------
+    name
+        As in :func:`netclone.zoo.names`.
+    source
+        Whether to check it as a source too, if it has at most ``real`` parameters.
+    real
+        Up to how many parameters it gets (random) weights, so that outputs are compared too.
+
+    Examples
+    --------
+    >>> row = check("timm/test_resnet")
+    >>> row.passed, len(row.target.positions), row.source.error < 1e-9
+    (True, 3, True)
+    """
+    started = time.perf_counter()
+    try:
+        network = build(name, "meta")
+        small = network.parameters <= real
+        if small:
+            network = build(name)
+    except Exception as error:  # a library's constructor may raise anything
+        why = TargetResult(False, _reason(error))
+        return Row(name, known().get(name, ""), 0, (), "", why, None, time.perf_counter() - started)
+    target = _attempted(lambda: _as_target(network), TargetResult)
+    as_source = _attempted(lambda: _as_source(network), SourceResult) if source and small else None
+    return Row(
+        name=name,
+        family=known().get(name, ""),
+        parameters=network.parameters,
+        size=network.size,
+        weights="random" if small else "meta",
+        target=target,
+        source=as_source,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _attempted(attempt: Callable[[], Any], result: Callable[..., Any]) -> Any:
+    try:
+        return attempt()
+    except Exception as error:  # of netclone, or of the network's own code
+        return result(False, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """One line; where the error is not netclone's own, with the place it comes from."""
+    line = " ".join(str(error).split())[:400] or "no message"
+    if isinstance(error, (NetcloneError, CheckFailed)):
+        return f"{type(error).__name__}: {line}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {line} ({last.name}, {last.filename.rpartition('/')[2]}:{last.lineno})"
+
+
+def _holds(condition: bool, claim: str) -> None:
+    if not condition:
+        raise CheckFailed(claim)
+
+
+# As a target
+
+
+class Probe(nn.Module):
+    """The fixed capability that targets are given: two logits from 16 averages over whatever features there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(N, 2)`` from features ``(N, ...)``."""
+        logits: Tensor = self.head(nn.functional.adaptive_avg_pool1d(features.flatten(1).unsqueeze(1), 16).squeeze(1))
+        return logits
+
+
+@cache
+def probe(shape: tuple[int, ...]) -> CloneModule:
+    """The fixed capability as a module that takes features ``(N, *shape)``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Probe().eval()
+    groups = channel_groups(network, torch.zeros(2, *shape))
+    return extract(groups, localize(groups, method="magnitude", keep=1.0))
+
+
+def three_positions(traced: fx.GraphModule) -> tuple[str, ...]:
+    """A quarter, a half and three quarters along the positions of a graph that are tensors with features."""
+    after = {node.name: index for index, node in enumerate(traced.graph.nodes)}
+    found: dict[str, str] = {}
+    for path, name in traced.meta[FACTS]["positions"].items():
+        if name in after and path not in traced.meta[FACTS]["not_tensors"]:
+            found.setdefault(name, path)
+    names = [name for name in sorted(found, key=after.__getitem__) if _features(traced, found[name])]
+    if not names:
+        return (INPUT,)
+    chosen = dict.fromkeys(names[(len(names) * quarter) // 4] for quarter in (1, 2, 3))
+    return tuple(found[name] for name in chosen)
+
+
+def _features(traced: fx.GraphModule, path: str) -> bool:
+    """Whether a position gives one tensor of floating point numbers with the batch first."""
+    node = next(n for n in traced.graph.nodes if n.name == traced.meta[FACTS]["positions"][path])
+    shape = shape_of(node)
+    meta = node.meta.get("tensor_meta") or node.meta.get("val")
+    if not shape or meta is None or not meta.dtype.is_floating_point:
+        return False
+    images = next(n for n in traced.graph.nodes if n.op == "placeholder").meta
+    batch = (images.get("tensor_meta") or images["val"]).shape[0]
+    return str(meta.shape[0]) == str(batch)  # of an exported graph, a symbol
+
+
+def _as_target(network: Network) -> TargetResult:
+    """Trace, inject the fixed module at three positions, remove in another order: all is as it was, to the bit."""
+    started = time.perf_counter()
+    model, images = network.model, network.images(2)
+    traced = trace(model, images)
+    before = _state(traced)
+    places = three_positions(traced)
+    grafted = traced
+    names = tuple(f"probe_{number}" for number in range(len(places)))
+    for at, name in zip(places, names, strict=True):
+        shape = shape_of(position(traced, at))
+        assert shape is not None
+        some = next(iter(traced.parameters()))
+        module = copy.deepcopy(probe(shape)).to(some.device, some.dtype)
+        grafted = inject(grafted, module, at=at, name=name)
+    with torch.no_grad():
+        want, got = model(images.clone()), grafted(images.clone())
+    width = want.shape[1]
+    _holds(got.shape == (2, width + 2 * len(names)), f"the grafted output has shape {tuple(got.shape)}")
+    _holds(same_bits(got[:, :width], want), "the target's logits are not bitwise what they were")
+    for name in (*names[1:], names[0]):
+        grafted = remove(grafted, name)
+    _holds(_state(grafted) == before, "removal left names, shapes, flags or code that are not the target's")
+    held, own = grafted.state_dict(), traced.state_dict()
+    _holds(all(same_bits(held[n], own[n]) for n in own), "removal left other tensors than the target's")
+    with torch.no_grad():
+        _holds(same_bits(grafted(images.clone()), want), "after removal the logits are not what they were")
+    return TargetResult(
+        passed=True,
+        capture="exported" if is_captured(traced) else "symbolic",
+        nodes=len(traced.graph.nodes),
+        positions=places,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _state(traced: fx.GraphModule) -> tuple[Any, ...]:
+    """All of a graph but the values of its tensors."""
+    tensors = [*traced.named_parameters(), *traced.named_buffers()]
+    return (
+        traced.code,
+        tuple((name, tuple(t.shape), t.dtype, t.device, t.requires_grad) for name, t in tensors),
+        tuple((path, type(part).__qualname__, part.training) for path, part in traced.named_modules()),
+    )
+
+
+# As a source
+
+
+def _as_source(network: Network) -> SourceResult:
+    """Capture, group, slim; masked and slim are one function in float64; slim, it runs in a fixed target."""
+    model = randomised(network.model.double(), network.images(2, seed=1).double())
+    images = network.images(2).double()
+    started = time.perf_counter()
+    groups = channel_groups(model, images)
+    mask = localize(groups, method="magnitude", keep=KEEP)
+    module = extract(groups, mask)
+    seconds = time.perf_counter() - started
+    fresh = network.images(3, seed=2).double()
+    with torch.no_grad():
+        full = model(fresh.clone())
+    _holds(bool(full.isfinite().all()) and float(full.std()) > 1e-9, "the check is empty: logits are constant")
+    error = _difference(groups, mask, module, fresh)
+    through = channel_groups(groups.graph_module, through_norms=True)
+    mask_through = localize(through, method="magnitude", keep=KEEP)
+    error_through = _difference(through, mask_through, extract(through, mask_through), fresh)
+    _in_fixed_target(module, fresh)
+    whole, part = (cost(net, fresh[:1], repeats=1) for net in (model, module))
+    return SourceResult(
+        passed=True,
+        error=error,
+        prunable=groups.prunable_parameters / max(groups.parameters, 1),
+        prunable_through_norms=through.prunable_parameters / max(through.parameters, 1),
+        error_through_norms=error_through,
+        parameters=part.parameters / max(whole.parameters, 1),
+        macs=part.macs / max(whole.macs, 1),
+        latency=_latency_ratio(module.float(), model.float(), fresh[:1].float()),
+        nodes=len(groups.graph_module.graph.nodes),
+        seconds=seconds,
+        stays=_stays(groups),
+    )
+
+
+def _difference(groups: ChannelGroups, mask: ChannelMask, module: CloneModule, images: Tensor) -> float:
+    """max |masked - slim| / max |masked| on images."""
+    with torch.no_grad():
+        want, got = mask.apply(groups)(images.clone()), module(images.clone())
+    _holds(got.shape == (len(images), groups.outputs), f"the slim network returns {tuple(got.shape)}")
+    error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(want.dtype).tiny))
+    _holds(error <= TOLERANCE, f"masked and slim differ by {error:.1e}")
+    _holds(bool(want.isfinite().all()), "the masked network's logits are not finite")
+    return error
+
+
+@cache
+def _fixed_target() -> nn.Module:
+    return build(FIXED_TARGET).model.double()
+
+
+def _in_fixed_target(module: CloneModule, images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] != 3:
+        return  # what is fixed looks at pictures in colour
+    target = _fixed_target()
+    traced = trace(target, images)
+    grafted = inject(traced, module, at=INPUT)
+    with torch.no_grad():
+        want, new, got = target(images.clone()), module(images.clone()), grafted(images.clone())
+    width = want.shape[1]
+    _holds(same_bits(got[:, :width], want), "in the fixed target: its logits are not bitwise what they were")
+    _holds(same_bits(got[:, width:], new), "in the fixed target: the new logits are not the module's")
+    _holds(_state(remove(grafted)) == _state(traced), "in the fixed target: removal left something")
+
+
+def _latency_ratio(slim: nn.Module, full: nn.Module, images: Tensor) -> float | None:
+    """Median of slim over full, timed in turn; None for a graph with float64 in it, which float32 does not fit."""
+    ratios = []
+    with torch.no_grad():
+        try:
+            slim(images.clone())
+        except RuntimeError:
+            return None
+        for _ in range(_REPEATS + 1):
+            times = []
+            for network in (slim, full):
+                begun = time.perf_counter()
+                network(images.clone())
+                times.append(time.perf_counter() - begun)
+            ratios.append(times[0] / times[1])
+    return statistics.median(ratios[1:])
+
+
+def _stays(groups: ChannelGroups) -> tuple[str, ...]:
+    """The reasons for what is not prunable, those of most channels first."""
+    sizes: dict[str, int] = {}
+    for item in groups.unprunable:
+        sizes[item.reason] = sizes.get(item.reason, 0) + item.size
+    most = sorted(sizes.items(), key=lambda pair: -pair[1])[:_REASONS]
+    return tuple(f"{size} channels: {reason}" for reason, size in most)

@@ -1,0 +1,93 @@
+"""names(patterns): the networks of timm and torchvision that match; smallest(names): the smallest of each family."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+import timm
+import torch
+from torchvision import models
+
+from netclone.errors import ArgumentError
+from netclone.loading import load_model
+
+TRANSFORMERS = ("convnext", "deit", "resnet", "swin", "vit")
+_KINDS = (
+    "classification",
+    "segmentation",
+    "video",
+    "detection",
+)  # of torchvision; not quantised ones, not optical flow
+
+
+@cache
+def known() -> dict[str, str]:
+    """Every name, and the family it belongs to: the module of its library that defines it."""
+    found: dict[str, str] = {}
+    for family in timm.list_modules():
+        found |= {f"timm/{name}": f"timm/{family}" for name in timm.list_models(module=family)}
+    for name in models.list_models():
+        if kind(f"torchvision/{name}") in _KINDS:
+            module = models.get_model_builder(name).__module__.removeprefix("torchvision.models.")
+            found[f"torchvision/{name}"] = f"torchvision/{module.replace('.', '/')}"
+    return found | {f"transformers/{name}": f"transformers/{name}" for name in TRANSFORMERS}
+
+
+def kind(name: str) -> str:
+    """What a network does: ``"classification"``, or the name of torchvision's package it lies in."""
+    library, _, model = name.partition("/")
+    if library != "torchvision":
+        return "classification"
+    parts = models.get_model_builder(model).__module__.split(".")[2:]
+    return parts[0] if len(parts) > 1 else "classification"
+
+
+def names(patterns: Iterable[str]) -> tuple[str, ...]:
+    """The known networks that match a pattern (``"resnet*"``: of timm; ``"torchvision/*"``), each once.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches none.
+
+    Examples
+    --------
+    >>> names(["test_vit", "torchvision/squeezenet*"])
+    ('timm/test_vit', 'torchvision/squeezenet1_0', 'torchvision/squeezenet1_1')
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        full = pattern if "/" in pattern else f"timm/{pattern}"
+        matching = fnmatch.filter(known(), full)
+        if not matching:
+            raise ArgumentError(
+                f"pattern: {pattern!r} matches no network of timm, torchvision/* or transformers/*; see "
+                "timm.list_models() and torchvision.models.list_models()"
+            )
+        found |= dict.fromkeys(sorted(matching))
+    return tuple(found)
+
+
+def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+    """The network with the fewest parameters of each family, of those given; the first of equals.
+
+    Every network is built without memory for its weights, which takes minutes for all of timm.
+
+    Examples
+    --------
+    >>> smallest(["timm/resnet18", "timm/resnet10t", "timm/vgg11"])
+    ('timm/resnet10t', 'timm/vgg11')
+    """
+    best: dict[str, tuple[int, str]] = {}
+    for done, name in enumerate(names):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = load_model(name, weights=None)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        family = known()[name]
+        if family not in best or size < best[family][0]:
+            best[family] = size, name
+        if progress is not None:
+            progress(done + 1, len(names))
+    return tuple(name for _, name in best.values())

@@ -1,0 +1,141 @@
+"""each(task, names, limits): call a function for every name in a process of its own, several at once, under limits."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from netclone.errors import ArgumentError
+
+_TOO_LARGE = 77  # exit code of a process that stopped itself for its memory
+_MEGABYTES = 1024 if sys.platform != "darwin" else 1024**2  # in a unit of ru_maxrss
+
+Task = Callable[[str], dict[str, Any]]
+"""A function of a module (or a partial of one): name to what JSON can hold."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of each call: seconds, and MB of resident memory; and how many processes, of one thread each."""
+
+    seconds: float = 180.0
+    memory_mb: float = 6000.0
+    processes: int = 2
+
+    def check(self) -> None:
+        """Refuse what is no limit."""
+        if not (self.seconds > 0 and self.memory_mb > 0 and self.processes >= 1):
+            raise ArgumentError(f"limits: got {self}; expected seconds and MB above 0 and at least one process")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task gave for a name, or, without a value, why it gave nothing; seconds, and the peak of memory in MB."""
+
+    name: str
+    value: dict[str, Any] | None
+    reason: str
+    seconds: float
+    peak_mb: float = 0.0
+
+
+@dataclass
+class _Running:
+    name: str
+    process: BaseProcess
+    result: Connection
+    started: float
+
+
+def each(task: Task, names: Sequence[str], limits: Limits) -> Iterator[Outcome]:
+    """Outcomes in the order in which they are done; a task that raises, crashes or is too large ends alone.
+
+    What is imported here (torch, timm) is imported once, and every process is a fork of that.
+    """
+    limits.check()
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["netclone.zoo"])
+    waiting, running = list(reversed(names)), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < limits.processes:
+                name = waiting.pop()
+                result, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(theirs, task, name, limits.memory_mb))
+                process.start()
+                theirs.close()
+                running.append(_Running(name, process, result, time.monotonic()))
+            wait([one.result for one in running], timeout=0.2)
+            for one in list(running):
+                outcome = _outcome(one, limits)
+                if outcome is not None:
+                    running.remove(one)
+                    yield outcome
+    finally:
+        for one in running:
+            _end(one)
+
+
+def _outcome(one: _Running, limits: Limits) -> Outcome | None:
+    """That of a process that is done, or that has had its time; None if it is to go on."""
+    took = time.monotonic() - one.started
+    if one.result.poll():
+        try:
+            told = json.loads(one.result.recv_bytes())
+            _end(one)
+            return Outcome(one.name, told["value"], told["reason"], took, told["peak_mb"])
+        except EOFError:  # it ended without a word
+            one.process.join()
+            why = (
+                f"stopped: more than the limit of {limits.memory_mb:.0f} MB"
+                if one.process.exitcode == _TOO_LARGE
+                else f"the process died with exit code {one.process.exitcode}"
+            )
+    elif took > limits.seconds:
+        why = f"stopped: more than the limit of {limits.seconds:g} s"
+    else:
+        return None
+    _end(one)
+    return Outcome(one.name, None, why, took)
+
+
+def _end(one: _Running) -> None:
+    one.process.kill()
+    one.process.join()
+    one.result.close()
+
+
+def _child(result: Connection, task: Task, name: str, memory_mb: float) -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_watch_memory, args=(memory_mb,), daemon=True).start()
+    value, reason = None, ""
+    try:
+        value = task(name)
+    except Exception as error:  # told, not raised: the parent goes on
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    result.send_bytes(json.dumps({"value": value, "reason": reason, "peak_mb": round(_peak_mb())}).encode())
+    result.close()
+
+
+def _watch_memory(memory_mb: float) -> None:
+    while _peak_mb() <= memory_mb:
+        time.sleep(0.1)
+    os._exit(_TOO_LARGE)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEGABYTES

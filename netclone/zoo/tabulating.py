@@ -1,0 +1,196 @@
+"""write(rows, out): zoo.json, the table in zoo.md, and zoo.html, in which one can search and sort."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+
+import netclone
+from netclone.errors import ArgumentError
+from netclone.zoo.checking import Row
+
+HEADINGS = (
+    "network",
+    "parameters, M",
+    "target",
+    "source",
+    "error",
+    "prunable",
+    "through norms",
+    "parameters left",
+    "MACs left",
+    "latency",
+    "slimming, s",
+    "all, s",
+    "peak, MB",
+    "why not; what stays",
+)
+
+
+def write(rows: Sequence[Row], out: Path, command: str) -> None:
+    """Write the three files, each whole or not at all.
+
+    Raises
+    ------
+    ArgumentError
+        If they cannot be written.
+    """
+    facts = _facts(rows, command)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _replace(out / "zoo.json", json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+        _replace(out / "zoo.md", markdown(rows, facts))
+        _replace(out / "zoo.html", page(rows, facts))
+    except OSError as error:
+        raise ArgumentError(f"out: '{out}' cannot be written: {error.strerror}") from error
+
+
+def read(out: Path) -> tuple[tuple[Row, ...], str]:
+    """The rows and the command in a folder's ``zoo.json``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not there, or is none.
+    """
+    try:
+        facts = json.loads((out / "zoo.json").read_text(encoding="utf-8"))
+        return tuple(Row.from_dict(row) for row in facts["rows"]), facts["command"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"out: no zoo in '{out}' ({type(error).__name__}); run the sweep first, or give its folder"
+        ) from error
+
+
+def _facts(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "netclone": netclone.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "summary": summary(rows),
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many passed, and medians and extremes over the sources that did."""
+    asked = [row.source for row in rows if row.source is not None]
+    good = [source for source in asked if source.passed]
+    numbers: dict[str, Any] = {
+        "networks": len(rows),
+        "targets": sum(row.target.passed for row in rows),
+        "sources_asked": len(asked),
+        "sources": len(good),
+    }
+    for name in (
+        "error",
+        "prunable",
+        "prunable_through_norms",
+        "parameters",
+        "macs",
+        "latency",
+        "seconds",
+    ):
+        values = [value for source in good if (value := getattr(source, name)) is not None]
+        if values:
+            numbers[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return numbers
+
+
+def _told(facts: dict[str, Any]) -> list[str]:
+    """The summary in sentences."""
+    s = facts["summary"]
+    lines = [
+        f"{s['targets']} of {s['networks']} networks pass as targets: traced, a fixed module injected at three "
+        "positions and removed in another order; the target's logits bitwise as before where it has weights, and code, "
+        "names, shapes and flags after removal (values too where it has weights).",
+        f"{s['sources']} of {s['sources_asked']} pass as sources: captured, grouped and slimmed to half of every "
+        "group's channels by magnitude; masked and slim are one function, to 1e-9 in float64 on fresh images with "
+        "every constant randomised; the batch size is free; in a fixed target, that one's logits are bitwise its own.",
+    ]
+    if "prunable" in s:
+        lines.append(
+            f"Median over those: {s['prunable']['median']:.0%} of the parameters are prunable, "
+            f"{s['prunable_through_norms']['median']:.0%} with channels that norms are over (through_norms=True, the "
+            "same check); without these "
+            f"{s['parameters']['median']:.0%} of the parameters and {s['macs']['median']:.0%} of the MACs are left, at "
+            f"{s['latency']['median']:.0%} of the latency (float32, one image, one thread). Capture, grouping and "
+            f"slimming take {s['seconds']['median']:.1f} s, at most {s['seconds']['most']:.1f} s. The largest error is "
+            f"{s['error']['most']:.0e}."
+        )
+    return lines
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, under HEADINGS."""
+    source = row.source
+    figures = [""] * 7
+    if source is not None and source.passed:
+        shares = (
+            source.prunable,
+            source.prunable_through_norms,
+            source.parameters,
+            source.macs,
+            source.latency,
+        )
+        figures = [
+            "" if source.error is None else f"{source.error:.0e}",
+            *("" if share is None else f"{share:.0%}" for share in shares),
+            f"{source.seconds:.1f}",
+        ]
+    why = [f"target: {row.target.reason}"] if row.target.reason else []
+    if source is not None:
+        why += [f"source: {source.reason}"] if source.reason else list(source.stays)
+    return (
+        row.name,
+        f"{row.parameters / 1e6:.1f}",
+        f"{row.target.capture if row.target.passed else 'failed'}{' (no weights)' * (row.weights == 'meta')}",
+        "" if source is None else "passed" if source.passed else "failed",
+        *figures,
+        f"{row.seconds:.1f}",
+        f"{row.peak_mb:.0f}",
+        "; ".join(why),
+    )
+
+
+def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    """The summary and the table as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines = ["# The zoo", "", f"`{facts['command']}`, {facts['date'][:10]}; {versions}.", ""]
+    for told in _told(facts):
+        lines += [told, ""]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    """The summary and the table as one HTML page that needs nothing else."""
+    from jinja2 import Environment
+
+    template = importlib.resources.files("netclone.zoo").joinpath("table.html.jinja").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(facts=facts, told=_told(facts), headings=HEADINGS, rows=[(row.passed, cells(row)) for row in rows])
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,74 @@
+"""The examples run, from an empty folder, and what they claim in their asserts is true."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+import netclone
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NUMBERED = sorted(EXAMPLES.glob("[0-9]*.py"))
+
+
+def run(path, monkeypatch, folder, *arguments):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+    return runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+def test_an_example_runs_and_says_what_it_did(path, monkeypatch, tmp_path, capsys):
+    run(path, monkeypatch, tmp_path)
+    out = capsys.readouterr().out
+    assert "%" in out and "Traceback" not in out
+
+
+def test_there_are_six_and_each_says_how_to_run_it():
+    assert [path.stem[:2] for path in NUMBERED] == ["01", "02", "03", "04", "05", "06"]
+    for path in NUMBERED:
+        assert f"python examples/{path.name}" in path.read_text()
+
+
+def test_the_failed_positions_are_told_by_their_errors(monkeypatch, tmp_path, capsys):
+    run(EXAMPLES / "06_failed_position.py", monkeypatch, tmp_path)
+    out = capsys.readouterr().out
+    for message in (
+        "did you mean",
+        "AdapterError",
+        "fit an adapter with netclone.clone",
+        "also reads earlier features",
+    ):
+        assert message in out
+
+
+def test_real_weights_by_path_and_folders_of_images(monkeypatch, tmp_path, capsys):
+    """Networks with other normalisations than each other, images of any size, one class."""
+    torch.manual_seed(0)
+    for name, classes in (("test_efficientnet", 6), ("test_resnet", 4)):
+        model = timm.create_model(name, num_classes=classes)
+        safetensors.torch.save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir()
+        for number in range(12):
+            pixels = torch.randint(256, (70, 90, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    arguments = {"source": "timm/test_efficientnet", "target": "timm/test_resnet"}
+    with pytest.warns(netclone.NetcloneWarning):  # the source knows nothing of the class
+        names = run(
+            EXAMPLES / "02_imagenet.py",
+            monkeypatch,
+            tmp_path,
+            *(f"--{role}={name}@{name.removeprefix('timm/')}.safetensors" for role, name in arguments.items()),
+            *("--new", "new", "--old", "old", "--label", 5, "--size", 64, "--out", "clone.safetensors"),
+        )
+    assert names["new_images"].shape == (12, 3, 64, 64)
+    assert names["module"].classes == (5,)
+    assert (tmp_path / "clone.safetensors").exists()
+    assert "The new class is column 4" in capsys.readouterr().out

@@ -1,0 +1,271 @@
+"""The zoo: networks by pattern, one row each whatever happens to it, and the table; two dozen are checked."""
+
+import json
+import time
+
+import pytest
+import torch
+from architectures import untouched
+from torch import nn
+from typer.testing import CliRunner
+
+from netclone import zoo
+from netclone.cli import app
+from netclone.errors import ArgumentError
+from netclone.zoo import building, checking, naming, sweeping, tabulating
+
+QUICK = (
+    *(f"timm/test_{name}" for name in ("byobnet", "convnext", "convnext2", "efficientnet", "efficientnet_gn")),
+    *(
+        f"timm/test_{name}"
+        for name in ("efficientnet_ln", "mambaout", "nfnet", "resnet", "vit", "vit2", "vit3", "vit4")
+    ),
+    "timm/deit_tiny_distilled_patch16_224",  # class and distillation tokens
+    "timm/resnest14d",  # split attention
+    "torchvision/shufflenet_v2_x0_5",  # channel shuffle
+    "torchvision/lraspp_mobilenet_v3_large",  # segmentation: a dictionary of maps
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",  # detection: its backbone
+    "torchvision/r3d_18",  # video
+    *(f"transformers/{name}" for name in naming.TRANSFORMERS),
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_two_dozen_networks_pass(name):
+    row = zoo.check(name)
+    assert row.target.passed, row.target.reason
+    if row.source is not None:
+        assert row.source.passed, row.source.reason
+        assert row.source.error <= 1e-9
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", naming.names(["*", "torchvision/*", "transformers/*"]))
+def test_every_network_passes(name):
+    row = zoo.check(name, source=False, real=0)
+    assert row.passed, row.target.reason
+
+
+def test_patterns_name_networks():
+    assert zoo.names(["resnet18", "timm/resnet1*t", "resnet18"]) == (
+        "timm/resnet18",
+        "timm/resnet10t",
+        "timm/resnet14t",
+    )
+    everything = zoo.names(["*", "torchvision/*", "transformers/*"])
+    assert len(everything) == len(set(everything)) == len(naming.known())
+    assert not [name for name in everything if "quantized" in name or "raft" in name]
+    with pytest.raises(ArgumentError, match=r"pattern: 'resnest99\*' matches no network of timm"):
+        zoo.names(["resnest99*"])
+
+
+def test_all_of_timm_is_known_and_belongs_to_a_family():
+    import timm
+
+    known = naming.known()
+    assert {name.removeprefix("timm/") for name in known if name.startswith("timm/")} == set(timm.list_models())
+    assert {family for name, family in known.items() if name.startswith("timm/")} == {
+        f"timm/{module}" for module in timm.list_modules() if timm.list_models(module=module)
+    }
+
+
+def test_the_smallest_of_each_family():
+    seen = []
+    found = zoo.smallest(["timm/vgg13", "timm/resnet18", "timm/vgg11"], progress=lambda *step: seen.append(step))
+    assert found == ("timm/vgg11", "timm/resnet18")
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/test_resnet", "torchvision/lraspp_mobilenet_v3_large", "torchvision/r3d_18", "transformers/deit"]
+)
+def test_a_network_of_the_zoo_returns_one_matrix_and_is_the_same_at_every_call(name):
+    before = torch.get_rng_state()
+    one, two = zoo.build(name), zoo.build(name)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not one.model.training
+    with torch.no_grad():
+        out = one.model(one.images(2))
+        assert out.dim() == 2 and len(out) == 2
+        assert torch.equal(out, two.model(two.images(2)))
+    assert zoo.build(name, "meta").parameters == one.parameters
+
+
+def test_randomised_leaves_nothing_constant_and_the_signal_alive():
+    network = zoo.build("timm/test_resnet")
+    nn.init.zeros_(network.model.fc.weight)
+    model = zoo.randomised(network.model.double(), network.images(4).double())
+    assert all(parameter.std() > 0 for parameter in model.parameters() if parameter.numel() > 1)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.running_mean.std() > 0 and norm.running_var.min() > 0 for norm in norms)
+    assert all(norm.momentum == 0.1 and not norm.training for norm in norms)
+    with torch.no_grad():
+        assert float(model(network.images(3).double()).std()) > 1e-3
+
+
+def test_a_row_survives_json():
+    row = zoo.check("timm/test_resnet")
+    assert zoo.Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+    without = zoo.check("timm/test_resnet", source=False)
+    assert zoo.Row.from_dict(json.loads(json.dumps(without.as_dict()))) == without
+    assert without.source is None
+
+
+def test_a_network_without_memory_is_checked_as_a_target():
+    row = zoo.check("timm/test_vit", real=0)
+    assert row.passed and row.weights == "meta" and row.source is None
+    assert len(row.target.positions) == 3
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        return x[x > 0].sum()[None]
+
+
+def test_what_fails_is_a_row_with_a_reason(monkeypatch):
+    def broken(name, device="cpu", seed=0):
+        return building.Network(name, nn.Sequential(nn.Conv2d(3, 4, 1), Breaks()), (3, 8, 8))
+
+    monkeypatch.setattr(checking, "build", broken)
+    row = checking.check("timm/resnet18")
+    assert not row.passed and not row.target.passed and not row.source.passed
+    assert "Error" in row.target.reason and "\n" not in row.target.reason
+    monkeypatch.setattr(checking, "build", _raises)
+    row = checking.check("timm/resnet18")
+    assert row.target.reason.startswith("OSError: no such thing (_raises, test_zoo.py:")
+
+
+def _raises(*args, **kwargs):
+    raise OSError("no such thing")
+
+
+def test_a_clone_that_changed_the_target_would_be_noticed(monkeypatch):
+    def clumsy(*args, **kwargs):
+        grafted = inject(*args, **kwargs)
+        with torch.no_grad():
+            next(grafted.parameters()).add_(1e-3)
+        return grafted
+
+    inject = checking.inject
+    monkeypatch.setattr(checking, "inject", clumsy)
+    row = checking.check("timm/test_resnet", source=False)
+    assert row.target.reason == "CheckFailed: the target's logits are not bitwise what they were"
+
+
+def test_a_removal_that_left_something_would_be_noticed(monkeypatch):
+    def forgetful(grafted, name=None):
+        left = remove(grafted, name)
+        left.add_module("left_over", nn.Identity())
+        return left
+
+    remove = checking.remove
+    monkeypatch.setattr(checking, "remove", forgetful)
+    row = checking.check("timm/test_resnet")
+    assert row.target.reason.startswith("CheckFailed: removal left names, shapes, flags or code")
+    assert row.source.reason == "CheckFailed: in the fixed target: removal left something"
+
+
+def test_the_probe_fits_any_shape_and_reads_all_of_it():
+    for shape in ((5,), (7, 3), (4, 6, 6), (2, 3, 4, 5)):
+        module = checking.probe(shape)
+        x = torch.randn(3, *shape, requires_grad=True)
+        with untouched(module):
+            out = module(x)
+        assert out.shape == (3, 2)
+        out.sum().backward()
+        assert x.grad.abs().sum() > 0
+
+
+def test_a_sweep_is_resumed_and_rows_come_in_the_order_asked_for(tmp_path, monkeypatch):
+    names = ("timm/test_vit", "timm/test_resnet")
+    rows = zoo.sweep(names, tmp_path, source=False)
+    assert [row.name for row in rows] == list(names) and all(row.passed for row in rows)
+    assert all(row.peak_mb > 50 for row in rows)
+    monkeypatch.setattr(sweeping, "each", lambda task, names, limits: pytest.fail("done again") if names else ())
+    assert zoo.sweep(names[::-1], tmp_path, source=False) == rows[::-1]
+    with pytest.raises(pytest.fail.Exception):
+        zoo.sweep(names, tmp_path, source=True)  # another question
+
+
+def test_limits_end_one_network_and_not_the_sweep(tmp_path):
+    limits = zoo.Limits(seconds=180, memory_mb=200, processes=2)  # less than torch takes alone
+    (row,) = zoo.sweep(["timm/test_resnet"], tmp_path / "memory", limits=limits)
+    assert row.target.reason == "stopped: more than the limit of 200 MB"
+    started = time.monotonic()
+    (row,) = zoo.sweep(["timm/resnet50"], tmp_path / "time", limits=zoo.Limits(seconds=0.01))
+    assert row.target.reason == "stopped: more than the limit of 0.01 s"
+    assert time.monotonic() - started < 60  # it was not waited for
+    with pytest.raises(ArgumentError, match="expected seconds and MB above 0"):
+        zoo.sweep([], tmp_path, limits=zoo.Limits(processes=0))
+
+
+def test_the_table_holds_every_row_and_its_reasons(tmp_path):
+    rows = [
+        zoo.check("timm/test_resnet"),
+        zoo.Row("timm/<odd>|name", "timm/odd", 0, (), "", checking.TargetResult(False, "Error: a < b"), None, 1.0),
+    ]
+    zoo.write(rows, tmp_path, "netclone zoo")
+    assert zoo.read(tmp_path) == (tuple(rows), "netclone zoo")
+    written = json.loads((tmp_path / "zoo.json").read_text())
+    assert written["summary"]["networks"] == 2
+    assert written["summary"]["targets"] == written["summary"]["sources"] == 1
+    text = (tmp_path / "zoo.md").read_text()
+    assert "1 of 2 networks pass as targets" in text and "timm/<odd>\\|name" in text
+    html = (tmp_path / "zoo.html").read_text()
+    assert html.count("<tr") == 3 and "timm/&lt;odd&gt;|name" in html and "a &lt; b" in html
+    assert "http" not in html  # nothing is fetched
+    with pytest.raises(ArgumentError, match="no zoo in"):
+        zoo.read(tmp_path / "absent")
+
+
+def test_the_command_writes_the_table_and_says_what_failed(tmp_path, monkeypatch):
+    out = tmp_path / "zoo"
+    result = CliRunner().invoke(app, ["zoo", "test_resnet", "--targets-only", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 pass as targets" in result.output
+    assert json.loads((out / "zoo.json").read_text())["command"] == (
+        "netclone zoo 'test_resnet' --targets-only --real 60 --out zoo"
+    )
+    (out / "zoo.md").unlink()
+    result = CliRunner().invoke(app, ["zoo", "--report", "--out", str(out)])
+    assert result.exit_code == 0 and (out / "zoo.md").exists()
+    result = CliRunner().invoke(app, ["zoo", "no_such_*", "--out", str(out)])
+    assert result.exit_code == 1 and "matches no network" in result.output
+    failed = zoo.Row("timm/x", "timm/x", 0, (), "", checking.TargetResult(False, "TraceError: why"), None, 1.0)
+    tabulating.write([failed], out, "netclone zoo 'x'")
+    result = CliRunner().invoke(app, ["zoo", "--report", "--out", str(out)])
+    assert result.exit_code == 1 and "TraceError: why" in result.output
+
+
+class Chain(nn.Module):
+    """A residual network of any length."""
+
+    def __init__(self, blocks, width=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+            for _ in range(blocks)
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = 0.7 * (x + block(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "trouble", [pytest.param("five thousand operators", marks=pytest.mark.zoo), "every parameter frozen"]
+)
+def test_networks_that_broke_others(trouble, monkeypatch):
+    torch.manual_seed(0)
+    model = (Chain(460, 16) if trouble.startswith("five") else Chain(3)).eval().requires_grad_(False)
+    monkeypatch.setattr(checking, "build", lambda name, device="cpu": building.Network(name, model, (3, 6, 6)))
+    row = checking.check("timm/resnet18")
+    assert row.passed, (row.target.reason, row.source.reason)
+    assert row.source.prunable > 0.9
+    if trouble.startswith("five"):
+        assert row.source.nodes > 5000
+    assert not any(parameter.requires_grad for parameter in model.parameters())
