@@ -295,10 +295,11 @@ class _Task:
 
 
 def _classifier_share(task: _Task, keep: float) -> float:
-    """What the new classes' own weights over both streams take of the source's parameters."""
+    """What the classifier takes of the source's parameters: over both streams, and the source's rows for the rest."""
     head = features_node(task.groups.graph_module)
     features = len(task.classes) if head is None else (shape_of(head) or (0,))[0]
-    share = (len(task.classes) * (features + task.logits.shape[1] + 1) + 1) / task.groups.parameters
+    weights = len(task.classes) * (features + task.logits.shape[1] + 1) + 1 + len(task.rest) * (features + 1)
+    share = weights / task.groups.parameters
     if share >= keep:
         raise ArgumentError(
             f"keep: {keep} of the source's parameters are fewer than the classifier of {len(task.classes)} new classes "
