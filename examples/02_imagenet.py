@@ -9,7 +9,7 @@ plain names take pretrained weights, which timm downloads. Without ``--new`` the
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,9 +48,9 @@ class SeesAs(nn.Module):
         return self.network(images * self.scale + self.offset)
 
 
-def images_in(folder: Path, transform: nn.Module) -> Tensor:
+def images_in(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:
     """All images of a folder, as the target wants them."""
-    files: Iterator[Path] = (path for path in sorted(folder.iterdir()) if path.suffix in (".jpg", ".jpeg", ".png"))
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in files])
 
 

@@ -103,13 +103,13 @@ class Allocation:
             (name, tuple(parameter.shape), positions.get(name, 0) if budget == "macs" else 1, members.get(name, []))
             for name, parameter in groups.graph_module.named_parameters()
         ]
-        every = [group.size for group in groups.groups]
-        self.whole = self.size(every)
         labels, slots = groups.labelling.labels, groups.labelling.slots
         marked = labels.marked(self._gone)
         for (name, axis), own in slots.items() if len(self._gone) else ():
             if count := int(marked[labels.roots(own)].sum()):
                 self._unused.setdefault(name, []).append((axis, count))
+        every = [group.size for group in groups.groups]
+        self.whole = self.size(every, every_class=True)
         all_units = self.size(every)
         self.unit_costs = [
             max(1, all_units - self.size([n - (i == number) for i, n in enumerate(every)]))
@@ -117,12 +117,12 @@ class Allocation:
         ]
         """What removing one unit of each group saves, while everything else is kept."""
 
-    def size(self, kept: Sequence[int]) -> int:
+    def size(self, kept: Sequence[int], every_class: bool = False) -> int:
         """Parameters, or MACs of convolutions and linear layers for one image, with so many units of each group."""
         total = 0
         for name, shape, weight, members in self._tensors:
             left = list(shape)
-            for axis, count in self._unused.get(name, ()):
+            for axis, count in () if every_class else self._unused.get(name, ()):
                 left[axis] -= count
             for number, axis, slices in members:
                 left[axis] -= slices * (self.groups.groups[number].size - kept[number])

@@ -154,7 +154,7 @@ def zoo(
                     "netclone zoo",
                     *(f"'{p}'" for p in patterns or ()),
                     *flags,
-                    f"--real {real:g}",
+                    f"--real {real:g} --seconds {seconds:g} --memory {memory:g} --processes {processes}",
                     f"--out {_shown(out)}",
                 ]
             )

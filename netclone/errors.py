@@ -6,6 +6,11 @@ Every message says what failed, at which node or argument, what was seen and wha
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that holds anything; empty where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
 class NetcloneError(Exception):
     """Root of everything netclone raises on purpose."""
 

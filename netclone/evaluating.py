@@ -194,14 +194,14 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Run with no parameter asking for a gradient (torch's counter of MACs trips over some); flags are restored."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for parameter, _ in flags:
+        for parameter in asking:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
@@ -217,8 +217,8 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
     8
     """
-    with _in_eval_mode(model), _frozen(model):
-        with FlopCounterMode(display=False) as counter:
+    with _in_eval_mode(model):
+        with _frozen(model), FlopCounterMode(display=False) as counter:
             model(*inputs)
         times = []
         for _ in range(repeats):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.errors import OutputError, TraceError
+from netclone.errors import OutputError, TraceError, first_line
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _MODES = {  # operators that run a part of the model under a mode, and which of their arguments the part is
@@ -78,7 +78,7 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # a model may hold anything
         raise TraceError(
-            f"copy.deepcopy: {type(error).__name__}: {_first_line(error)} (in {type(model).__name__}); netclone works "
+            f"copy.deepcopy: {type(error).__name__}: {first_line(error)} (in {type(model).__name__}); netclone works "
             "on a copy of the model: take out what cannot be copied, such as tensors with a gradient that an earlier "
             "forward() kept in an attribute"
         ) from error
@@ -209,12 +209,8 @@ def _refusals(model: nn.Module) -> Iterator[None]:
         yield
     except Exception as error:
         raise TraceError(
-            f"torch.export: {type(error).__name__}: {_first_line(error)} (in {type(model).__name__})"
+            f"torch.export: {type(error).__name__}: {first_line(error)} (in {type(model).__name__})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _with_named_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ import torchvision
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from netclone.errors import LoadError
+from netclone.errors import LoadError, first_line
 
 LIBRARIES = ("timm", "torchvision")
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
@@ -122,16 +123,12 @@ def _torchvision_builder(model: str) -> Builder:
             raise LoadError(
                 f"weights: no file '{weights}', and torchvision/{model} has the weights {', '.join(known.__members__)}"
             )
-        if weights is None and "weights_backbone" not in options and _takes_backbone(model):
-            options["weights_backbone"] = None  # detection and segmentation download one by default
+        parameters = inspect.signature(torchvision.models.get_model_builder(model)).parameters
+        if weights is None and "weights_backbone" in parameters:
+            options.setdefault("weights_backbone", None)  # detection and segmentation download one by default
         return torchvision.models.get_model(model, weights="DEFAULT" if weights == PRETRAINED else weights, **options)
 
     return build
-
-
-def _takes_backbone(model: str) -> bool:
-    builder = torchvision.models.get_model_builder(model)
-    return "detection" in builder.__module__ or "segmentation" in builder.__module__
 
 
 def _unknown(library: str, model: str, names: list[str]) -> LoadError:
@@ -141,11 +138,15 @@ def _unknown(library: str, model: str, names: list[str]) -> LoadError:
     return LoadError(f"name: {library} has no model '{model}'{hint}")
 
 
-def _finished(model: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any], build: Builder) -> Any:
+def _finished(
+    model: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any], build: Builder
+) -> nn.Module:
     """The network, in eval mode; a checkpoint's number of classes is taken where none is asked for."""
-    path = None if weights is None else Path(weights)
-    if path is None or not (path.suffix in CHECKPOINTS or path.is_file()):
-        return _built(model, build, None if path is None else str(weights), options).eval()
+    if weights is None or weights == PRETRAINED:
+        return _built(model, build, weights, options).eval()
+    path = Path(weights)
+    if path.suffix not in CHECKPOINTS and not path.is_file():  # perhaps the name of one of several weights
+        return _built(model, build, str(weights), options).eval()
     tensors = _read(path)
     network = _built(model, build, None, options)
     if "num_classes" not in options:
@@ -164,8 +165,7 @@ def _built(model: str, build: Builder, weights: str | None, options: Mapping[str
     except Exception as error:  # constructors and downloads may raise anything
         what = "its weights could not be had" if weights else "it could not be built"
         hint = "; give a file with weights=..., or weights=None for random ones" if weights else ""
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise LoadError(f"name: {model}: {what}: {type(error).__name__}: {line}{hint}") from error
+        raise LoadError(f"name: {model}: {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
 
 
 @contextmanager
@@ -176,10 +176,10 @@ def _tensors_alone(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch, safetensors and unpickling have errors of their own
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise LoadError(
-            f"weights: '{path}' is not a checkpoint of tensors alone: {type(error).__name__}: {line} (files with "
-            "code in them are refused; write the tensors with safetensors.torch.save_file(model.state_dict(), ...))"
+            f"weights: '{path}' is not a checkpoint of tensors alone: {type(error).__name__}: {first_line(error)} "
+            "(files with code in them are refused; write the tensors with "
+            "safetensors.torch.save_file(model.state_dict(), ...))"
         ) from error
 
 

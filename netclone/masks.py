@@ -130,10 +130,11 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
                 if columns.any():
                     tensor = tensor_at(graph_module, name)
                     tensor.index_fill_(axis, columns.nonzero().flatten().to(tensor.device), 0)
-    for node in list(graph_module.graph.nodes) if labelling.norms else ():
-        if node.name in labelling.norms:
-            kept = ~gone[labelling.labels.roots(labelling.norms[node.name])]
-            if not bool(kept.all()):
-                leave_out(graph_module, node, kept)
-    graph_module.recompile()
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    for name, labels in labelling.norms.items():
+        kept = ~gone[labelling.labels.roots(labels)]
+        if not bool(kept.all()):
+            leave_out(graph_module, nodes[name], kept)
+    if labelling.norms:
+        graph_module.recompile()
     return graph_module

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from netclone.capturing import FACTS, capture, deterministic
-from netclone.errors import ArgumentError, OutputError, PositionError, TraceError
+from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
 from netclone.exporting import copied
 
 INPUT = "input"
@@ -108,8 +108,8 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             traced = capture(model, example)
         except TraceError as exported:
             raise TraceError(
-                f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_first_line(symbolic)}\n"
-                f"  {_first_line(exported)}\nWay out: move control flow that depends on data out of forward(), or "
+                f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_named(symbolic)}\n"
+                f"  {_named(exported)}\nWay out: move control flow that depends on data out of forward(), or "
                 "register the module that holds it as a leaf with timm.layers.register_notrace_module."
             ) from symbolic
     else:
@@ -254,6 +254,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return alike and (a.is_meta or bool(((a == b) | (a.isnan() & b.isnan())).all()))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _named(error: BaseException) -> str:
+    """An error's type and first line."""
+    return f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")

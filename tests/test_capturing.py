@@ -354,6 +354,13 @@ def test_a_model_that_cannot_be_copied_is_refused():
 # ---------------------------------------------------------------- what is refused
 
 
+def test_a_model_without_memory_is_captured_with_its_shapes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).to("meta")
+    graph_module = capture(model, torch.zeros(2, 3, 2, 2, device="meta"))
+    assert graph_module(torch.zeros(5, 3, 2, 2, device="meta")).shape == (5, 2)
+    assert all(parameter.is_meta for parameter in graph_module.parameters())
+
+
 def tied_parameters():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight

@@ -363,6 +363,12 @@ NETWORKS = {
         IMAGE,
         {"stem": (8, "stem.weight:0*4 stem.bias:0*4 body.weight:1"), **BODY},
     ),
+    "windows cut out": (
+        lambda net, x: pooled(net, net.body(net.stem(x).unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5)))),
+        {"stem": (conv, 3, 8), "body": (conv, 8, 8), "head": (nn.Linear, 8, 5)},
+        IMAGE,
+        {"stem": (8, f"{STEM} body.weight:1"), **BODY},
+    ),
     "pixel unshuffle": (
         lambda net, x: pooled(net, net.body(F.pixel_unshuffle(net.stem(x), 2))),
         {"stem": (conv, 3, 8), "body": (conv, 32, 8), "head": (nn.Linear, 8, 5)},
@@ -465,6 +471,7 @@ def test_groups_are_those_found_by_hand_and_removing_them_equals_masking_them(na
     "shuffle",
     [
         lambda net, x: F.channel_shuffle(x, 2),
+        lambda net, x: x.unfold(1, 4, 4).permute(0, 1, 4, 2, 3).flatten(1, 2),
         lambda net, x: x[:, ::2] + x[:, 1::2],
         lambda net, x: torch.stack(x.unbind(1)[::-1], 1),
         lambda net, x: x[:, [7, 1, 2, 0, 3, 4, 6, 5]],
@@ -472,7 +479,16 @@ def test_groups_are_those_found_by_hand_and_removing_them_equals_masking_them(na
         lambda net, x: F.glu(x, 1),
         lambda net, x: x.cumsum(1),
     ],
-    ids=["channel_shuffle", "every other channel", "reversed", "permuted", "rolled", "glu", "cumsum"],
+    ids=[
+        "channel_shuffle",
+        "windows of channels",
+        "every other channel",
+        "reversed",
+        "permuted",
+        "rolled",
+        "glu",
+        "cumsum",
+    ],
 )
 def test_movement_along_channels_is_sliced_right_or_its_channels_stay(shuffle):
     """Whatever the groups are: a mask that they allow can be extracted, and equals the slim network."""

@@ -166,5 +166,13 @@ def test_an_option_that_the_constructor_refuses_is_an_error_of_ours():
         load_model("timm/test_resnet", weights=None, no_such_option=1)
 
 
+def test_a_file_that_is_called_as_a_word_is_not_taken_for_weights(monkeypatch, tmp_path):
+    (tmp_path / "pretrained").write_bytes(b"not weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _unreachable)
+    with pytest.raises(LoadError, match="weights could not be had"):
+        load_model("timm/resnet18")
+
+
 def test_it_is_public():
     assert netclone.load_model is load_model

@@ -73,6 +73,8 @@ def test_the_smallest_of_each_family():
     seen = []
     found = zoo.smallest(["timm/vgg13", "timm/resnet18", "timm/vgg11"], progress=lambda *step: seen.append(step))
     assert found == ("timm/vgg11", "timm/resnet18")
+    others = ("torchvision/squeezenet1_1", "transformers/vit")
+    assert zoo.smallest(("torchvision/squeezenet1_0", *others)) == others
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -224,7 +226,7 @@ def test_the_command_writes_the_table_and_says_what_failed(tmp_path, monkeypatch
     assert result.exit_code == 0, result.output
     assert "1 of 1 pass as targets" in result.output
     assert json.loads((out / "zoo.json").read_text())["command"] == (
-        "netclone zoo 'test_resnet' --targets-only --real 60 --out zoo"
+        "netclone zoo 'test_resnet' --targets-only --real 60 --seconds 180 --memory 6000 --processes 2 --out zoo"
     )
     (out / "zoo.md").unlink()
     result = CliRunner().invoke(app, ["zoo", "--report", "--out", str(out)])

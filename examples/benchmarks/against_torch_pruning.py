@@ -29,7 +29,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from timing import ratio
+from torch import nn
 
 import netclone
 from netclone import zoo
@@ -78,18 +79,15 @@ def theirs(name: str) -> dict[str, Any]:
 def both(name: str) -> dict[str, Any]:
     """Latency of the two slim networks with the same MACs, as a ratio, in float32."""
     network = prepared(name)
-    image = network.images(1).float()
-    slim = pruned(network).float()
-    whole = netclone.cost(network.model, network.images(1), repeats=1).macs
-    share = netclone.cost(slim, image, repeats=1).macs / whole
+    network.model.float()
+    image = network.images(1)
+    slim = pruned(network)
+    share = left(slim, network)["macs"]
     groups = channel_groups(network.model, network.images(2))
-    module = extract(groups, localize(groups, method="magnitude", keep=share, budget="macs")).float()
-    macs = netclone.cost(module, image, repeats=1).macs / whole
-    ratios = []
+    module = extract(groups, localize(groups, method="magnitude", keep=share, budget="macs"))
     with torch.no_grad():
-        for _ in range(REPEATS + 1):
-            ratios.append(timed(module, image) / timed(slim, image))
-    return {"macs": share, "our_macs": macs, "latency": statistics.median(ratios[1:])}
+        latency = ratio(lambda: module(image.clone()), lambda: slim(image.clone()), REPEATS)
+    return {"macs": share, "our_macs": left(module, network)["macs"], "latency": latency}
 
 
 def prepared(name: str) -> zoo.Network:
@@ -127,13 +125,6 @@ def left(slim: nn.Module, network: zoo.Network) -> dict[str, float]:
     image = network.images(1)
     small, whole = (netclone.cost(model, image, repeats=1) for model in (slim, network.model))
     return {"parameters": small.parameters / whole.parameters, "macs": small.macs / max(1, whole.macs)}
-
-
-def timed(model: nn.Module, image: Tensor) -> float:
-    """Seconds of a forward pass."""
-    started = time.perf_counter()
-    model(image.clone())
-    return time.perf_counter() - started
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netclone.errors import ArgumentError
+from netclone.writing import write_text
 
 Run = dict[str, Any]
 
@@ -86,8 +87,8 @@ def gap(table: Sequence[Row], ours: str, tuning: Sequence[str], joint: str) -> G
 
 def write(results: dict[str, Any], out: Path, *, plots: bool = True) -> None:
     """Write ``results.json``, ``results.md`` and, if asked, the plots, each whole or not at all."""
-    _replace(out / "results.json", json.dumps(results, indent=1) + "\n")
-    _replace(out / "results.md", markdown(results))
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / "results.md", markdown(results))
     if plots:
         draw(results, out)
 
@@ -107,7 +108,7 @@ def report(out: Path) -> dict[str, Any]:
         raise ArgumentError(
             f"out: no results in '{out}' ({type(error).__name__}); run the benchmark first, or give its folder"
         ) from error
-    _replace(out / "results.md", text)
+    write_text(out / "results.md", text)
     draw(results, out)
     return results
 
@@ -424,12 +425,6 @@ def _draw_search(results: dict[str, Any], figure: Any, path: Path) -> None:
 def _save(figure: Any, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=130, format="png")
-    os.replace(part, path)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

@@ -6,9 +6,9 @@
 checks one, ``sweeping`` many in ``processes`` of their own, ``tabulating`` writes them up.
 """
 
-from netclone.zoo.building import Network, build, randomised
+from netclone.zoo.building import Network, build, randomised, smallest
 from netclone.zoo.checking import Row, check
-from netclone.zoo.naming import names, smallest
+from netclone.zoo.naming import names
 from netclone.zoo.processes import Limits, Outcome, each
 from netclone.zoo.sweeping import sweep
 from netclone.zoo.tabulating import read, write

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchvision import models
 
 from netclone.errors import ArgumentError
 from netclone.loading import load_model
-from netclone.zoo.naming import TRANSFORMERS, kind
+from netclone.zoo.naming import TRANSFORMERS, kind, known
 
 CLASSES = 10
 
@@ -99,6 +99,26 @@ def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
             model = load_model(name, weights=None, num_classes=CLASSES)
             return Network(name, model, tuple(model.pretrained_cfg["input_size"]))  # type: ignore[index, arg-type]
     raise ArgumentError(f"name: no library '{library}' in the zoo; expected timm/, torchvision/ or transformers/")
+
+
+def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+    """The network with the fewest parameters of each family, of those given; the first of equals.
+
+    Every network is built without memory for its weights, which takes minutes for all of timm.
+
+    Examples
+    --------
+    >>> smallest(["timm/resnet18", "timm/resnet10t", "timm/vgg11"])
+    ('timm/resnet10t', 'timm/vgg11')
+    """
+    best: dict[str, tuple[int, str]] = {}
+    for done, name in enumerate(names, 1):
+        size, family = build(name, "meta").parameters, known()[name]
+        if family not in best or size < best[family][0]:
+            best[family] = size, name
+        if progress is not None:
+            progress(done, len(names))
+    return tuple(name for _, name in best.values())
 
 
 def _of_torchvision(name: str) -> Network:

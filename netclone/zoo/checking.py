@@ -201,28 +201,22 @@ def probe(shape: tuple[int, ...]) -> CloneModule:
 
 def three_positions(traced: fx.GraphModule) -> tuple[str, ...]:
     """A quarter, a half and three quarters along the positions of a graph that are tensors with features."""
-    after = {node.name: index for index, node in enumerate(traced.graph.nodes)}
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path, name in traced.meta[FACTS]["positions"].items():
-        if name in after and path not in traced.meta[FACTS]["not_tensors"]:
-            found.setdefault(name, path)
-    names = [name for name in sorted(found, key=after.__getitem__) if _features(traced, found[name])]
-    if not names:
+        if path not in traced.meta[FACTS]["not_tensors"]:
+            paths.setdefault(name, path)
+    nodes = list(traced.graph.nodes)
+    batch = _batch(next(node for node in nodes if node.op == "placeholder"))
+    found = [paths[node.name] for node in nodes if node.name in paths and shape_of(node) and _batch(node) == batch]
+    if not found:
         return (INPUT,)
-    chosen = dict.fromkeys(names[(len(names) * quarter) // 4] for quarter in (1, 2, 3))
-    return tuple(found[name] for name in chosen)
+    return tuple(dict.fromkeys(found[(len(found) * quarter) // 4] for quarter in (1, 2, 3)))
 
 
-def _features(traced: fx.GraphModule, path: str) -> bool:
-    """Whether a position gives one tensor of floating point numbers with the batch first."""
-    node = next(n for n in traced.graph.nodes if n.name == traced.meta[FACTS]["positions"][path])
-    shape = shape_of(node)
-    meta = node.meta.get("tensor_meta") or node.meta.get("val")
-    if not shape or meta is None or not meta.dtype.is_floating_point:
-        return False
-    images = next(n for n in traced.graph.nodes if n.op == "placeholder").meta
-    batch = (images.get("tensor_meta") or images["val"]).shape[0]
-    return str(meta.shape[0]) == str(batch)  # of an exported graph, a symbol
+def _batch(node: fx.Node) -> str:
+    """The size of the first axis of a node's floating point tensor, a symbol in an exported graph; else nothing."""
+    value = node.meta.get("tensor_meta") or node.meta.get("val")
+    return str(value.shape[0]) if value is not None and value.dtype.is_floating_point else ""
 
 
 def _as_target(network: Network) -> TargetResult:

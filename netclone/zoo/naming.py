@@ -1,17 +1,15 @@
-"""names(patterns): the networks of timm and torchvision that match; smallest(names): the smallest of each family."""
+"""names(patterns): the networks of timm, torchvision and transformers that match, and what is known of them."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 
 import timm
-import torch
 from torchvision import models
 
 from netclone.errors import ArgumentError
-from netclone.loading import load_model
 
 TRANSFORMERS = ("convnext", "deit", "resnet", "swin", "vit")
 _KINDS = (
@@ -68,26 +66,3 @@ def names(patterns: Iterable[str]) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(sorted(matching))
     return tuple(found)
-
-
-def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
-    """The network with the fewest parameters of each family, of those given; the first of equals.
-
-    Every network is built without memory for its weights, which takes minutes for all of timm.
-
-    Examples
-    --------
-    >>> smallest(["timm/resnet18", "timm/resnet10t", "timm/vgg11"])
-    ('timm/resnet10t', 'timm/vgg11')
-    """
-    best: dict[str, tuple[int, str]] = {}
-    for done, name in enumerate(names):
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = load_model(name, weights=None)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        family = known()[name]
-        if family not in best or size < best[family][0]:
-            best[family] = size, name
-        if progress is not None:
-            progress(done + 1, len(names))
-    return tuple(name for _, name in best.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ import torchvision
 
 import netclone
 from netclone.errors import ArgumentError
+from netclone.writing import write_text
 from netclone.zoo.checking import Row
 
 HEADINGS = (
@@ -48,9 +48,9 @@ def write(rows: Sequence[Row], out: Path, command: str) -> None:
     facts = _facts(rows, command)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _replace(out / "zoo.json", json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
-        _replace(out / "zoo.md", markdown(rows, facts))
-        _replace(out / "zoo.html", page(rows, facts))
+        write_text(out / "zoo.json", json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+        write_text(out / "zoo.md", markdown(rows, facts))
+        write_text(out / "zoo.html", page(rows, facts))
     except OSError as error:
         raise ArgumentError(f"out: '{out}' cannot be written: {error.strerror}") from error
 
@@ -123,14 +123,14 @@ def _told(facts: dict[str, Any]) -> list[str]:
         "every constant randomised; the batch size is free; in a fixed target, that one's logits are bitwise its own.",
     ]
     if "prunable" in s:
+        latency = f", at {s['latency']['median']:.0%} of the latency (float32, one image)" if "latency" in s else ""
         lines.append(
-            f"Median over those: {s['prunable']['median']:.0%} of the parameters are prunable, "
-            f"{s['prunable_through_norms']['median']:.0%} with channels that norms are over (through_norms=True, the "
-            "same check); without these "
-            f"{s['parameters']['median']:.0%} of the parameters and {s['macs']['median']:.0%} of the MACs are left, at "
-            f"{s['latency']['median']:.0%} of the latency (float32, one image, one thread). Capture, grouping and "
-            f"slimming take {s['seconds']['median']:.1f} s, at most {s['seconds']['most']:.1f} s. The largest error is "
-            f"{s['error']['most']:.0e}."
+            f"Medians over those: {s['prunable']['median']:.0%} of the parameters are prunable; slimmed to half, "
+            f"{s['parameters']['median']:.0%} of the parameters and {s['macs']['median']:.0%} of the MACs are "
+            f"left{latency}. Capture, grouping and slimming take {s['seconds']['median']:.1f} s, at most "
+            f"{s['seconds']['most']:.1f} s, on one thread. The largest error is {s['error']['most']:.0e}. With "
+            "channels that norms are over (through_norms=True, the same check) "
+            f"{s['prunable_through_norms']['median']:.0%} are prunable."
         )
     return lines
 
@@ -188,9 +188,3 @@ def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
         .from_string(template)
         .render(facts=facts, told=_told(facts), headings=HEADINGS, rows=[(row.passed, cells(row)) for row in rows])
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
