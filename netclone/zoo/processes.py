@@ -96,6 +96,7 @@ def _outcome(one: _Running, limits: Limits) -> Outcome | None:
     if one.result.poll():
         try:
             told = json.loads(one.result.recv_bytes())
+            one.process.join(timeout=10)  # killed at once, it would leave its locks to be cleaned up, with a warning
             _end(one)
             return Outcome(one.name, told["value"], told["reason"], took, told["peak_mb"])
         except EOFError:  # it ended without a word
