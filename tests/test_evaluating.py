@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import untouched
 from torch import Tensor, fx, nn
 
 import netclone
@@ -257,3 +258,24 @@ def test_cost_counts_the_bytes_of_the_archive_of_a_clone_alone(tmp_path: Path) -
     cost = netclone.cost(module, torch.zeros(1, *module.spec.input_shape), repeats=1)
     assert cost.archive_bytes == (tmp_path / "clone.safetensors").stat().st_size > 4 * cost.parameters
     assert netclone.cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).archive_bytes is None
+
+
+def test_the_cost_of_a_model_that_hands_a_part_of_a_parameter_to_a_module() -> None:
+    """Torch's counter asks for the gradient of such an argument, which it has none of: CaiT's class token."""
+
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.add, self.head = nn.Parameter(torch.randn(1, 4)), Add(), nn.Linear(4, 2)
+            self.head.bias.requires_grad_(False)
+
+        def forward(self, x):
+            return self.head(self.add(x, self.token.expand(len(x), -1)))
+
+    class Add(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    model = Token()
+    with untouched(model):
+        assert netclone.cost(model, torch.zeros(3, 4), repeats=1).macs == 3 * 8

@@ -58,6 +58,7 @@ def test_a_checkpoint_fills_the_network_and_brings_its_number_of_classes(trained
         model = load_model("timm/test_resnet", weights=str(saved) if form == "argument" else saved)
     assert same(model, trained)
     assert model.num_classes == 5
+    assert not any(module.training for module in model.modules())
 
 
 def test_options_go_with_a_checkpoint(tmp_path):
