@@ -44,6 +44,7 @@ FORMAT_VERSION = 1
 
 _KEY = "netclone"
 _BATCH = 2  # of the run on shapes
+_SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
 _ABSOLUTE = re.compile(r"\s*(?:/|\\\\|[a-z]:[\\/]|file:/)", re.IGNORECASE)
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -275,7 +276,7 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, An
     sha256 = data.pop("sha256")
     spec = _spec_from(data["spec"])
     tensors = _table_from(data["tensors"], table, size - len(content))
-    graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=2048 + size // 1000)
+    graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=_SMALL + size // 1000)
     if unread := {entry.name for entry in tensors} - {node.target for node in graph.nodes}:
         raise ArchiveError(f"tensor {shown(min(unread))} is not read by the graph")
     dtype = _input_dtype(tensors)

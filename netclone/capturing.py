@@ -11,13 +11,13 @@ import contextlib
 import copy
 import hashlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.errors import TiedWeightsError, TraceError
+from netclone.errors import TraceError
 from netclone.exporting import export, one_of
 
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
@@ -62,6 +62,8 @@ def is_captured(model: nn.Module) -> bool:
 def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     """Copy a model into an operator graph with a free batch size; the model is untouched.
 
+    A parameter with two names stays one tensor, under one of them; views of one memory become tensors of their own.
+
     Parameters
     ----------
     model
@@ -74,8 +76,6 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     ------
     TraceError
         If ``torch.export`` does not take the model, or fixes its batch size.
-    TiedWeightsError
-        If two parameter names share storage.
     OutputError
         If the model returns anything but one tensor.
 
@@ -84,11 +84,10 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     if is_captured(model):
         assert isinstance(model, fx.GraphModule)
         return copy.deepcopy(model)
-    check_untied(model)
     paths = model.meta.get(FACTS, {}).get("positions", {}) if isinstance(model, fx.GraphModule) else {}
     exported = export(model, examples, paths)
     root = nn.Module()
-    for name, tensor in exported.tensors.items():
+    for name, tensor in _untied(exported.tensors).items():
         set_tensor(root, name, tensor)
     graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
     _make_functional(graph_module, type(model).__name__)
@@ -139,18 +138,18 @@ def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def check_untied(model: nn.Module) -> None:
-    """Refuse a model in which one storage has two names: slicing one would change the other."""
-    seen: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        key = parameter.untyped_storage().data_ptr() if parameter.device.type != "meta" else id(parameter)
-        if key and key in seen:
-            raise TiedWeightsError(
-                f"parameters '{seen[key]}' and '{name}' share one storage (tied weights); netclone slices each on its "
-                f"own: untie them first, for example model.get_parameter('{name}').data = ....clone() on a fresh "
-                "nn.Parameter"
-            )
-        seen[key] = name
+def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by name, each with memory of its own: slicing or masking one must not change another."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+        if memory and memory in seen:
+            copied = tensor.detach().clone()
+            tensor = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        seen.add(memory)
+        own[name] = tensor
+    return own
 
 
 def fingerprint(graph_module: fx.GraphModule) -> str:

@@ -116,7 +116,7 @@ def channel_groups(
 
     Raises
     ------
-    TraceError, TiedWeightsError, OutputError
+    TraceError, OutputError
         As for capturing the model.
 
     Examples

@@ -27,10 +27,6 @@ class TraceError(NetcloneError, ValueError):
     """Neither capture could turn the model into a graph, or the graph does not compute what the model computes."""
 
 
-class TiedWeightsError(TraceError):
-    """Two parameter names share one storage, so slicing one would silently change the other."""
-
-
 class PositionError(NetcloneError, LookupError):
     """``at`` names no position of the model, or one that cannot be cut or tapped."""
 

@@ -6,12 +6,13 @@ import contextlib
 import copy
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from netclone.errors import OutputError, TraceError, first_line
 
@@ -180,12 +181,13 @@ def _program(
         tapped = _Tapped(copied(model).eval(), overwritten)
         with _refusals(model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
-            program = torch.export.export(
-                tapped,
-                tuple(example.clone() for example in examples),  # one tensor given twice would be one input
-                strict=False,
-                dynamic_shapes=(tuple({0: batch} for _ in examples),),
-            )
+            with _LSTMsByShape():
+                program = torch.export.export(
+                    tapped,
+                    tuple(example.clone() for example in examples),  # one tensor given twice would be one input
+                    strict=False,
+                    dynamic_shapes=(tuple({0: batch} for _ in examples),),
+                )
         if not tapped.taps.newly_overwritten():
             break
     values: Any = next(node for node in program.graph.nodes if node.op == "output").args[0]
@@ -200,6 +202,43 @@ def _program(
             "(N, ...): wrap the model in a module that returns its logits"
         )
     return program, dict(zip(tapped.taps.values, values[1:], strict=True))
+
+
+@torch.library.custom_op("netclone::lstm", mutates_args=())
+def _lstm(
+    source: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An LSTM in a program that is being exported; in the graph, torch's own operator takes its place."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.lstm.input(
+        source, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
+    )
+    return out
+
+
+@_lstm.register_fake
+def _lstm_by_shape(
+    source: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, cell = state
+    directions = 2 if options[4] else 1
+    return source.new_empty((*source.shape[:2], directions * hidden.shape[2])), hidden.clone(), cell.clone()
+
+
+class _LSTMsByShape(TorchFunctionMode):
+    """Export LSTMs by the shapes they return; torch's own way, step by step of the sequence, takes minutes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.lstm and isinstance(args[1], (list, tuple)):  # else a packed sequence
+            func = _lstm
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -258,6 +297,8 @@ def _written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any], own
         return args[0][args[1]]
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         new = graph.node_copy(node, copies.__getitem__)
+        if new.target is torch.ops.netclone.lstm.default:
+            new.target = torch.ops.aten.lstm.input
         new.meta = _described(node)
         return new
     part_at = _MODES.get(node.target)

@@ -563,7 +563,7 @@ FORGED = {
     "long literal": (_set("node", "relu_default", "args", value=[[0] * 5000]), "a list of 5000"),
     "no graph": (_set("header", "graph", value=[]), "last node has to be the output|no tensor|not read"),
     "graph as text": (_set("header", "graph", value="x"), "has to be a list"),
-    "many nodes": (_insert("aten.relu.default", times=4000), "nodes"),
+    "many nodes": (_insert("aten.relu.default", times=12000), "nodes"),
 }
 
 

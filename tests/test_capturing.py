@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from netclone.capturing import FACTS, capture, fingerprint, is_captured, set_tensor, tensor_at
 from netclone.channels import channel_groups
-from netclone.errors import OutputError, TiedWeightsError, TraceError
+from netclone.errors import OutputError, TraceError
+from netclone.extracting import extract
 from netclone.localizing import localize
 from netclone.tracing import same_bits, trace
 
@@ -378,15 +379,18 @@ def tied_views():
     return model
 
 
-@pytest.mark.parametrize("make", [tied_parameters, tied_modules, tied_views])
-def test_tied_weights_are_refused_by_both_names(make):
-    model = make()
-    with (
-        untouched(model),
-        pytest.raises(TiedWeightsError, match=r"parameters '0.weight' and '\d.weight' share") as info,
-    ):
-        channel_groups(model, vectors())
-    assert "untie them" in str(info.value)
+@pytest.mark.parametrize(("make", "tensors"), [(tied_parameters, 3), (tied_modules, 2), (tied_views, 4)])
+def test_tied_weights_are_sliced_as_one_tensor_and_views_of_one_memory_each_on_its_own(make, tensors):
+    model = nn.Sequential(nn.Linear(6, 6), make(), nn.Linear(6, 3)).double()
+    images = vectors().double()
+    with untouched(model):
+        groups = channel_groups(model, images)
+        slim = extract(groups, localize(groups, method="magnitude", keep=0.5))
+    captured = dict(groups.graph_module.named_parameters(remove_duplicate=False))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in captured.values()}) == len(captured) == tensors + 4
+    assert slim.certificate < 1e-12
+    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in captured.values())
+    assert torch.allclose(groups.graph_module(images), model(images), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
