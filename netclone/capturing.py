@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,9 +18,9 @@ from torch import Tensor, fx, nn
 
 from netclone.errors import TraceError
 from netclone.exporting import export, one_of
+from netclone.functionalizing import make_functional
 
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
-IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
 aten = torch.ops.aten
 
 _WEIGHT_SLOTS: dict[Any, tuple[int, ...]] = {
@@ -90,7 +89,7 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     for name, tensor in _untied(exported.tensors).items():
         set_tensor(root, name, tensor)
     graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
-    _make_functional(graph_module, type(model).__name__)
+    make_functional(graph_module.graph, _FIRST_ARGUMENT, type(model).__name__)
     _drop_bookkeeping(graph_module)
     _fold_constants(graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -187,88 +186,6 @@ def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
         module.register_buffer(leaf, tensor)
 
 
-def _make_functional(graph_module: fx.GraphModule, model: str) -> None:
-    """Replace in-place operators by their functional twins; later users of the changed tensor read the new one."""
-    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if not node.target._schema.is_mutable or node.target in _FIRST_ARGUMENT:
-            continue
-        changed = node.args[0]
-        twin = _functional_twin(node.target)
-        viewed = isinstance(changed, fx.Node) and _read_later(changed, node, order)
-        if twin is None or not isinstance(changed, fx.Node) or viewed:
-            raise TraceError(
-                f"torch.export: node '{node.name}' ({node.target}) of {model} writes into a part of a tensor, which "
-                "netclone cannot make functional: rewrite that line of the model without in-place assignment"
-            )
-        node.target = twin
-        node.meta[IN_PLACE] = True
-        for user in list(changed.users):
-            if order[user] > order[node]:
-                user.replace_input_with(changed, node)
-
-
-def in_place_again(graph_module: fx.GraphModule) -> None:
-    """Let operators that the model did in place work in place, where nothing else reads what they overwrite.
-
-    A finished body runs as fast, and needs as little memory, as the model it came from.
-    """
-    for node in graph_module.graph.nodes:
-        if not node.meta.pop(IN_PLACE, False):
-            continue
-        packet = getattr(aten, f"{node.target._schema.name.split('::')[1]}_", None)
-        target = getattr(packet, node.target._overloadname, None)
-        changed = node.args[0]
-        fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not _is_view(changed)
-        if target is not None and fresh and len(changed.users) == 1 and _same_shape(node, changed):
-            node.target = target
-    graph_module.recompile()
-
-
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    x, y = a.meta.get("val"), b.meta.get("val")
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        return False
-    return tuple(map(str, x.shape)) == tuple(map(str, y.shape)) and x.dtype == y.dtype
-
-
-def _functional_twin(target: Any) -> Any:
-    name = target._schema.name.split("::")[1]
-    if target._schema.name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
-        packet = getattr(aten, name[:-1], None)
-        return getattr(packet, target._overloadname, None)
-    return None
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    return target is operator.getitem or (
-        isinstance(target, torch._ops.OpOverload)
-        and any(
-            argument.alias_info is not None and not argument.alias_info.is_write
-            for argument in target._schema.arguments
-        )
-    )
-
-
-def _read_later(changed: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether memory that is written to is read later under another name: as its base, or through another view."""
-    base = changed
-    while _is_view(base) and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-    sharing, stack = set(), [base]
-    while stack:
-        node = stack.pop()
-        siblings = node.target is operator.getitem and changed.target is operator.getitem
-        beside = siblings and node.args[0] is changed.args[0] and node.args[1] != changed.args[1]
-        if node not in sharing and not beside:
-            sharing.add(node)
-            stack.extend(user for user in node.users if _is_view(user) and order[user] < order[writer])
-    return any(order[user] > order[writer] for node in sharing - {changed} for user in node.users)
-
-
 def _drop_bookkeeping(graph_module: fx.GraphModule) -> None:
     moved: dict[str, str] = {}
     for node in list(graph_module.graph.nodes):
@@ -318,8 +235,10 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (node.op == "call_function" and inputs and all(n in constant for n in inputs)):
             constant.add(node)
-        is_tensor = isinstance(node.meta.get("val"), Tensor)
-        if node.op == "call_function" and is_tensor and all(n in pure for n in inputs):
+        value = node.meta.get("val")
+        tensors = value if isinstance(value, (list, tuple)) and value else [value]
+        made = node.op == "call_function" and all(isinstance(tensor, Tensor) for tensor in tensors)
+        if made and all(n in pure for n in inputs):
             pure.add(node)
             constant.add(node)
     wanted: dict[fx.Node, None] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
-from netclone.capturing import FACTS, capture, deterministic, fingerprint, in_place_again
+from netclone.capturing import FACTS, capture, deterministic, fingerprint
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import (
     Batches,
@@ -30,6 +30,7 @@ from netclone.data import (
 from netclone.distilling import distill
 from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
 from netclone.extracting import Slimmed, classifier_rows, features_node, slim_down
+from netclone.functionalizing import in_place_again
 from netclone.injecting import GraftedModule, clones, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask

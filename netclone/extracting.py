@@ -14,7 +14,6 @@ from netclone.capturing import (
     arguments,
     deterministic,
     drop_unused_tensors,
-    in_place_again,
     set_tensor,
     tensor_at,
 )
@@ -22,6 +21,7 @@ from netclone.channels import ChannelGroups, channel_groups, unused_outputs
 from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError
 from netclone.folding import fold_batch_norms
+from netclone.functionalizing import in_place_again
 from netclone.masks import ChannelMask, silence
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim

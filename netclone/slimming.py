@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import IN_PLACE, set_tensor, tensor_at
+from netclone.capturing import set_tensor, tensor_at
+from netclone.functionalizing import IN_PLACE
 from netclone.errors import CertificateError
 from netclone.labelling import Labelling, Shape
 from netclone.labels import compact, expanded

@@ -130,8 +130,13 @@ def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
-            if name in theirs and not tensor.is_meta and not torch.equal(tensor, theirs[name]):
+            if name not in theirs or tensor.is_meta or torch.equal(tensor, theirs[name]):
+                continue
+            if tensor.shape == theirs[name].shape:
                 tensor.copy_(theirs[name])
+            else:  # a buffer that forward() makes anew for another size of input, in a module that is a leaf
+                path, _, leaf = name.rpartition(".")
+                setattr(traced.get_submodule(path), leaf, theirs[name].detach().clone())
 
 
 def position(traced: fx.GraphModule, at: str) -> fx.Node:

@@ -454,17 +454,6 @@ def test_a_fixed_batch_size_is_refused():
         capture(model, vectors())
 
 
-def test_writing_into_a_part_of_a_tensor_is_refused_by_node():
-    def function(net, x):
-        y = net.stem(x)
-        y[:, 0] = 0
-        return net.head(y)
-
-    model = linear(function)
-    with untouched(model), pytest.raises(TraceError, match=r"node '\w+' \(aten\.\w+.*\) of Net writes into a part"):
-        capture(model, vectors())
-
-
 def through_a_view(net, x):
     y = net.stem(x)
     y.view(-1, 2, 4).relu_()

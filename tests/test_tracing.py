@@ -376,3 +376,14 @@ def test_same_bits_takes_nan_for_equal_and_nothing_else():
     assert not same_bits(a, torch.tensor([1.0, 2.0]))
     assert not same_bits(a, a.double())
     assert not same_bits(a, a[:1])
+
+
+def test_a_buffer_that_forward_makes_anew_for_another_size_is_the_models_again():
+    options = {"img_size": 32, "embed_dim": 12, "depth": 2, "local_up_to_layer": 1, "num_heads": 2, "num_classes": 3}
+    model = timm.create_model("convit_tiny", **options).eval()  # keeps positions of patches in a leaf module
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    traced = trace(model, images)
+    assert traced.get_buffer("blocks.0.attn.rel_indices").shape == (1, 1, 1, 3)
+    with torch.no_grad():
+        assert same_bits(traced(images), model(images))
+        assert same_bits(traced(images), model(images))

@@ -1,0 +1,191 @@
+"""make_functional(graph): in-place operators become functional ones; in_place_again(body): and back, where nothing reads.
+
+What is written into a part of a tensor, found by slices and selections, is put between the parts around it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from netclone.errors import TraceError
+
+IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
+aten = torch.ops.aten
+_END = 2**63 - 1  # how a slice says "to the end"
+
+
+def make_functional(graph: fx.Graph, harmless: Collection[Any], model: str) -> None:
+    """Replace in-place operators by their functional twins; later users of what they changed read the new values.
+
+    Parameters
+    ----------
+    harmless
+        Operators that are in place by name only and give back their first argument.
+    model
+        Its name, for messages.
+
+    Raises
+    ------
+    TraceError
+        If one changes a tensor that is read later in another way than by slices and selections.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if not node.target._schema.is_mutable or node.target in harmless:
+            continue
+        changed = node.args[0]
+        twin = _functional_twin(node.target)
+        if twin is None or not isinstance(changed, fx.Node):
+            raise _refusal(node, model)
+        chain = [changed]
+        if _read_later(chain, node, order):
+            chain += _outer(changed)
+            if len(chain) == 1 or _read_later(chain, node, order):
+                raise _refusal(node, model)
+        node.target = twin
+        node.meta[IN_PLACE] = True
+        part = _copied_as_it_is(node) or node
+        for inner, whole in zip([None, *chain], chain, strict=False):
+            if inner is not None:
+                part = _with_part(graph, inner, part, node, order)
+            for user in list(whole.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(whole, part)
+
+
+def _refusal(node: fx.Node, model: str) -> TraceError:
+    return TraceError(
+        f"torch.export: node '{node.name}' ({node.target}) of {model} writes into a part of a tensor, which "
+        "netclone cannot make functional: rewrite that line of the model without in-place assignment"
+    )
+
+
+def _outer(changed: fx.Node) -> list[fx.Node]:
+    """What a node is a part of by slices and selections that have fixed bounds, from the inside out."""
+    found = []
+    while _bounds(changed) is not None:
+        changed = changed.args[0]  # type: ignore[assignment]
+        found.append(changed)
+    return found
+
+
+def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
+    """The axis a slice or selection is along, and from where to where; None where that is not fixed."""
+    if view.target not in (aten.slice.Tensor, aten.select.int) or view.kwargs or not isinstance(view.args[0], fx.Node):
+        return None
+    shape = view.args[0].meta["val"].shape
+    given = list(view.args[1:])
+    dim, start, end, step = given + [0, None, None, 1][len(given) :]
+    size = shape[dim]
+    if view.target is aten.select.int:
+        start, end, step = start % size if isinstance(size, int) else None, None, 1
+        end = None if start is None else start + 1
+    start, end = 0 if start is None else start, _END if end is None else end
+    if (start, end, step) == (0, _END, 1):
+        return dim, 0, _END  # all of an axis, of whatever size
+    if step != 1 or not all(isinstance(number, int) for number in (size, start, end)):
+        return None
+    first, last, _ = slice(start, end).indices(size)
+    return dim % len(shape), first, max(first, last)
+
+
+def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
+    """The tensor that a slice or selection is of, with other values in that part."""
+    whole, bounds = view.args[0], _bounds(view)
+    assert isinstance(whole, fx.Node) and bounds is not None
+    dim, first, last = bounds
+    cursor = max((part, writer), key=lambda node: order[node])
+
+    def add(target: Any, *args: Any) -> fx.Node:
+        nonlocal cursor
+        with graph.inserting_after(cursor):
+            cursor = graph.call_function(target, args)
+        values = fx.node.map_arg(args, lambda node: node.meta["val"])
+        cursor.meta = {**writer.meta, "val": target(*values)}
+        cursor.meta.pop(IN_PLACE, None)
+        order[cursor] = order[writer]
+        return cursor
+
+    if view.target is aten.select.int:
+        part = add(aten.unsqueeze.default, part, dim)
+    pieces = [part]
+    if first > 0:
+        pieces.insert(0, add(aten.slice.Tensor, whole, dim, 0, first))
+    if last < _END and last < whole.meta["val"].shape[dim]:
+        pieces.append(add(aten.slice.Tensor, whole, dim, last, _END))
+    return add(aten.cat.default, pieces, dim) if len(pieces) > 1 else part
+
+
+def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
+    """What a copy is of, where it has the shape and dtype of what is written over."""
+    if node.target is not aten.copy.default or not isinstance(node.args[1], fx.Node):
+        return None
+    before, after = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+    alike = before.dim() == after.dim() and before.dtype == after.dtype
+    return node.args[1] if alike and all(str(a) == str(b) for a, b in zip(before.shape, after.shape, strict=True)) else None
+
+
+def in_place_again(graph_module: fx.GraphModule) -> None:
+    """Let operators that the model did in place work in place, where nothing else reads what they overwrite.
+
+    A finished body runs as fast, and needs as little memory, as the model it came from.
+    """
+    for node in graph_module.graph.nodes:
+        if not node.meta.pop(IN_PLACE, False):
+            continue
+        packet = getattr(aten, f"{node.target._schema.name.split('::')[1]}_", None)
+        target = getattr(packet, node.target._overloadname, None)
+        changed = node.args[0]
+        fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not _is_view(changed)
+        if target is not None and fresh and len(changed.users) == 1 and _same_shape(node, changed):
+            node.target = target
+    graph_module.recompile()
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    x, y = a.meta.get("val"), b.meta.get("val")
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return False
+    return tuple(map(str, x.shape)) == tuple(map(str, y.shape)) and x.dtype == y.dtype
+
+
+def _functional_twin(target: Any) -> Any:
+    name = target._schema.name.split("::")[1]
+    if target._schema.name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
+        packet = getattr(aten, name[:-1], None)
+        return getattr(packet, target._overloadname, None)
+    return None
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    return target is operator.getitem or (
+        isinstance(target, torch._ops.OpOverload)
+        and any(
+            argument.alias_info is not None and not argument.alias_info.is_write
+            for argument in target._schema.arguments
+        )
+    )
+
+
+def _read_later(chain: Sequence[fx.Node], writer: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether memory that is written to is read later under a name not in the chain: its base, or another view."""
+    base = changed = chain[0]
+    while _is_view(base) and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    sharing, stack = set(), [base]
+    while stack:
+        node = stack.pop()
+        siblings = node.target is operator.getitem and changed.target is operator.getitem
+        beside = siblings and node.args[0] is changed.args[0] and node.args[1] != changed.args[1]
+        if node not in sharing and not beside:
+            sharing.add(node)
+            stack.extend(user for user in node.users if _is_view(user) and order[user] < order[writer])
+    return any(order[user] > order[writer] for node in sharing - {*chain} for user in node.users)
