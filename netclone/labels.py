@@ -107,7 +107,7 @@ class Labels:
                 low, high = pairs
             if number >= 0:
                 self._mark(self._joined_by, low, number)
-            self._parent[high] = low
+            np.minimum.at(self._parent, high, low)  # the least of all that a unit meets: a star is one in two rounds
             touched = np.concatenate([low, high])
             roots = self._find(touched)
             for array in (self._fixed_by, self._joined_by):

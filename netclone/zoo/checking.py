@@ -280,7 +280,9 @@ def _as_source(network: Network) -> SourceResult:
     fresh = network.images(3, seed=2).double()
     with torch.no_grad():
         full = model(fresh.clone())
-    _holds(bool(full.isfinite().all()) and float(full.std()) > 1e-9, "the check is empty: logits are constant")
+        masked = mask.apply(groups)(fresh.clone())
+    _holds(bool(full.isfinite().all()) and _relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
+    _holds(mask.share == 1 or _relative(masked, full) > 1e-6, "the check is empty: the mask changes nothing")
     error = _difference(groups, mask, module, fresh)
     through = channel_groups(groups.graph_module, through_norms=True)
     mask_through = localize(through, method="magnitude", keep=KEEP)
@@ -307,10 +309,15 @@ def _difference(groups: ChannelGroups, mask: ChannelMask, module: CloneModule, i
     with torch.no_grad():
         want, got = mask.apply(groups)(images.clone()), module(images.clone())
     _holds(got.shape == (len(images), groups.outputs), f"the slim network returns {tuple(got.shape)}")
-    error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(want.dtype).tiny))
+    error = _relative(got, want)
     _holds(error <= TOLERANCE, f"masked and slim differ by {error:.1e}")
     _holds(bool(want.isfinite().all()), "the masked network's logits are not finite")
     return error
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |b|."""
+    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))
 
 
 @cache
