@@ -241,6 +241,19 @@ class _LSTMsByShape(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _as_torch_has_it(graph: fx.Graph, lstm: fx.Node) -> None:
+    """Turn an exported LSTM into torch's operator; a state that starts as zeros takes the dtype of the input."""
+    source, state, *rest = lstm.args
+    starts = []
+    for start in state:  # type: ignore[union-attr]
+        if isinstance(start, fx.Node) and start.target is torch.ops.aten.zeros.default:
+            with graph.inserting_before(lstm):
+                made = graph.call_function(torch.ops.aten.new_zeros.default, (source, start.args[0]))
+            made.meta, start = dict(start.meta), made
+        starts.append(start)
+    lstm.target, lstm.args = torch.ops.aten.lstm.input, (source, starts, *rest)
+
+
 @contextlib.contextmanager
 def _refusals(model: nn.Module) -> Iterator[None]:
     """What the model or torch.export raises means the same to a caller, whatever its type."""
@@ -298,7 +311,7 @@ def _written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any], own
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         new = graph.node_copy(node, copies.__getitem__)
         if new.target is torch.ops.netclone.lstm.default:
-            new.target = torch.ops.aten.lstm.input
+            _as_torch_has_it(graph, new)
         new.meta = _described(node)
         return new
     part_at = _MODES.get(node.target)

@@ -5,8 +5,12 @@ import torch
 from architectures import CachingByKey, CountingInto, WritesLater, returned, untouched
 from torch import fx, nn
 
+from netclone.archiving import load, save
+from netclone.channels import channel_groups
 from netclone.errors import OutputError, TraceError
 from netclone.exporting import copied, export, one_of
+from netclone.extracting import extract
+from netclone.localizing import localize
 
 
 def images():
@@ -77,3 +81,37 @@ def test_one_of_each_batch_is_a_copy():
     assert one.shape == (1, 3, 5, 5)
     one.zero_()
     assert x[0].abs().max() > 0
+
+
+class Rows(nn.Module):
+    """A classifier that reads the rows of an image with an LSTM, in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.rows = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.hidden = nn.Linear(10, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        read, _ = self.rows(self.stem(x))
+        return self.head(torch.relu(self.hidden(read.mean(1))))
+
+
+def test_an_lstm_is_one_operator_that_follows_the_dtype_and_is_slimmed_around(tmp_path):
+    model = Rows().eval()
+    images = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))
+    groups = channel_groups(model, images)
+    lstms = [node for node in groups.graph_module.graph.nodes if "lstm" in str(node.target)]
+    assert [node.target for node in lstms] == [torch.ops.aten.lstm.input]
+    more = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(groups.graph_module(more), model(more))
+    slim = extract(groups, localize(groups, method="magnitude", keep=0.5))
+    assert slim.certificate < 1e-12
+    assert slim.body.get_parameter("hidden.weight").shape == (6, 10)
+    save(slim, tmp_path / "rows.safetensors")
+    again = load(tmp_path / "rows.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again(more), slim(more))
+        assert again.double()(more.double()).dtype == torch.float64
