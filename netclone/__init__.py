@@ -7,76 +7,8 @@
 An implementation of Partial Network Cloning (CVPR 2023, arXiv 2303.10597).
 """
 
-from netclone.archiving import load, save
-from netclone.channels import ChannelGroup, ChannelGroups, Unprunable, channel_groups
-from netclone.cloning import clone
-from netclone.errors import (
-    AdapterError,
-    ArchiveError,
-    ArgumentError,
-    CertificateError,
-    CloneNameError,
-    DataError,
-    FitError,
-    LoadError,
-    MaskError,
-    NetcloneError,
-    NetcloneWarning,
-    OutputError,
-    PositionError,
-    TraceError,
-    UncalibratedWarning,
-    WeakDataWarning,
-)
-from netclone.evaluating import Cost, Scores, cost, evaluate
-from netclone.extracting import extract
-from netclone.injecting import clones, inject, remove
-from netclone.loading import load_model
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
-from netclone.modules import Candidate, CloneModule, CloneSpec
-from netclone.tracing import position, trace
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names are in __init__.pyi
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "AdapterError",
-    "ArchiveError",
-    "ArgumentError",
-    "Candidate",
-    "CertificateError",
-    "ChannelGroup",
-    "ChannelGroups",
-    "ChannelMask",
-    "CloneModule",
-    "CloneNameError",
-    "CloneSpec",
-    "Cost",
-    "DataError",
-    "FitError",
-    "LoadError",
-    "MaskError",
-    "NetcloneError",
-    "NetcloneWarning",
-    "OutputError",
-    "PositionError",
-    "Scores",
-    "TraceError",
-    "UncalibratedWarning",
-    "Unprunable",
-    "WeakDataWarning",
-    "channel_groups",
-    "clone",
-    "clones",
-    "cost",
-    "evaluate",
-    "extract",
-    "inject",
-    "load",
-    "load_model",
-    "localize",
-    "position",
-    "remove",
-    "save",
-    "trace",
-]

@@ -1,4 +1,4 @@
-"""make_functional(graph): in-place operators become functional ones; in_place_again(body): and back, where nothing reads.
+"""make_functional(graph): in-place operators become functional ones; in_place_again(body): and back.
 
 What is written into a part of a tensor, found by slices and selections, is put between the parts around it.
 """
@@ -81,18 +81,19 @@ def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
     if view.target not in (aten.slice.Tensor, aten.select.int) or view.kwargs or not isinstance(view.args[0], fx.Node):
         return None
     shape = view.args[0].meta["val"].shape
-    given = list(view.args[1:])
-    dim, start, end, step = given + [0, None, None, 1][len(given) :]
-    size = shape[dim]
+    given: list[Any] = list(view.args[1:])
     if view.target is aten.select.int:
-        start, end, step = start % size if isinstance(size, int) else None, None, 1
-        end = None if start is None else start + 1
-    start, end = 0 if start is None else start, _END if end is None else end
-    if (start, end, step) == (0, _END, 1):
-        return dim, 0, _END  # all of an axis, of whatever size
-    if step != 1 or not all(isinstance(number, int) for number in (size, start, end)):
+        dim, index = given
+        bounds = slice(index, index + 1 or None) if isinstance(index, int) else None
+    else:
+        dim, start, end, step = given + [0, None, None, 1][len(given) :]
+        if (start or 0, _END if end is None else end, step) == (0, _END, 1):
+            return dim, 0, _END  # all of an axis, of whatever size
+        fixed = step == 1 and all(number is None or isinstance(number, int) for number in (start, end))
+        bounds = slice(start, end) if fixed else None
+    if bounds is None or not isinstance(shape[dim], int):
         return None
-    first, last, _ = slice(start, end).indices(size)
+    first, last, _ = bounds.indices(shape[dim])
     return dim % len(shape), first, max(first, last)
 
 
@@ -129,7 +130,11 @@ def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
         return None
     before, after = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
     alike = before.dim() == after.dim() and before.dtype == after.dtype
-    return node.args[1] if alike and all(str(a) == str(b) for a, b in zip(before.shape, after.shape, strict=True)) else None
+    return (
+        node.args[1]
+        if alike and all(str(a) == str(b) for a, b in zip(before.shape, after.shape, strict=True))
+        else None
+    )
 
 
 def in_place_again(graph_module: fx.GraphModule) -> None:

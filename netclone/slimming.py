@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.capturing import set_tensor, tensor_at
-from netclone.functionalizing import IN_PLACE
 from netclone.errors import CertificateError
+from netclone.functionalizing import IN_PLACE
 from netclone.labelling import Labelling, Shape
 from netclone.labels import compact, expanded
 from netclone.oprules import RULES

@@ -103,6 +103,13 @@ def under_a_view_of_a_part(net, x):
     return net.head(view.flatten(1))
 
 
-def test_what_is_read_through_another_view_is_refused_by_node():
+def into_one_sample(net, x):
+    y = net.stem(x)
+    y[0] = 0
+    return net.head(y)
+
+
+@pytest.mark.parametrize("function", [under_a_view_of_a_part, into_one_sample])
+def test_what_cannot_be_put_together_again_is_refused_by_node(function):
     with pytest.raises(TraceError, match=r"node '\w+' \(aten\.\w+.*\) of Net writes into a part.*without in-place"):
-        captured(under_a_view_of_a_part)
+        captured(function)

@@ -63,7 +63,9 @@ def test_imports_have_no_cycle():
 def test_nothing_imports_what_stands_on_top():
     for module in set(MODULES) - ON_TOP:
         assert not imports(module) & ON_TOP, module
-    assert not imports("__init__") & ON_TOP
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    named = {node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom)}
+    assert named <= set(MODULES) - ON_TOP
 
 
 def test_only_one_module_knows_each_of_the_special_libraries():
@@ -76,10 +78,26 @@ def test_only_one_module_knows_each_of_the_special_libraries():
         assert "sklearn" not in names or module in ON_TOP, module
 
 
-def test_importing_the_package_loads_no_plotting_and_no_command_line():
-    code = "import sys, netclone; print([m for m in ('matplotlib', 'typer', 'sklearn.datasets') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("run", "heavy"),
+    [
+        ("import netclone", ["torch", "timm", "matplotlib", "typer", "sklearn"]),
+        ("from netclone.cli import app; app(['--help'], standalone_mode=False)", ["torch", "timm", "matplotlib"]),
+        ("import netclone; netclone.clone", ["matplotlib", "typer", "sklearn.datasets"]),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(run, heavy):
+    """Help is there at once, and importing netclone costs nothing: what a name needs is loaded when it is used."""
+    code = f"import sys\n{run}\nprint([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert out.stdout.strip() == "[]"
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_one_of_the_stub():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    listed = next(node.value for node in tree.body if isinstance(node, ast.Assign))
+    assert imported == set(ast.literal_eval(listed)) == set(netclone.__all__)
 
 
 def test_no_module_is_a_drawer():

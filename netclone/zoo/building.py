@@ -198,7 +198,7 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
                 start = float(parameter.flatten()[0])
                 parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
             elif parameter.dim() > 1 and float(parameter.std()) < 1e-3:
-                parameter *= 0.02 / float(parameter.std())  # heads that start as next to nothing
+                parameter.mul_(0.02 / float(parameter.std()))  # heads that start as next to nothing
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0

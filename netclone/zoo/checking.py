@@ -281,7 +281,8 @@ def _as_source(network: Network) -> SourceResult:
     with torch.no_grad():
         full = model(fresh.clone())
         masked = mask.apply(groups)(fresh.clone())
-    _holds(bool(full.isfinite().all()) and _relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
+    _holds(bool(full.isfinite().all()), "the network's logits are not finite")
+    _holds(_relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
     _holds(mask.share == 1 or _relative(masked, full) > 1e-6, "the check is empty: the mask changes nothing")
     error = _difference(groups, mask, module, fresh)
     through = channel_groups(groups.graph_module, through_norms=True)

@@ -1,0 +1,73 @@
+from .archiving import load, save
+from .channels import ChannelGroup, ChannelGroups, Unprunable, channel_groups
+from .cloning import clone
+from .errors import (
+    AdapterError,
+    ArchiveError,
+    ArgumentError,
+    CertificateError,
+    CloneNameError,
+    DataError,
+    FitError,
+    LoadError,
+    MaskError,
+    NetcloneError,
+    NetcloneWarning,
+    OutputError,
+    PositionError,
+    TraceError,
+    UncalibratedWarning,
+    WeakDataWarning,
+)
+from .evaluating import Cost, Scores, cost, evaluate
+from .extracting import extract
+from .injecting import clones, inject, remove
+from .loading import load_model
+from .localizing import localize
+from .masks import ChannelMask
+from .modules import Candidate, CloneModule, CloneSpec
+from .tracing import position, trace
+
+__version__: str
+
+__all__ = [
+    "AdapterError",
+    "ArchiveError",
+    "ArgumentError",
+    "Candidate",
+    "CertificateError",
+    "ChannelGroup",
+    "ChannelGroups",
+    "ChannelMask",
+    "CloneModule",
+    "CloneNameError",
+    "CloneSpec",
+    "Cost",
+    "DataError",
+    "FitError",
+    "LoadError",
+    "MaskError",
+    "NetcloneError",
+    "NetcloneWarning",
+    "OutputError",
+    "PositionError",
+    "Scores",
+    "TraceError",
+    "UncalibratedWarning",
+    "Unprunable",
+    "WeakDataWarning",
+    "channel_groups",
+    "clone",
+    "clones",
+    "cost",
+    "evaluate",
+    "extract",
+    "inject",
+    "load",
+    "load_model",
+    "localize",
+    "position",
+    "remove",
+    "save",
+    "trace",
+]
