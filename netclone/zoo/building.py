@@ -41,7 +41,8 @@ class Network:
 class Averaged(nn.Module):
     """Columns from what is no classifier: all its maps ``(N, C, ...)``, averaged over positions, side by side.
 
-    Of a segmentation network the first map, its result; of a detector's backbone all of the pyramid.
+    Of a segmentation network the first map, its result; of a detector's backbone all of the pyramid; of an encoder its
+    tokens ``(N, T, C)``, each averaged.
     """
 
     def __init__(self, network: nn.Module, first: bool) -> None:
@@ -72,8 +73,8 @@ class Logits(nn.Module):
 def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
     """The network of a name with random weights, on the CPU or without memory (``"meta"``), and its size of images.
 
-    Classifiers get ten classes. What is no classifier is wrapped to return columns: segmentation networks, and of
-    detectors the backbone.
+    Classifiers get ten classes. What is no classifier is wrapped to return columns: segmentation networks, encoders
+    without a head, and of detectors the backbone.
 
     Raises
     ------
@@ -97,7 +98,10 @@ def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
             return _of_torchvision(name)
         if library == "timm":
             model = load_model(name, weights=None, num_classes=CLASSES)
-            return Network(name, model, tuple(model.pretrained_cfg["input_size"]))  # type: ignore[index, arg-type]
+            size = tuple(model.pretrained_cfg["input_size"])  # type: ignore[index, arg-type]
+            if model.num_classes == 0:  # an encoder, which takes no head
+                model = Averaged(model, first=True).eval()
+            return Network(name, model, size)
     raise ArgumentError(f"name: no library '{library}' in the zoo; expected timm/, torchvision/ or transformers/")
 
 
