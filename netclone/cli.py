@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,26 @@ def demo(
 
         result = run(seed, out, console)
         _print(result, console)
+
+
+@app.command(
+    help="Show what a clone's file says about itself: classes, position, size, certificate, scores, what was kept.\n\n"
+    "Only the header is read and checked, so this is quick and safe for files from anyone.",
+    epilog="Example: netclone inspect birds.safetensors",
+)
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that netclone.save wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print a file's header."""
+    with _reported():
+        from netclone import inspecting  # slow to import, and not needed to show help
+
+        inspection = inspecting.inspect(file)
+        if as_json:
+            typer.echo(json.dumps(inspection.as_dict(), indent=2))
+        else:
+            inspecting.show(inspection, Console())
 
 
 @app.command(

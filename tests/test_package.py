@@ -18,7 +18,18 @@ PACKAGE = Path(netclone.__file__).parent
 MODULES = sorted(
     [path.stem for path in PACKAGE.glob("*.py")] + [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
 )
-ON_TOP = {"plotting", "reporting", "cli", "zoo", "baselines", "benchmarking", "demo", "__main__", "__init__"}
+ON_TOP = {
+    "plotting",
+    "reporting",
+    "cli",
+    "zoo",
+    "baselines",
+    "benchmarking",
+    "demo",
+    "inspecting",
+    "__main__",
+    "__init__",
+}
 
 
 def files_of(module):
