@@ -13,7 +13,6 @@ import math
 import operator
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -38,6 +37,7 @@ from netclone.graphdata import (
     shown,
 )
 from netclone.modules import Candidate, CloneModule, CloneSpec
+from netclone.writing import write_bytes
 
 FORMAT_VERSION = 1
 """Version of the files :func:`save` writes, and the newest :func:`load` reads."""
@@ -106,7 +106,7 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
         content = _archive_bytes(module)
         if _module_from(memoryview(content)).body.code != module.body.code:
             raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
-        _replace(path, content)
+        write_bytes(path, content)
 
 
 def load(path: str | os.PathLike[str]) -> CloneModule:
@@ -123,6 +123,18 @@ def load(path: str | os.PathLike[str]) -> CloneModule:
     """
     with _only_archive_errors(f"cannot load '{Path(path)}'"), _opened(path) as file:
         return _module_from(memoryview(file.read()))
+
+
+def from_bytes(content: bytes, what: str) -> CloneModule:
+    """The clone that :func:`load` would read from a file of this content; ``what`` names it in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`load`.
+    """
+    with _only_archive_errors(f"cannot read {what}"):
+        return _module_from(memoryview(content))
 
 
 def read_header(path: str | os.PathLike[str]) -> ArchiveHeader:
@@ -212,20 +224,6 @@ def _plain(value: Any) -> Any:
 
 def _raw(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Make ``path`` hold the content in one step: a crash leaves the old file or the new one, never a part."""
-    temporary = path.parent / f".netclone-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 # Reading

@@ -87,6 +87,51 @@ def inspect(
 
 
 @app.command(
+    help="Graft clones onto a target and write the network to one file, which every command takes as a model.\n\n"
+    "The target's own logits stay what they are, to the bit. The file holds the target's architecture and tensors, and "
+    "the clones as their files were: netclone remove takes them out again.",
+    epilog="Example: netclone inject timm/resnet18@birds.safetensors herons.safetensors --out grafted.safetensors",
+)
+def inject(
+    target: Annotated[str, typer.Argument(help="timm/..., torchvision/..., hf-hub:..., NAME@FILE, or a file.")],
+    files: Annotated[list[Path], typer.Argument(help="Clones, named after their files.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    at: Annotated[
+        str | None, typer.Option(help="Position, such as layer2. None: the one each clone was fitted for.")
+    ] = None,
+) -> None:
+    """Write a grafted network."""
+    with _reported():
+        from netclone import deploying  # slow to import, and not needed to show help
+
+        columns = deploying.inject(target, files, out, at)
+        table = Table("columns", "of", "classes", title="Logits of the grafted network", title_justify="left")
+        for first, last, owner, classes in columns:
+            table.add_row(f"{first}-{last}", escape(owner), escape(classes))
+        console = Console()
+        console.print(table)
+        console.print(f"Written: {escape(str(out))}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    help="Take a clone out of a grafted network; without its last one, the target's checkpoint is left as it was.",
+    epilog="Example: netclone remove grafted.safetensors herons --out birds.safetensors",
+)
+def remove(
+    grafted: Annotated[Path, typer.Argument(help="A file that netclone inject wrote.")],
+    name: Annotated[str | None, typer.Argument(help="The clone; may be left out where there is only one.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Write what is left."""
+    with _reported():
+        from netclone import deploying  # slow to import, and not needed to show help
+
+        left = deploying.remove(grafted, name, out)
+        what = f"with {', '.join(left)}" if left else "the target as it was"
+        Console().print(f"Written: {escape(str(out))}, {escape(what)}", soft_wrap=True, highlight=False)
+
+
+@app.command(
     help="Measure clone() against every baseline, over seeds and clone sets: digits (bundled data, a minute), fashion, "
     "cifar10 or zoo.\n\n"
     "Writes results.json, results.md and plots into --out. Every finished run is kept there too: started again, the "

@@ -17,6 +17,7 @@ import torchvision
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from netclone.bundling import is_bundle, read_bundle
 from netclone.errors import LoadError, first_line
 
 LIBRARIES = ("timm", "torchvision")
@@ -36,7 +37,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, *
         ``"hf-hub:timm/resnet18.a1_in1k"``, ``"local-dir:folder"`` (a ``config.json`` and weights, as timm's
         ``save_for_hf`` writes them), or with weights of its own, ``"timm/resnet18@birds.safetensors"``: the same as
         ``weights="birds.safetensors"``. A file alone, ``"model_best.pth.tar"``, if it says its architecture, as
-        those of timm's training script do.
+        those of timm's training script and of ``netclone inject`` do.
     weights
         ``"pretrained"``, the library's own; for torchvision also the name of one of several (``"IMAGENET1K_V1"``). A
         checkpoint: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``; it may come from
@@ -147,7 +148,13 @@ def _finished(
     path = Path(weights)
     if path.suffix not in CHECKPOINTS and not path.is_file():  # perhaps the name of one of several weights
         return _built(model, build, str(weights), options).eval()
-    tensors = _read(path)
+    return _filled(model, _read(path), path, options, build)
+
+
+def _filled(
+    model: str, tensors: Mapping[str, Tensor], path: Path, options: Mapping[str, Any], build: Builder
+) -> nn.Module:
+    """The network with the tensors of a file, in eval mode."""
     network = _built(model, build, None, options)
     if "num_classes" not in options:
         count = _classes_of(tensors, network)
@@ -225,6 +232,8 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, options: 
     """The network of a file that says its architecture: a checkpoint of timm's training script."""
     if weights != PRETRAINED:
         raise LoadError(f"weights: '{path}' is a checkpoint itself, so weights={weights!r} has no meaning")
+    if is_bundle(path):
+        return _of_bundle(path, options)
     way = f"say of which network it is: load_model('timm/resnet18@{path}')"
     if path.suffix == ".safetensors" and path.is_file():
         raise LoadError(f"name: '{path}' holds tensors and no architecture; {way}")
@@ -234,3 +243,36 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, options: 
     if not isinstance(architecture, str):
         raise LoadError(f"name: '{path}' says no architecture ('arch'); {way}")
     return _finished(architecture, path, options, _timm_builder(architecture))
+
+
+def _of_bundle(path: Path, options: Mapping[str, Any]) -> nn.Module:
+    """The grafted network of a file that ``netclone inject`` wrote."""
+
+    def build(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        library, _, model = architecture.partition("/")
+        builder = _timm_builder(model) if library == "timm" else _torchvision_builder(model)
+        return _filled(model, tensors, path, options, builder)
+
+    return read_bundle(path).network(build)
+
+
+def architecture_of(name: str, network: nn.Module) -> str:
+    """The name that builds a network of :func:`load_model` anew, whatever file or hub it came from.
+
+    Raises
+    ------
+    LoadError
+        If it does not say of which architecture it is.
+
+    Examples
+    --------
+    >>> architecture_of("local-dir:birds", load_model("timm/test_resnet", weights=None))
+    'timm/test_resnet'
+    """
+    if name.startswith("torchvision/"):
+        return name.partition("@")[0]
+    cfg = getattr(network, "pretrained_cfg", None)
+    architecture = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
+    if not isinstance(architecture, str):
+        raise LoadError(f"name: '{name}' gives a {type(network).__name__} that does not say its architecture")
+    return f"timm/{architecture}"

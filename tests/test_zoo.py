@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from netclone import zoo
 from netclone.cli import app
-from netclone.errors import ArgumentError
+from netclone.errors import ArgumentError, LoadError
 from netclone.zoo import building, checking, naming, sweeping, tabulating
 
 QUICK = (
@@ -271,3 +271,10 @@ def test_networks_that_broke_others(trouble, monkeypatch):
     if trouble.startswith("five"):
         assert row.source.nodes > 5000
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_network_whose_constructor_computes_is_built_without_memory_too():
+    network = building.build("torchvision/regnet_y_400mf", "meta")
+    assert all(parameter.is_meta for parameter in network.model.parameters())
+    with pytest.raises(LoadError, match="no model 'regnet_q'"):
+        building.build("torchvision/regnet_q", "meta")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from netclone.errors import ArgumentError
+from netclone.errors import ArgumentError, LoadError
 from netclone.loading import load_model
 from netclone.zoo.naming import TRANSFORMERS, kind, known
 
@@ -88,6 +88,17 @@ def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
     >>> build("torchvision/squeezenet1_1", device="meta").parameters
     727626
     """
+    try:
+        return _built(name, device, seed)
+    except LoadError:
+        if device == "cpu":
+            raise
+    network = _built(name, "cpu", seed)  # some constructors compute with tensors, which takes memory
+    network.model.to(device)
+    return network
+
+
+def _built(name: str, device: str, seed: int) -> Network:
     library = name.partition("/")[0]
     with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a constructor warns of is not what is checked

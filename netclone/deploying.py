@@ -1,0 +1,95 @@
+"""inject(target, files, out), remove(grafted, name, out): grafting and rolling back, from file to file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from netclone.bundling import Bundle, Packed, is_bundle, read_bundle, write_bundle
+from netclone.errors import ArchiveError, CloneNameError
+from netclone.injecting import clones
+from netclone.injecting import inject as graft
+from netclone.loading import architecture_of, load_model
+from netclone.modules import CloneSpec
+from netclone.tracing import logits_node, shape_of, trace
+
+Columns = tuple[int, int, str, str]
+"""First and last column, whose they are, and which classes they stand for."""
+
+
+def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None) -> tuple[Columns, ...]:
+    """Graft clones onto a named target and write the result as one file; nothing is written if any does not fit.
+
+    Parameters
+    ----------
+    target
+        As for :func:`netclone.load_model`; a file that this function wrote keeps the clones it has.
+    files
+        Archives that :func:`netclone.save` wrote. A clone is named after its file.
+    at
+        Position; None: the one each clone was fitted for.
+
+    Returns
+    -------
+    What the columns of the grafted network's logits are.
+
+    Raises
+    ------
+    LoadError, ArchiveError, PositionError, AdapterError, CloneNameError
+        If the target or a clone cannot be read, or one does not fit.
+    """
+    if is_bundle(target):
+        bundle = read_bundle(target)
+        network = load_model(target)
+    else:
+        network = load_model(target)
+        bundle = Bundle(architecture_of(target, network), network.state_dict())
+    for file in files:
+        packed = Packed(_name(file), at, _content(file))
+        module = packed.module()
+        network = graft(network, module, at, name=packed.name)
+        bundle = Bundle(bundle.architecture, bundle.tensors, (*bundle.clones, packed))
+    write_bundle(bundle, out)
+    specs = [packed.module().spec for packed in bundle.clones]
+    width = shape_of(logits_node(trace(network)))
+    assert width is not None
+    first = width[0] - sum(len(spec.classes) for spec in specs)
+    columns: list[Columns] = [(0, first - 1, "target", "its own")]
+    for name, spec in zip(clones(network), specs, strict=True):  # type: ignore[arg-type]
+        columns.append((first, first + len(spec.classes) - 1, name, described(spec)))
+        first += len(spec.classes)
+    return tuple(columns)
+
+
+def remove(grafted: Path, name: str | None, out: Path) -> tuple[str, ...]:
+    """Write a grafted network without one of its clones, and say which are left.
+
+    Raises
+    ------
+    ArchiveError, CloneNameError
+        If the file is no grafted network; if it has no such clone.
+    """
+    bundle = read_bundle(grafted).without(name)
+    write_bundle(bundle, out)
+    return tuple(packed.name for packed in bundle.clones)
+
+
+def described(spec: CloneSpec) -> str:
+    """The classes of a clone: index in the source, and name where there is one."""
+    names = spec.class_names or ("",) * len(spec.classes)
+    return ", ".join(f"{index} {name}".rstrip() for index, name in zip(spec.classes, names, strict=True))
+
+
+def _name(file: Path) -> str:
+    name = re.sub(r"\W", "_", file.stem)
+    if not name.isidentifier():
+        raise CloneNameError(f"name: a clone is named after its file, and '{file.stem}' gives no name: rename '{file}'")
+    return name
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ArchiveError(f"cannot read '{file}': {error.strerror or error}") from error
