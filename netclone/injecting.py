@@ -25,7 +25,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from netclone.capturing import FACTS
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError
 from netclone.modules import CloneModule, CloneSpec
-from netclone.tracing import check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
+from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
 
 _RECORD = "netclone_clones"  # key in GraphModule.meta of a grafted graph
 _BRANCH = "netclone_branch"  # key in Node.meta of every node that is not the target's own
@@ -157,7 +157,7 @@ def inject(
             "netclone.extract(...), or load one with netclone.load(...)"
         )
     _check_same_kind(target, module)
-    traced = _traced(target, module, share_parameters, example_inputs)
+    traced = _traced(target, module, at, share_parameters, example_inputs)
     record = traced.meta.get(_RECORD) or _Record(
         branches=(),
         training=tuple(path for path, part in traced.named_modules() if part.training),
@@ -263,15 +263,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _traced(
-    target: nn.Module, module: CloneModule, share_parameters: bool, example_inputs: Tensor | tuple[Tensor] | None
+    target: nn.Module,
+    module: CloneModule,
+    at: str | None,
+    share_parameters: bool,
+    example_inputs: Tensor | tuple[Tensor] | None,
 ) -> fx.GraphModule:
     """The target itself where it is a traced graph, or else a fresh trace of it (on the target's memory, if shared)."""
     if isinstance(target, fx.GraphModule) and FACTS in target.meta:
         check_one_device_and_dtype(target, "target")
         return target
-    if example_inputs is None and module.spec.target_input_shape is not None:
+    size = module.spec.input_shape if (at or module.spec.at) == INPUT else module.spec.target_input_shape
+    if example_inputs is None and size is not None:
         dtype, device = _kind(target) or (None, None)
-        example_inputs = torch.zeros(2, *module.spec.target_input_shape, dtype=dtype, device=device)
+        example_inputs = torch.zeros(2, *size, dtype=dtype, device=device)
     traced = trace(target, example_inputs)
     if share_parameters:
         originals = {**dict(target.named_parameters()), **dict(target.named_buffers())}

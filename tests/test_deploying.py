@@ -1,0 +1,183 @@
+"""netclone inject and remove: a grafted network in one file, and back to the target's very tensors."""
+
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from netclone import extract, load_model, localize, save
+from netclone import inject as graft
+from netclone.bundling import read_bundle, write_bundle
+from netclone.cli import app
+from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError
+from netclone.tracing import same_bits
+
+runner = CliRunner()
+IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """A target's checkpoint, two clones' files, and the clones."""
+    folder = tmp_path_factory.mktemp("zoo")
+    target = timm.create_model("test_resnet", num_classes=4).eval()
+    safetensors.torch.save_file(target.state_dict(), folder / "birds.safetensors")
+    source = timm.create_model("test_resnet", num_classes=9)
+    modules = {}
+    for name, classes, keep in (("herons", [5, 7], 0.5), ("gulls-2", [1], 0.25)):
+        mask = localize(source, method="magnitude", keep=keep)
+        modules[name] = extract(source, mask, classes=classes, class_names=[f"bird {c}" for c in classes])
+        save(modules[name].with_spec(at="input"), folder / f"{name}.safetensors")
+    return folder, target, modules
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def grafted(zoo):
+    folder, _, _ = zoo
+    out = folder / "grafted.safetensors"
+    files = [folder / "herons.safetensors", folder / "gulls-2.safetensors"]
+    result = run("inject", f"timm/test_resnet@{folder / 'birds.safetensors'}", *files, "--out", out)
+    assert result.exit_code == 0, result.output
+    for part in ("0-3", "4-5", "6-6", "herons", "gulls_2", "5 bird 5, 7 bird 7"):
+        assert part in result.output
+    return out
+
+
+def test_the_file_is_a_model_that_computes_what_inject_gives(zoo, grafted):
+    _, target, modules = zoo
+    model = load_model(str(grafted))
+    want = graft(target, modules["herons"], at="input", name="herons")
+    want = graft(want, modules["gulls-2"], at="input", name="gulls_2")
+    with torch.no_grad():
+        assert same_bits(model(IMAGES), want(IMAGES))
+        assert same_bits(model(IMAGES)[:, :4], target(IMAGES))
+
+
+@pytest.mark.parametrize("order", [("herons", "gulls_2"), ("gulls_2", "herons")])
+def test_removal_in_any_order_leaves_the_targets_very_tensors(zoo, grafted, order, tmp_path):
+    folder, target, _ = zoo
+    one, none = tmp_path / "one.safetensors", tmp_path / "none.safetensors"
+    assert run("remove", grafted, order[0], "--out", one).exit_code == 0
+    assert load_model(str(one))(IMAGES).shape[1] == 4 + {"herons": 1, "gulls_2": 2}[order[0]]
+    result = run("remove", one, "--out", none)
+    assert result.exit_code == 0
+    assert "the target as it was" in result.output.replace("\n", "")
+    left, before = safetensors.torch.load_file(none), safetensors.torch.load_file(folder / "birds.safetensors")
+    assert left.keys() == before.keys()
+    assert all(same_bits(left[name], before[name]) for name in before)
+
+
+def test_a_grafted_file_takes_more_clones(zoo, grafted, tmp_path):
+    folder, target, _ = zoo
+    out = tmp_path / "more.safetensors"
+    (tmp_path / "third.safetensors").write_bytes((folder / "herons.safetensors").read_bytes())
+    result = run("inject", grafted, tmp_path / "third.safetensors", "--out", out)
+    assert result.exit_code == 0, result.output
+    with torch.no_grad():
+        logits = load_model(str(out))(IMAGES)
+        assert same_bits(logits[:, :7], load_model(str(grafted))(IMAGES))
+    assert same_bits(logits[:, 7:], logits[:, 4:6])
+    assert same_bits(logits[:, :4], target(IMAGES))
+
+
+def test_an_architecture_of_torchvision_is_found_again(zoo, tmp_path):
+    folder, _, _ = zoo
+    network = load_model("torchvision/squeezenet1_1", weights=None, num_classes=3)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "cups.safetensors")
+    name = f"torchvision/squeezenet1_1@{tmp_path / 'cups.safetensors'}"
+    source = timm.create_model("test_resnet", num_classes=9)
+    save(extract(source, localize(source, method="magnitude"), classes=[2]), tmp_path / "mugs.safetensors")
+    result = run("inject", name, tmp_path / "mugs.safetensors", "--at", "input", "--out", tmp_path / "both.safetensors")
+    assert result.exit_code == 0, result.output
+    with torch.no_grad():
+        assert same_bits(load_model(str(tmp_path / "both.safetensors"))(IMAGES)[:, :3], network(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["inject", "timm/test_resnet@{folder}/none.safetensors", "{folder}/herons.safetensors"], "no file"),
+        (["inject", "timm/test_resnot", "{folder}/herons.safetensors"], "did you mean 'test_resnet"),
+        (["inject", "timm/test_resnet@{folder}/birds.safetensors", "{folder}/none.safetensors"], "cannot read"),
+        (["inject", "timm/test_resnet@{folder}/birds.safetensors", "{folder}/birds.safetensors"], "cannot read clone"),
+        (
+            ["inject", "timm/test_resnet@{folder}/birds.safetensors", "{folder}/herons.safetensors", "--at", "layer9"],
+            "9",
+        ),
+        (["inject", "{folder}/grafted.safetensors", "{folder}/herons.safetensors"], "name"),
+        (["remove", "{folder}/birds.safetensors"], "netclone inject writes such files"),
+        (["remove", "{folder}/grafted.safetensors"], "no name was given, and the file holds 'herons', 'gulls_2'"),
+        (["remove", "{folder}/grafted.safetensors", "storks"], "no clone 'storks'"),
+        (["remove", "{folder}/none.safetensors"], "there is no such file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_leaves_no_file(zoo, grafted, tmp_path, arguments, why):
+    out = tmp_path / "out.safetensors"
+    result = run(*(argument.format(folder=zoo[0]) for argument in arguments), "--out", out)
+    assert result.exit_code == 1, result.output
+    assert why in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def _header(grafted, change):
+    with safetensors.safe_open(grafted, "pt") as file:
+        facts = json.loads(file.metadata()["netclone_bundle"])
+    tensors = safetensors.torch.load_file(grafted)
+    change(facts, tensors)
+    return safetensors.torch.save(tensors, metadata={"netclone_bundle": json.dumps(facts)})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda facts, tensors: facts.update(format_version=2), "this netclone reads 1"),
+        (lambda facts, tensors: facts.update(architecture="os.system"), "expected timm/... or torchvision/..."),
+        (lambda facts, tensors: facts.update(architecture="timm/os.system"), "timm has no model"),
+        (lambda facts, tensors: facts.update(architecture="timm/test_vit"), "is not of test_vit"),
+        (lambda facts, tensors: facts.update(more=1), "exactly the fields"),
+        (lambda facts, tensors: facts["clones"][0].update(name="storks"), "the archive of clone 'storks' is missing"),
+        (lambda facts, tensors: facts["clones"].pop(), "belongs to nothing"),
+        (lambda facts, tensors: tensors["clone.herons"][-1].add_(1), "digest"),
+        (lambda facts, tensors: tensors.pop("target.fc.bias"), "lacks"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_refused(grafted, change, why, tmp_path):
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(_header(grafted, change))
+    with pytest.raises((ArchiveError, LoadError), match=why):
+        load_model(str(path))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_of_the_header_is_refused_or_harmless(grafted, data, tmp_path):
+    content = bytearray(grafted.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    content[data.draw(st.integers(0, 8 + size - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "fuzzed.safetensors"
+    path.write_bytes(content)
+    try:
+        bundle = read_bundle(path)
+    except NetcloneError:
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in bundle.tensors.values())
+
+
+def test_writing_where_nothing_can_be_written_is_an_error(grafted, tmp_path):
+    bundle = read_bundle(grafted)
+    with pytest.raises(ArchiveError, match="there is no folder"):
+        write_bundle(bundle, tmp_path / "none" / "x.safetensors")
+    with pytest.raises(ArchiveError, match="cannot write"):
+        write_bundle(bundle, tmp_path)
+    with pytest.raises(CloneNameError, match="the file holds none"):
+        bundle.without("herons").without("gulls_2").without(None)
