@@ -6,13 +6,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from netclone.bundling import Bundle, Packed, is_bundle, read_bundle, write_bundle
-from netclone.errors import ArchiveError, CloneNameError
+from netclone.capturing import FACTS
+from netclone.errors import ArchiveError, CloneNameError, LoadError
 from netclone.injecting import clones
 from netclone.injecting import inject as graft
-from netclone.loading import architecture_of, load_model
+from netclone.loading import architecture_of, grafted, load_model
 from netclone.modules import CloneSpec
-from netclone.tracing import logits_node, shape_of, trace
+from netclone.tracing import logits_node, same_bits, shape_of, trace
 
 Columns = tuple[int, int, str, str]
 """First and last column, whose they are, and which classes they stand for."""
@@ -50,6 +54,7 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
         module = packed.module()
         network = graft(network, module, at, name=packed.name)
         bundle = Bundle(bundle.architecture, bundle.tensors, (*bundle.clones, packed))
+    _check_comes_back(bundle, network, target, out)
     write_bundle(bundle, out)
     specs = [packed.module().spec for packed in bundle.clones]
     width = shape_of(logits_node(trace(network)))
@@ -62,7 +67,21 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
     return tuple(columns)
 
 
-def remove(grafted: Path, name: str | None, out: Path) -> tuple[str, ...]:
+def _check_comes_back(bundle: Bundle, network: nn.Module, target: str, out: Path) -> None:
+    """A file holds an architecture's name and no options: what it gives has to be the network, to the bit."""
+    traced = trace(network)
+    example = traced.meta[FACTS]["example"]
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    with torch.no_grad():
+        want, got = traced(images.clone()), grafted(bundle, out)(images.clone())
+    if not same_bits(want, got):
+        raise LoadError(
+            f"target: '{target}' is a {bundle.architecture} with options that change what it computes, and a file "
+            "holds only its name and tensors: graft it in Python, with netclone.load_model and netclone.inject"
+        )
+
+
+def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
     """Write a grafted network without one of its clones, and say which are left.
 
     Raises
@@ -70,7 +89,7 @@ def remove(grafted: Path, name: str | None, out: Path) -> tuple[str, ...]:
     ArchiveError, CloneNameError
         If the file is no grafted network; if it has no such clone.
     """
-    bundle = read_bundle(grafted).without(name)
+    bundle = read_bundle(file).without(name)
     write_bundle(bundle, out)
     return tuple(packed.name for packed in bundle.clones)
 

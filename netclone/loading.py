@@ -17,7 +17,7 @@ import torchvision
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from netclone.bundling import is_bundle, read_bundle
+from netclone.bundling import Bundle, is_bundle, read_bundle
 from netclone.errors import LoadError, first_line
 
 LIBRARIES = ("timm", "torchvision")
@@ -233,7 +233,7 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, options: 
     if weights != PRETRAINED:
         raise LoadError(f"weights: '{path}' is a checkpoint itself, so weights={weights!r} has no meaning")
     if is_bundle(path):
-        return _of_bundle(path, options)
+        return grafted(read_bundle(path), path, **options)
     way = f"say of which network it is: load_model('timm/resnet18@{path}')"
     if path.suffix == ".safetensors" and path.is_file():
         raise LoadError(f"name: '{path}' holds tensors and no architecture; {way}")
@@ -245,15 +245,21 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, options: 
     return _finished(architecture, path, options, _timm_builder(architecture))
 
 
-def _of_bundle(path: Path, options: Mapping[str, Any]) -> nn.Module:
-    """The grafted network of a file that ``netclone inject`` wrote."""
+def grafted(bundle: Bundle, path: Path, **options: Any) -> nn.Module:
+    """The network of a bundle; ``path`` names it in messages.
+
+    Raises
+    ------
+    LoadError, ArchiveError
+        If its tensors are not of its architecture; if a clone is damaged or does not fit.
+    """
 
     def build(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         library, _, model = architecture.partition("/")
         builder = _timm_builder(model) if library == "timm" else _torchvision_builder(model)
         return _filled(model, tensors, path, options, builder)
 
-    return read_bundle(path).network(build)
+    return bundle.network(build)
 
 
 def architecture_of(name: str, network: nn.Module) -> str:

@@ -129,6 +129,21 @@ def test_what_a_user_gets_wrong_is_one_line_and_leaves_no_file(zoo, grafted, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_that_a_file_cannot_hold_are_refused(zoo, tmp_path):
+    folder, _, _ = zoo
+    model = timm.create_model("test_resnet", num_classes=4, global_pool="max")
+    config = {"architecture": "test_resnet", "num_classes": 4, "model_args": {"global_pool": "max"}}
+    config["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 4, "classifier": "fc"}
+    (tmp_path / "hub").mkdir()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "hub" / "model.safetensors")
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out.safetensors"
+    result = run("inject", f"local-dir:{tmp_path / 'hub'}", folder / "herons.safetensors", "--out", out)
+    assert result.exit_code == 1
+    assert "with options that change what it computes" in result.stderr
+    assert not out.exists()
+
+
 def _header(grafted, change):
     with safetensors.safe_open(grafted, "pt") as file:
         facts = json.loads(file.metadata()["netclone_bundle"])
