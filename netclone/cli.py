@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 import netclone
-from netclone.errors import NetcloneError
+from netclone.errors import NetcloneError, NetcloneWarning
 
 if TYPE_CHECKING:
     from netclone.demo import DemoResult
@@ -84,6 +94,80 @@ def inspect(
             typer.echo(json.dumps(inspection.as_dict(), indent=2))
         else:
             inspecting.show(inspection, Console())
+
+
+@app.command(
+    help="Clone classes of one network for another, from pictures, and write the clone to a file.\n\n"
+    "Pictures are read by timm (a folder for each class, a tar file of such, or torch/..., hfds/...) and prepared as "
+    "the target wants them; where the source wants others, the conversion is part of the clone. Without --target-data "
+    "the new logits are calibrated by the source's own odds alone.",
+    epilog="Example: netclone clone timm/mobilenetv2_100 timm/resnet18@birds.safetensors --classes heron,ibis "
+    "--data pictures --target-data birds --out herons.safetensors",
+)
+def clone(
+    source: Annotated[str, typer.Argument(help="Knows the classes: timm/..., torchvision/..., hf-hub:..., NAME@FILE.")],
+    target: Annotated[str, typer.Argument(help="Gets them.")],
+    classes: Annotated[str, typer.Option(help="Names of their folders, or the source's columns: heron,ibis or 5,7.")],
+    data: Annotated[str, typer.Option(help="Pictures of them.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    target_data: Annotated[str | None, typer.Option(help="Pictures of the target's classes.")] = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "train",
+    keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
+    budget: Annotated[str, typer.Option(help="Of what: params, macs or channels.")] = "params",
+    at: Annotated[str, typer.Option(help="Position in the target; auto: search.")] = "auto",
+    search: Annotated[str, typer.Option(help="early: stop when it gets no better; all: try every position.")] = "early",
+    method: Annotated[str, typer.Option(help="How channels are chosen: local, taylor, magnitude or random.")] = "local",
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the last fit.")] = 20,
+    distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write a clone."""
+    errors = Console(stderr=True)
+    with _reported(), _bar(errors) as tell:
+        from netclone import deploying, inspecting  # slow to import, and not needed to show help
+
+        options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
+        options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
+        with warnings.catch_warnings(record=True) as weak:
+            warnings.simplefilter("always", NetcloneWarning)
+            deploying.clone(
+                source,
+                target,
+                classes,
+                data,
+                out,
+                target_data=target_data,
+                split=split,
+                mirror=mirror,
+                progress=tell,
+                **options,
+            )
+        for warning in dict.fromkeys(str(w.message) for w in weak if issubclass(w.category, NetcloneWarning)):
+            errors.print(f"[yellow]Warning: {escape(warning)}[/yellow]", soft_wrap=True, highlight=False)
+        inspection = inspecting.inspect(out)
+    if as_json:
+        typer.echo(json.dumps(inspection.as_dict(), indent=2))
+    else:
+        inspecting.show(inspection, Console())
+        Console().print(f"Written: {escape(str(out))}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for what is going on, told as :func:`netclone.clone` tells it."""
+    columns = TextColumn("{task.description:<40}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield tell
 
 
 @app.command(

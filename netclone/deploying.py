@@ -1,25 +1,105 @@
-"""inject(target, files, out), remove(grafted, name, out): grafting and rolling back, from file to file."""
+"""clone, inject, remove: from names of models, folders of pictures and files to files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from netclone.archiving import save
 from netclone.bundling import Bundle, Packed, is_bundle, read_bundle, write_bundle
 from netclone.capturing import FACTS
+from netclone.cloning import Progress
+from netclone.cloning import clone as netclone_clone
 from netclone.errors import ArchiveError, CloneNameError, LoadError
 from netclone.injecting import clones
 from netclone.injecting import inject as graft
 from netclone.loading import architecture_of, grafted, load_model
-from netclone.modules import CloneSpec
+from netclone.modules import CloneModule, CloneSpec
+from netclone.preparing import converted, preparation
+from netclone.reading import chosen, read
 from netclone.tracing import logits_node, same_bits, shape_of, trace
 
 Columns = tuple[int, int, str, str]
 """First and last column, whose they are, and which classes they stand for."""
+
+
+def clone(
+    source: str,
+    target: str,
+    classes: str,
+    data: str,
+    out: Path,
+    *,
+    target_data: str | None = None,
+    split: str = "train",
+    mirror: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CloneModule:
+    """Clone classes of a named source for a named target from pictures, and write the clone to a file.
+
+    Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
+
+    Parameters
+    ----------
+    source, target
+        As for :func:`netclone.load_model`.
+    classes
+        Names or columns of the source's classes, with commas between them.
+    data, target_data
+        As for :func:`netclone.reading.read`, the classes named as the source's, as the target's.
+    split
+        Which part of the data, where there are several.
+    mirror
+        Whether a mirrored picture shows the same.
+    options
+        As for :func:`netclone.clone`.
+
+    Raises
+    ------
+    NetcloneError
+        As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.clone`.
+    """
+    if not out.parent.is_dir():
+        raise ArchiveError(f"cannot write '{out}': there is no folder '{out.parent}'; create it first")
+    batch_size = options.get("batch_size", 64)
+    source_network = load_model(source)
+    target_network = (
+        grafted(replace(read_bundle(target), clones=()), Path(target)) if is_bundle(target) else load_model(target)
+    )
+    given = preparation(target_network)
+    pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
+    columns, names = chosen(classes, pictures)
+    assert pictures.columns is not None
+    wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
+    old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
+        target_network, "target-data"
+    )
+    module = netclone_clone(
+        converted(source_network, given),
+        target_network,
+        wanted,
+        classes=columns,
+        class_names=names,
+        target_data=old or None,
+        augment=mirrored if mirror else None,
+        progress=progress,
+        **options,
+    )
+    save(module, out)
+    return module
+
+
+def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images ``(N, C, H, W)``, about half of them mirrored."""
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None) -> tuple[Columns, ...]:

@@ -1,0 +1,207 @@
+"""Pictures in folders, by timm's readers: labels in a network's label space, prepared as it wants them."""
+
+import json
+import tarfile
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from netclone import channel_groups, extract, load, load_model, localize
+from netclone.cli import app
+from netclone.errors import ArgumentError, DataError
+from netclone.preparing import Converted, converted, preparation
+from netclone.reading import chosen, read
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (90, 90, 90)}
+
+
+def folder(root, names, count=3):
+    """A folder of pictures for each name; those of a colour's name are of that colour."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            red, green, blue = COLOURS.get(name, (10, 20, 30))
+            picture = Image.effect_noise((40 + number, 36), 60).convert("RGB")
+            Image.blend(picture, Image.new("RGB", picture.size, (red, green, blue)), 0.7).save(
+                root / name / f"{number}.png"
+            )
+    return str(root)
+
+
+def network(classes, **cfg):
+    model = timm.create_model("test_resnet", num_classes=classes).eval()
+    model.pretrained_cfg = {**model.pretrained_cfg, "num_classes": classes, **cfg}
+    return model
+
+
+def opened(where, batch_size=64):
+    return read(where, preparation(network(3)).transform(), "train", "data", batch_size)
+
+
+@pytest.mark.parametrize(
+    ("model", "columns"),
+    [
+        (network(11), {"0": 0, "4": 4, "10": 10}),
+        (network(3), {"ant": 0, "bee": 1, "cat": 2}),
+        (network(3, label_names=["cat", "dog", "bee"]), {"bee": 2, "cat": 0}),
+        (network(1000), {"n01440764": 0, "n01443537": 1}),
+        (network(1000), {"goldfish": 1, "great_white_shark": 2, "tench": 0}),
+    ],
+    ids=["numbers of columns", "in order", "the network's labels", "synsets", "words"],
+)
+def test_folders_are_the_networks_classes(tmp_path, model, columns):
+    pictures = opened(folder(tmp_path, columns)).labelled_for(model, "data")
+    assert dict(zip(pictures.names, pictures.columns, strict=True)) == columns
+    images, labels = next(iter(pictures))
+    assert images.shape == (3 * len(columns), 3, 160, 160)
+    assert sorted(labels.tolist()) == sorted(3 * list(columns.values()))
+
+
+def test_only_some_classes_are_read_and_a_tar_file_is_a_folder(tmp_path):
+    folder(tmp_path / "a", ["red", "green", "blue"])
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.add(tmp_path / "a", arcname=".")
+    for where in (tmp_path / "a", tmp_path / "a.tar"):
+        pictures = opened(str(where), batch_size=2).labelled_for(network(3), "data")
+        some = pictures.only([pictures.names.index("red")])
+        assert len(some) == 3
+        assert {int(label) for _, labels in some for label in labels} == {2}
+
+
+def test_classes_are_chosen_by_name_or_column(tmp_path):
+    pictures = opened(folder(tmp_path, ["red", "green", "blue"])).labelled_for(network(3), "data")
+    assert chosen("red, 0", pictures) == ((2, 0), ("red", "blue"))
+    with pytest.raises(ArgumentError, match=r"'pink' is not in '.*', which has blue \(0\), green \(1\), red \(2\)"):
+        chosen("red,pink", pictures)
+    with pytest.raises(ArgumentError, match="none was given"):
+        chosen(" , ", pictures)
+
+
+def test_data_that_cannot_be_used_say_why(tmp_path):
+    with pytest.raises(DataError, match="data: '.*none' cannot be read"):
+        opened(str(tmp_path / "none"))
+    pictures = opened(folder(tmp_path / "two", ["goldfish", "unicorn"]))
+    with pytest.raises(DataError, match="class 'unicorn' of .* is none of the 1000 of the network.*called"):
+        pictures.labelled_for(network(1000), "data")
+    with pytest.raises(DataError, match="class 'goldfish' of .* is none of the 5"):
+        pictures.labelled_for(network(5), "data")
+
+
+def test_a_source_that_wants_other_images_converts_the_targets(tmp_path):
+    target = network(3, input_size=(3, 96, 96), crop_pct=1.0, interpolation="bilinear")
+    same_size = network(3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), input_size=(3, 96, 96), crop_pct=1.0)
+    same_size.pretrained_cfg["interpolation"] = "bilinear"
+    where = folder(tmp_path, ["red", "green", "blue"])
+    given, own = preparation(target), preparation(same_size)
+    theirs, ours = (next(iter(read(where, p.transform(), "train", "data")))[0] for p in (given, own))
+    source = converted(same_size, given)
+    with torch.no_grad():
+        assert torch.allclose(source(theirs), same_size(ours), atol=1e-4)
+    bigger = network(3, input_size=(3, 128, 128))
+    with torch.no_grad():
+        assert converted(bigger, given)(theirs).shape == (9, 3)
+    assert converted(target, given) is target
+    assert isinstance(converted(bigger, given), Converted)
+
+
+def test_a_conversion_is_part_of_what_is_cut_out():
+    source = converted(network(4, mean=(0.1, 0.2, 0.3), input_size=(3, 128, 128)), preparation(network(3)))
+    source = source.double()
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0)).double()
+    groups = channel_groups(source, images)
+    module = extract(groups, localize(groups, method="magnitude", keep=0.5))
+    assert module.certificate < 1e-9
+    assert module.spec.input_shape == (3, 160, 160)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with pictures, a source that knows all four colours, and a target that knows two."""
+    root = tmp_path_factory.mktemp("colours")
+    where = folder(root / "all", COLOURS, count=6)
+    folder(root / "new", ["blue", "red"], count=6)
+    folder(root / "old", ["green", "grey"], count=6)
+    for name, classes, own in (("source", 4, "all"), ("target", 2, "old")):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=classes)
+        images, labels = next(iter(read(str(root / own), preparation(model).transform(), "train", "data")))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(12):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        safetensors.torch.save_file(model.eval().state_dict(), root / f"{name}.safetensors")
+    assert where
+    return root
+
+
+def arguments(root, out, **changes):
+    given = {
+        "classes": "red,blue",
+        "data": root / "all",
+        "target-data": root / "old",
+        "out": out,
+        "method": "magnitude",
+        "at": "input",
+        "epochs": 20,
+        "distill-steps": 20,
+        **changes,
+    }
+    models = [f"timm/test_resnet@{root / name}.safetensors" for name in ("source", "target")]
+    return ["clone", *models, *(part for k, v in given.items() if v is not None for part in (f"--{k}", str(v)))]
+
+
+def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
+    out, both = tmp_path / "colours.safetensors", tmp_path / "grafted.safetensors"
+    result = CliRunner().invoke(app, [*arguments(trained, out), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["class_names"] == ["red", "blue"]
+    assert facts["classes"] == [3, 0]
+    assert load(out).spec.at == "input"
+    target = f"timm/test_resnet@{trained / 'target.safetensors'}"
+    assert CliRunner().invoke(app, ["inject", target, str(out), "--out", str(both)]).exit_code == 0
+    model = load_model(str(both))
+    pictures = read(str(trained / "new"), preparation(load_model(target)).transform(), "train", "data")
+    with torch.no_grad():
+        predicted = torch.cat([model(images).argmax(1) for images, _ in pictures])
+    labels = torch.cat([labels for _, labels in pictures])
+    assert float((predicted == torch.tensor([3, 2])[labels]).float().mean()) > 0.8  # columns: green, grey, red, blue
+
+
+def test_without_data_of_old_classes_there_is_a_warning_and_a_clone(trained, tmp_path):
+    out = tmp_path / "colours.safetensors"
+    result = CliRunner().invoke(app, arguments(trained, out, **{"target-data": None}))
+    assert result.exit_code == 0, result.output
+    assert "Warning: " in result.stderr
+    assert "3 red, 0 blue" in result.stdout
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"classes": "red,pink"}, "'pink' is not in"),
+        ({"data": "nowhere"}, "data: 'nowhere' cannot be read"),
+        ({"keep": "2"}, "keep"),
+        ({"at": "layer9"}, "layer9"),
+        ({"method": "guess"}, "method"),
+        ({"search": "some"}, "search"),
+        ({"out": "none/x.safetensors"}, "there is no folder 'none'"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_leaves_no_file(trained, tmp_path, changes, why):
+    out = tmp_path / "colours.safetensors"
+    result = CliRunner().invoke(app, arguments(trained, changes.pop("out", out), **changes))
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert why in errors[0]
+    assert list(tmp_path.iterdir()) == []
