@@ -203,8 +203,8 @@ def inject(
 )
 def remove(
     grafted: Annotated[Path, typer.Argument(help="A file that netclone inject wrote.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
     name: Annotated[str | None, typer.Argument(help="The clone; may be left out where there is only one.")] = None,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = ...,  # type: ignore[assignment]
 ) -> None:
     """Write what is left."""
     with _reported():

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import fx
 
 from netclone.archiving import save
 from netclone.bundling import Bundle, Packed, is_bundle, read_bundle, write_bundle
@@ -19,11 +19,13 @@ from netclone.cloning import clone as netclone_clone
 from netclone.errors import ArchiveError, CloneNameError, LoadError
 from netclone.injecting import clones
 from netclone.injecting import inject as graft
+from netclone.inspecting import described
 from netclone.loading import architecture_of, grafted, load_model
-from netclone.modules import CloneModule, CloneSpec
+from netclone.modules import CloneModule
+from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted, preparation
 from netclone.reading import chosen, read
-from netclone.tracing import logits_node, same_bits, shape_of, trace
+from netclone.tracing import logits_node, same_bits, shape_of
 
 Columns = tuple[int, int, str, str]
 """First and last column, whose they are, and which classes they stand for."""
@@ -96,12 +98,6 @@ def clone(
     return module
 
 
-def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(N, C, H, W)``, about half of them mirrored."""
-    chosen = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
-
-
 def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None) -> tuple[Columns, ...]:
     """Graft clones onto a named target and write the result as one file; nothing is written if any does not fit.
 
@@ -134,26 +130,26 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
         module = packed.module()
         network = graft(network, module, at, name=packed.name)
         bundle = Bundle(bundle.architecture, bundle.tensors, (*bundle.clones, packed))
+    assert isinstance(network, fx.GraphModule)
     _check_comes_back(bundle, network, target, out)
     write_bundle(bundle, out)
-    specs = [packed.module().spec for packed in bundle.clones]
-    width = shape_of(logits_node(trace(network)))
-    assert width is not None
-    first = width[0] - sum(len(spec.classes) for spec in specs)
+    shape = shape_of(logits_node(network))
+    assert shape is not None
+    modules = {name: cast(CloneModule, network.get_submodule(name)) for name in clones(network)}
+    first = shape[0] - sum(len(module.spec.classes) for module in modules.values())
     columns: list[Columns] = [(0, first - 1, "target", "its own")]
-    for name, spec in zip(clones(network), specs, strict=True):  # type: ignore[arg-type]
-        columns.append((first, first + len(spec.classes) - 1, name, described(spec)))
-        first += len(spec.classes)
+    for name, module in modules.items():
+        columns.append((first, first + len(module.spec.classes) - 1, name, described(module.spec)))
+        first += len(module.spec.classes)
     return tuple(columns)
 
 
-def _check_comes_back(bundle: Bundle, network: nn.Module, target: str, out: Path) -> None:
+def _check_comes_back(bundle: Bundle, network: fx.GraphModule, target: str, out: Path) -> None:
     """A file holds an architecture's name and no options: what it gives has to be the network, to the bit."""
-    traced = trace(network)
-    example = traced.meta[FACTS]["example"]
+    example = network.meta[FACTS]["example"]
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
     with torch.no_grad():
-        want, got = traced(images.clone()), grafted(bundle, out)(images.clone())
+        want, got = network(images.clone()), grafted(bundle, out)(images.clone())
     if not same_bits(want, got):
         raise LoadError(
             f"target: '{target}' is a {bundle.architecture} with options that change what it computes, and a file "
@@ -172,12 +168,6 @@ def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
     bundle = read_bundle(file).without(name)
     write_bundle(bundle, out)
     return tuple(packed.name for packed in bundle.clones)
-
-
-def described(spec: CloneSpec) -> str:
-    """The classes of a clone: index in the source, and name where there is one."""
-    names = spec.class_names or ("",) * len(spec.classes)
-    return ", ".join(f"{index} {name}".rstrip() for index, name in zip(spec.classes, names, strict=True))
 
 
 def _name(file: Path) -> str:

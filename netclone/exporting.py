@@ -204,6 +204,16 @@ def _program(
     return program, dict(zip(tapped.taps.values, values[1:], strict=True))
 
 
+def lstm_by_shape(source: Tensor, state: Sequence[Tensor], *rest: Any, **options: Any) -> tuple[Tensor, ...]:
+    """The shapes an LSTM returns; torch's own run on shapes takes milliseconds for every step of the sequence."""
+    layers, bidirectional = rest[2], rest[5]
+    directions = 2 if bidirectional else 1
+    hidden, cell = state
+    if source.dim() != 3 or hidden.shape[0] != layers * directions:
+        raise ValueError(f"input {tuple(source.shape)} and state {tuple(hidden.shape)} do not fit")
+    return source.new_empty((*source.shape[:2], directions * hidden.shape[2])), hidden, cell
+
+
 @torch.library.custom_op("netclone::lstm", mutates_args=())
 def _lstm(
     source: Tensor,
@@ -224,12 +234,11 @@ def _lstm(
 
 
 @_lstm.register_fake
-def _lstm_by_shape(
+def _(
     source: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, cell = state
-    directions = 2 if options[4] else 1
-    return source.new_empty((*source.shape[:2], directions * hidden.shape[2])), hidden.clone(), cell.clone()
+    out, hidden, cell = lstm_by_shape(source, state, weights, *options)
+    return out, hidden.clone(), cell.clone()
 
 
 class _LSTMsByShape(TorchFunctionMode):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError
+from netclone.exporting import lstm_by_shape
 from netclone.oprules import OPERATORS, operator_name
 
 MAX_ELEMENTS = 2**31
@@ -293,7 +294,7 @@ def _call_on_meta(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     elif kwargs or not all(isinstance(value, (Tensor, int, float)) for value in args):
         raise ArchiveError(f"{where}: takes numbers, got {shown(args)}")
     try:
-        value = _lstm_on_meta(*args, **kwargs) if target is torch.ops.aten.lstm.input else target(*args, **kwargs)
+        value = lstm_by_shape(*args, **kwargs) if target is torch.ops.aten.lstm.input else target(*args, **kwargs)
     except Exception as error:
         for sizes in (value for value in (*args, *kwargs.values()) if isinstance(value, (list, tuple))):
             if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > MAX_ELEMENTS:
@@ -307,16 +308,6 @@ def _call_on_meta(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if isinstance(item, int) and abs(item) > _MAX_INTEGER:
             raise ArchiveError(f"{where}: the size it computes is too large")
     return value
-
-
-def _lstm_on_meta(source: Tensor, state: Sequence[Tensor], *rest: Any, **options: Any) -> tuple[Tensor, ...]:
-    """The shapes an LSTM returns; torch's own run on shapes takes milliseconds for every step of the sequence."""
-    layers, bidirectional = rest[2], rest[5]
-    directions = 2 if bidirectional else 1
-    hidden, cell = state
-    if source.dim() != 3 or hidden.shape[0] != layers * directions:
-        raise ValueError(f"input {tuple(source.shape)} and state {tuple(hidden.shape)} do not fit")
-    return source.new_empty((*source.shape[:2], directions * hidden.shape[2])), hidden, cell
 
 
 def _check_pieces(arguments: Mapping[str, Any], where: str) -> None:

@@ -77,9 +77,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 def show(inspection: Inspection, console: Console) -> None:
     """Print it: the facts, how much of each group of channels was kept, and the positions that were tried."""
     spec = inspection.spec
-    names = spec.class_names or tuple("" for _ in spec.classes)
     facts = {
-        "classes": ", ".join(f"{c} {name}".rstrip() for c, name in zip(spec.classes, names, strict=True)),
+        "classes": described(spec),
         "grafted at": spec.at or "not fitted to a target: extracted only",
         "cut behind": spec.source_at or "the source's input",
         "takes": _shape(spec.input_shape)
@@ -112,6 +111,12 @@ def show(inspection: Inspection, console: Console) -> None:
             score = "" if tried.score is None else f"{tried.score:.1%}"
             table.add_row(escape(tried.at), escape(tried.source_at or "input"), score, escape(tried.reason))
         console.print(table)
+
+
+def described(spec: CloneSpec) -> str:
+    """The classes of a clone: index in the source, and name where there is one."""
+    names = spec.class_names or ("",) * len(spec.classes)
+    return ", ".join(f"{index} {name}".rstrip() for index, name in zip(spec.classes, names, strict=True))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

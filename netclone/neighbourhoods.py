@@ -46,6 +46,12 @@ class Neighbourhoods:
         return here * (1 - mix / 2) + other * mix / 2 + NOISE * here.std() * noise
 
 
+def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images ``(N, C, H, W)``, about half of them mirrored."""
+    turned = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(turned[:, None, None, None], images.flip(3), images)
+
+
 def viewed(augment: Augment, images: Tensor, generator: torch.Generator) -> Tensor:
     """Another view of a batch, checked to be one.
 

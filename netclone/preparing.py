@@ -40,10 +40,6 @@ class Preparation:
         )
         return made
 
-    def __str__(self) -> str:
-        numbers = [", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        return f"{self.size[1]}x{self.size[2]} {self.interpolation}, mean {numbers[0]}, std {numbers[1]}"
-
 
 def preparation(network: nn.Module) -> Preparation:
     """How a network wants its images, as timm resolves it; one that does not say is taken to want ImageNet's.

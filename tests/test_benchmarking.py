@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import searching
-from netclone.benchmarking.networks import ResNet, Training, cropped, flipped, train_network
+from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
 from netclone.benchmarking.running import JOINT, REFITS, changed
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 from netclone.journal import Journal
+from netclone.neighbourhoods import mirrored
 
 runner = CliRunner()
 
@@ -329,7 +330,7 @@ def test_resnet_and_its_training_are_made_by_the_seed(shortcut: str, channels_la
     for _ in range(2):
         torch.manual_seed(1)
         model = ResNet(3, 2, depth=1, shortcut=shortcut)
-        train_network(model, images, labels, how, 3, augment=flipped)
+        train_network(model, images, labels, how, 3, augment=mirrored)
         outputs.append(model(images))
     assert torch.equal(*outputs)
     assert not model.training

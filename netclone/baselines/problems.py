@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from netclone.data import Samples, check_classes, check_keep
 from netclone.errors import ArgumentError, OutputError
 from netclone.evaluating import predict
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+from netclone.neighbourhoods import Augment
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.baselines.problems import Augment, Method, Problem, Recipe
+from netclone.baselines.problems import Method, Problem, Recipe
 from netclone.data import Samples, balance
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.evaluating import predict
+from netclone.neighbourhoods import Augment
 from netclone.placing import reason
 
 LOOKS = 8  # how often validation is measured, evenly spaced; the length is chosen among these

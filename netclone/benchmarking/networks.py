@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.baselines.problems import Augment
+from netclone.neighbourhoods import Augment, mirrored
 
 SHORTCUTS = ("conv", "pad")
 
@@ -139,12 +139,6 @@ def train_network(
     model.eval()
 
 
-def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(N, C, H, W)``, about half of them mirrored."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-
-
 def cropped(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images ``(N, C, H, W)``, mirrored or not, and moved by up to 4 pixels; what comes in is the edge repeated.
 
@@ -153,7 +147,7 @@ def cropped(images: Tensor, generator: torch.Generator) -> Tensor:
     >>> cropped(torch.ones(3, 1, 8, 8), torch.Generator().manual_seed(0)).unique()
     tensor([1.])
     """
-    images = flipped(images, generator)
+    images = mirrored(images, generator)
     height, width = images.shape[2:]
     wide = F.pad(images, (4, 4, 4, 4), mode="replicate")
     moves = torch.randint(9, (len(images), 2), generator=generator).tolist()

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.baselines.problems import Augment
-from netclone.benchmarking.networks import ResNet, Training, cropped, flipped
+from netclone.benchmarking.networks import ResNet, Training, cropped
 from netclone.demo import load_data, make_network, shifted
 from netclone.errors import ArgumentError
+from netclone.neighbourhoods import Augment, mirrored
 
 Options = dict[str, Any]
 
@@ -287,7 +287,7 @@ SUITES: dict[str, Suite] = {
                 Setting("M", "M", _FIVE, (0.1, 0.3), steps=500, keeps=(0.5, 0.25), search_steps=200),
                 *(Setting(f"S {c}", "S", (c,), (0.1,), steps=200, keeps=(0.5,), search_steps=120) for c in _FIVE),
             ),
-            augment=flipped,
+            augment=mirrored,
             **_STUDIED,
         ),
         Suite(
@@ -322,7 +322,7 @@ SUITES: dict[str, Suite] = {
             target=Network("timm test_resnet", _timm("test_resnet"), Training(epochs=20, lr=0.05, batch_size=32)),
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
-            augment=flipped,
+            augment=mirrored,
             **_SEARCHED,
             clone={"search": "all", "batch_size": 32, "distill_steps": 40},
             curve=(),
