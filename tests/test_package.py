@@ -27,6 +27,7 @@ ON_TOP = {
     "benchmarking",
     "demo",
     "inspecting",
+    "deploying",
     "__main__",
     "__init__",
 }
