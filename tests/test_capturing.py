@@ -393,6 +393,17 @@ def test_tied_weights_are_sliced_as_one_tensor_and_views_of_one_memory_each_on_i
     assert torch.allclose(groups.graph_module(images), model(images), rtol=0, atol=1e-14)
 
 
+def test_buffers_that_are_views_of_one_memory_become_tensors_of_their_own():
+    model = linear(lambda net, x: net.head((net.stem(x) @ net.mix) @ net.back))
+    model.register_buffer("mix", torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    model.register_buffer("back", model.mix.T)
+    with untouched(model):
+        graph_module = capture(model, vectors())
+    mix, back = graph_module.get_buffer("mix"), graph_module.get_buffer("back")
+    assert mix.untyped_storage().data_ptr() != back.untyped_storage().data_ptr()
+    assert torch.equal(mix.T, back)
+
+
 @pytest.mark.parametrize(
     "function",
     [
