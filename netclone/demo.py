@@ -22,7 +22,6 @@ import sklearn
 import timm
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, fx, nn
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 
 import netclone
 from netclone.archiving import load, save
+from netclone.bars import Bars
 from netclone.cloning import clone
 from netclone.errors import ArgumentError, NetcloneError
 from netclone.evaluating import Cost, Scores, cost, evaluate, predict
@@ -123,7 +123,7 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
     if not 0 <= seed < 2**63:
         raise ArgumentError(f"seed: got {seed}, expected an integer from 0 to 2**63 - 1")
     console = console or Console(quiet=True)
-    with _written_whole(Path(out)) as staging, _one_thread(), _Bars(console) as bars:
+    with _written_whole(Path(out)) as staging, _one_thread(), Bars(console) as bars:
         digits = load_data()
         source = make_network(SOURCE, 10, seed)
         train_network(source, digits.images, digits.labels, seed, epochs=6, progress=bars.named("train source on 0-9"))
@@ -142,7 +142,7 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
             target_data=[old],
             epochs=16,
             seed=seed,
-            progress=bars.told_by_clone,
+            progress=bars.tell,
         )
         done = bars.named("inject, evaluate, save, load, remove")
         grafted = inject(target, module, name=NAME)
@@ -429,37 +429,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Bars:
-    """Progress bars, one for each step, made when the step begins."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console)
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def named(self, what: str) -> Callable[[int, int], None]:
-        """A callback ``(done, total)`` for one bar."""
-
-        def tell(done: int, total: int) -> None:
-            if what not in self.tasks:
-                self.tasks[what] = self.progress.add_task(what, total=total)
-            self.progress.update(self.tasks[what], completed=done, total=total)
-
-        tell(0, 1)
-        return tell
-
-    def told_by_clone(self, what: str, done: int, total: int) -> None:
-        """What :func:`netclone.clone` calls with ``(what, done, total)``."""
-        if what not in self.tasks:
-            words = {"localize": "learn the mask", "search": "search the position"}.get(what, what)
-            self.tasks[what] = self.progress.add_task(words, total=total)
-        self.progress.update(self.tasks[what], completed=done, total=total)

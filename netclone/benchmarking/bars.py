@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from netclone.bars import progress
 
 
 class Bars:
     """Two progress bars: all runs, with the time left, and what the present one is at."""
 
     def __init__(self, console: Console) -> None:
-        left = TextColumn("left"), TimeRemainingColumn()
-        self.progress = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            *left,
-            console=console,
-            speed_estimate_period=1200,
-        )
+        self.progress = progress(console, period=1200)
         self.all = self.progress.add_task("data and networks", total=None)
         self.one = self.progress.add_task("", total=None)
         self.what = ""

@@ -32,6 +32,7 @@ from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
 from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Suite, needed
 from netclone.cloning import clone
 from netclone.data import Samples
+from netclone.dependencies import code_digest
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
 from netclone.evaluating import evaluate, predict
 from netclone.injecting import inject
@@ -543,18 +544,14 @@ def _described(network: Network) -> str:
 
 @functools.cache
 def _code(kind: str) -> str:
-    """A digest of the sources that make a clone, or a baseline."""
+    """A digest of the sources that make a clone; of a baseline, those that are its own, or it would never be kept."""
+    if kind == "cloning":
+        benchmarking = (f"netclone.benchmarking.{name}" for name in ("networks", "searching"))
+        return code_digest("netclone.cloning", "netclone.evaluating", *benchmarking)
     folder = Path(netclone.__file__).parent
     files = [folder / "data.py", folder / "evaluating.py", *sorted((folder / "baselines").glob("*.py"))]
-    if kind == "cloning":
-        aside = {"demo.py", "plotting.py", "cli.py", "__main__.py"}
-        files = [path for path in sorted(folder.glob("*.py")) if path.name not in aside]
-    return _digest(
-        *(
-            path.read_text(encoding="utf-8")
-            for path in [*files, *(folder / "benchmarking" / name for name in ("networks.py", "searching.py"))]
-        )
-    )
+    files += [folder / "benchmarking" / name for name in ("networks.py", "searching.py")]
+    return _digest(*(path.read_text(encoding="utf-8") for path in files))
 
 
 def _weights_digest(folder: Path, network: Network) -> str:

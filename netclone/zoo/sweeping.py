@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,9 @@ import timm
 import torch
 import torchvision
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import netclone
+from netclone.bars import progress
+from netclone.dependencies import code_digest
 from netclone.errors import ArgumentError
 from netclone.journal import Journal
 from netclone.zoo.checking import REAL, Row, TargetResult, check
@@ -64,14 +63,14 @@ def sweep(
     digest = _digest(source, real)
     done_before = {key for key, record in journal.records.items() if record["digest"] == digest and record["finished"]}
     todo = [name for name in names if name not in done_before]
-    with _progress(console) as tell:
-        tell(len(names) - len(todo), len(names), "")
+    with progress(console, period=600) as bar:
+        one = bar.add_task("", total=len(names), completed=len(names) - len(todo))
         task = partial(checked, source=source, real=real)
         for done, outcome in enumerate(each(task, todo, limits), len(names) - len(todo) + 1):
             finished = outcome.value is not None  # else it was stopped, and is tried again by the next call
             row = _row(outcome).as_dict()
             journal.append({"key": outcome.name, "digest": digest, "finished": finished, "row": row})
-            tell(done, len(names), outcome.name)
+            bar.update(one, completed=done, description=outcome.name)
     return tuple(Row.from_dict(journal.records[name]["row"]) for name in names)
 
 
@@ -89,22 +88,5 @@ def _row(outcome: Outcome) -> Row:
 
 def _digest(source: bool, real: int) -> str:
     """What a row depends on besides its network: the code, the versions and what is asked for."""
-    folder = Path(netclone.__file__).parent
-    files = [*sorted(folder.glob("*.py")), *(folder / "zoo" / f"{part}.py" for part in ("building", "checking"))]
-    aside = {"cli.py", "demo.py", "plotting.py", "__main__.py"}
-    text = [path.read_text(encoding="utf-8") for path in files if path.name not in aside]
     versions = [torch.__version__, timm.__version__, torchvision.__version__, str(source), str(real)]
-    return hashlib.sha256("\n".join([*versions, *text]).encode()).hexdigest()
-
-
-@contextmanager
-def _progress(console: Console | None) -> Iterator[Any]:
-    columns = TextColumn("{task.description:<40}"), BarColumn(24), MofNCompleteColumn()
-    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, *times, console=console, disable=console is None, speed_estimate_period=600) as progress:
-        task = progress.add_task("", total=None)
-
-        def tell(done: int, total: int, name: str) -> None:
-            progress.update(task, completed=done, total=total, description=name)
-
-        yield tell
+    return hashlib.sha256("\n".join([*versions, code_digest("netclone.zoo.checking")]).encode()).hexdigest()

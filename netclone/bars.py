@@ -1,0 +1,69 @@
+"""Bars: progress bars, one for each step, with the time left; and the columns that every bar of netclone has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def progress(console: Console | None, period: float = 30) -> Progress:
+    """A display of bars: what, how far, since when, how long yet; shown nowhere without a console.
+
+    Parameters
+    ----------
+    period
+        Seconds of the past from which the time left is told.
+    """
+    return Progress(
+        TextColumn("{task.description:<44}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None,
+        speed_estimate_period=period,
+    )
+
+
+class Bars:
+    """One bar for each step, made when the step begins.
+
+    Examples
+    --------
+    >>> with Bars(None) as bars:
+    ...     bars.tell("mask", 1, 2)
+    """
+
+    def __init__(self, console: Console | None) -> None:
+        self.progress = progress(console)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """What :func:`netclone.clone` calls."""
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total)
+        self.progress.update(self.tasks[what], completed=done, total=total)
+
+    def named(self, what: str) -> Callable[[int, int], None]:
+        """A callback ``(done, total)`` for one bar, which is shown from now on."""
+        self.tell(what, 0, 1)
+        return lambda done, total: self.tell(what, done, total)
