@@ -37,7 +37,7 @@ from netclone.graphdata import (
     shown,
 )
 from netclone.modules import Candidate, CloneModule, CloneSpec
-from netclone.writing import write_bytes
+from netclone.writing import check_place, write_bytes
 
 FORMAT_VERSION = 1
 """Version of the files :func:`save` writes, and the newest :func:`load` reads."""
@@ -98,10 +98,7 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if not isinstance(module, CloneModule) or not isinstance(module.body, fx.GraphModule):
         raise ArchiveError(f"only a CloneModule can be saved, got {type(module).__name__}: make one with extract()")
-    if not path.parent.is_dir():
-        raise ArchiveError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-    if path.is_dir():
-        raise ArchiveError(f"cannot write '{path}': it is a folder; add a file name, such as clone.safetensors")
+    check_place(path)
     with _only_archive_errors(f"cannot save to '{path}'"):
         content = _archive_bytes(module)
         if _module_from(memoryview(content)).body.code != module.body.code:

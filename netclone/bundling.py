@@ -24,7 +24,7 @@ from netclone.errors import ArchiveError, CloneNameError
 from netclone.graphdata import check_keys, check_list, shown
 from netclone.injecting import inject
 from netclone.modules import CloneModule
-from netclone.writing import write_bytes
+from netclone.writing import write_file
 
 FORMAT_VERSION = 1
 _KEY = "netclone_bundle"
@@ -113,12 +113,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
         content = safetensors.torch.save(plain, metadata={"format": "pt"})
-    if not path.parent.is_dir():
-        raise ArchiveError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-    try:
-        write_bytes(path, content)
-    except OSError as error:
-        raise ArchiveError(f"cannot write '{path}': {error.strerror or error}") from error
+    write_file(path, content)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,15 +16,16 @@ from netclone.capturing import FACTS
 from netclone.cloning import Progress
 from netclone.cloning import clone as netclone_clone
 from netclone.errors import ArchiveError, CloneNameError, LoadError
-from netclone.injecting import clones
+from netclone.injecting import columns
 from netclone.injecting import inject as graft
 from netclone.inspecting import described
-from netclone.loading import architecture_of, grafted, load_model
+from netclone.loading import architecture_of, grafted, load_model, load_target
 from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted, preparation
 from netclone.reading import chosen, read
-from netclone.tracing import logits_node, same_bits, shape_of
+from netclone.tracing import same_bits
+from netclone.writing import check_place
 
 Columns = tuple[int, int, str, str]
 """First and last column, whose they are, and which classes they stand for."""
@@ -68,13 +68,10 @@ def clone(
     NetcloneError
         As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.clone`.
     """
-    if not out.parent.is_dir():
-        raise ArchiveError(f"cannot write '{out}': there is no folder '{out.parent}'; create it first")
+    check_place(out)
     batch_size = options.get("batch_size", 64)
     source_network = load_model(source)
-    target_network = (
-        grafted(replace(read_bundle(target), clones=()), Path(target)) if is_bundle(target) else load_model(target)
-    )
+    target_network = load_target(target)
     given = preparation(target_network)
     pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
     columns, names = chosen(classes, pictures)
@@ -133,15 +130,11 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
     assert isinstance(network, fx.GraphModule)
     _check_comes_back(bundle, network, target, out)
     write_bundle(bundle, out)
-    shape = shape_of(logits_node(network))
-    assert shape is not None
-    modules = {name: cast(CloneModule, network.get_submodule(name)) for name in clones(network)}
-    first = shape[0] - sum(len(module.spec.classes) for module in modules.values())
-    columns: list[Columns] = [(0, first - 1, "target", "its own")]
-    for name, module in modules.items():
-        columns.append((first, first + len(module.spec.classes) - 1, name, described(module.spec)))
-        first += len(module.spec.classes)
-    return tuple(columns)
+    of_clones = columns(network)
+    found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
+    for name, own in of_clones.items():
+        found.append((own.start, own.stop - 1, name, described(cast(CloneModule, network.get_submodule(name)).spec)))
+    return tuple(found)
 
 
 def _check_comes_back(bundle: Bundle, network: fx.GraphModule, target: str, out: Path) -> None:

@@ -19,7 +19,7 @@ from netclone.archiving import save
 from netclone.capturing import deterministic
 from netclone.data import Batches, Samples, check_number, gather
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
-from netclone.injecting import clones
+from netclone.injecting import columns
 from netclone.modules import CloneModule
 
 BINS = 15  # of confidence, for the calibration error
@@ -119,7 +119,7 @@ def evaluate(
     check_number(batch_size, "batch_size", 1)
     logits = predict(model, samples.images, batch_size)
     width = logits.shape[1]
-    columns_of = _columns_of_clones(model, width)
+    columns_of = _columns_of_clones(model)
     added = sum(map(len, columns_of.values()))
     old_columns = tuple(range(width - added)) if old is None else tuple(old)
     new_columns = tuple(range(width - added, width)) if new is None else tuple(new)
@@ -242,20 +242,13 @@ def _archive_bytes(module: CloneModule) -> int:
         return os.path.getsize(path)
 
 
-def _columns_of_clones(model: nn.Module, width: int) -> dict[str, range]:
-    """The columns of each clone, by name: they follow the target's, in order of injection."""
+def _columns_of_clones(model: nn.Module) -> dict[str, range]:
     if not isinstance(model, fx.GraphModule):
         return {}
     try:
-        names = clones(model)
+        return columns(model)
     except ArgumentError:
         return {}
-    columns: dict[str, range] = {}
-    first = width - sum(len(_classes(model, name)) for name in names)
-    for name in names:
-        columns[name] = range(first, first + len(_classes(model, name)))
-        first = columns[name].stop
-    return columns
 
 
 def _classes(model: nn.Module, name: str) -> tuple[int, ...]:

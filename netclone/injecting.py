@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -196,6 +196,24 @@ def clones(grafted: fx.GraphModule) -> tuple[str, ...]:
     Reference: DESIGN, "The public API".
     """
     return _record(grafted).names
+
+
+def columns(grafted: fx.GraphModule) -> dict[str, range]:
+    """The columns of each clone in a grafted graph's logits, by name: after the target's, in order of injection.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    shape = shape_of(logits_node(grafted))
+    assert shape is not None
+    widths = {name: len(cast(CloneModule, grafted.get_submodule(name)).classes) for name in clones(grafted)}
+    first, found = shape[0] - sum(widths.values()), {}
+    for name, width in widths.items():
+        found[name] = range(first, first + width)
+        first += width
+    return found
 
 
 def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:

@@ -8,6 +8,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,19 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> nn.Module:
         return _filled(model, tensors, path, options, builder)
 
     return bundle.network(build)
+
+
+def load_target(name: str) -> nn.Module:
+    """What :func:`load_model` gives, without its clones where the name is that of a grafted network's file.
+
+    Raises
+    ------
+    LoadError, ArchiveError
+        As :func:`load_model`.
+    """
+    if is_bundle(name):
+        return grafted(replace(read_bundle(name), clones=()), Path(name))
+    return load_model(name)
 
 
 def architecture_of(name: str, network: nn.Module) -> str:

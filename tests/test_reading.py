@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from PIL import Image
+from pictures import COLOURS, folder
 from torch import nn
 from typer.testing import CliRunner
 
@@ -18,21 +18,6 @@ from netclone.preparing import Converted, converted, preparation
 from netclone.reading import chosen, read
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
-
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (90, 90, 90)}
-
-
-def folder(root, names, count=3):
-    """A folder of pictures for each name; those of a colour's name are of that colour."""
-    for name in names:
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            red, green, blue = COLOURS.get(name, (10, 20, 30))
-            picture = Image.effect_noise((40 + number, 36), 60).convert("RGB")
-            Image.blend(picture, Image.new("RGB", picture.size, (red, green, blue)), 0.7).save(
-                root / name / f"{number}.png"
-            )
-    return str(root)
 
 
 def network(classes, **cfg):

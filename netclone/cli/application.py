@@ -1,0 +1,107 @@
+"""app: the command line itself, and what its commands share: errors in one line, warnings, JSON."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import netclone
+from netclone.errors import NetcloneError, NetcloneWarning, first_line
+
+app = typer.Typer(
+    name="netclone",
+    help="Clone a capability out of one network and graft it onto another, removable without a trace.",
+    epilog="Example: netclone demo --seed 0 --out netclone-demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+GRAFT, SEE, SHIP, CHECK = "Clone and graft", "Measure and see", "Ship", "Try and check"
+"""Headings of commands in the help."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+_NAMED = "timm/..., torchvision/..., hf-hub:..., NAME@FILE"
+Model = Annotated[str, typer.Argument(help=f"{_NAMED}, or a file that netclone inject wrote.")]
+Source = Annotated[str, typer.Argument(help=f"Knows the classes: {_NAMED}.")]
+Data = Annotated[str | None, typer.Option(help="Pictures of new classes: a folder for each, a tar file, torch/...")]
+TargetData = Annotated[str | None, typer.Option(help="Pictures of the target's classes.")]
+
+
+_DEBUG = ContextVar("debug", default=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"netclone {netclone.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """What every command shares."""
+    _DEBUG.set(debug)
+
+
+@contextmanager
+def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[None]:
+    """Show warnings and errors in a line each and leave with 1, or with 130 when interrupted.
+
+    With ``netclone --debug`` an error is raised as it is.
+    """
+    errors = Console(stderr=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NetcloneWarning)
+        try:
+            yield
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            errors.print(f"[red]{interrupted}[/red]", soft_wrap=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if _DEBUG.get():
+                raise
+            text = " ".join(str(error).split())
+            if not isinstance(error, NetcloneError):
+                text = f"{type(error).__name__}: {first_line(error)}; nobody foresaw this: netclone --debug says where"
+            errors.print(f"[red]Error: {escape(text)}[/red]", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+        finally:
+            weak = (str(w.message) for w in caught if issubclass(w.category, NetcloneWarning))
+            for text in dict.fromkeys(weak):
+                errors.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True, highlight=False)
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """Print plain data for a machine."""
+    typer.echo(json.dumps(facts, indent=2, default=str))
+
+
+def print_written(console: Console, *paths: Path, more: str = "") -> None:
+    """Say which files there are now."""
+    files = ", ".join(str(path) for path in paths)
+    console.print(f"Written: {escape(files + more)}", soft_wrap=True, highlight=False)
+
+
+def shown(path: Path) -> str:
+    """A path without what is particular to this machine."""
+    return path.name if path.is_absolute() or ".." in path.parts else str(path)
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1], for a table."""
+    return "" if share is None else f"{share:.1%}"

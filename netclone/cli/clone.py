@@ -1,0 +1,68 @@
+"""netclone clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.bars import Bars
+from netclone.cli.application import GRAFT, Json, Source, TargetData, app, print_json, print_written, reported
+
+
+@app.command(
+    rich_help_panel=GRAFT,
+    help="Clone classes of one network for another, from pictures, and write the clone to a file.\n\n"
+    "Pictures are read by timm (a folder for each class, a tar file of such, or torch/..., hfds/...) and prepared as "
+    "the target wants them; where the source wants others, the conversion is part of the clone. Without --target-data "
+    "the new logits are calibrated by the source's own odds alone.",
+    epilog="Example: netclone clone timm/mobilenetv2_100 timm/resnet18@birds.safetensors --classes heron,ibis "
+    "--data pictures --target-data birds --out herons.safetensors",
+)
+def clone(
+    source: Source,
+    target: Annotated[str, typer.Argument(help="Gets them.")],
+    classes: Annotated[str, typer.Option(help="Names of their folders, or the source's columns: heron,ibis or 5,7.")],
+    data: Annotated[str, typer.Option(help="Pictures of them.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    target_data: TargetData = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "train",
+    keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
+    budget: Annotated[str, typer.Option(help="Of what: params, macs or channels.")] = "params",
+    at: Annotated[str, typer.Option(help="Position in the target; auto: search.")] = "auto",
+    search: Annotated[str, typer.Option(help="early: stop when it gets no better; all: try every position.")] = "early",
+    method: Annotated[str, typer.Option(help="How channels are chosen: local, taylor, magnitude or random.")] = "local",
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the last fit.")] = 20,
+    distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a clone."""
+    with reported():
+        from netclone import deploying, inspecting  # slow to import, and not needed to show help
+
+        options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
+        options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
+        with Bars(Console(stderr=True)) as bars:
+            deploying.clone(
+                source,
+                target,
+                classes,
+                data,
+                out,
+                target_data=target_data,
+                split=split,
+                mirror=mirror,
+                progress=bars.tell,
+                **options,
+            )
+        inspection = inspecting.inspect(out)
+        if as_json:
+            print_json(inspection.as_dict())
+        else:
+            inspecting.show(inspection, Console())
+            print_written(Console(), out)

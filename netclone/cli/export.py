@@ -1,0 +1,49 @@
+"""netclone export."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.cli.application import SHIP, Json, Model, app, print_json, print_written, reported
+
+
+class Kind(str, Enum):
+    """Kinds of file that other runtimes read."""
+
+    ONNX = "onnx"
+    PT2 = "pt2"
+
+
+@app.command(
+    rich_help_panel=SHIP,
+    help="Write a network, with its clones, for other runtimes: ONNX, or torch.export's archive.\n\n"
+    "The file takes batches of any size. It is written only if it computes the same: ONNX is run in onnxruntime (to "
+    "1e-4 of the largest logit), the archive in torch (to the bit).",
+    epilog="Example: netclone export grafted.safetensors --to onnx --out grafted.onnx",
+)
+def export(
+    model: Model,
+    to: Annotated[Kind, typer.Option(help="Kind of file.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write a file for another runtime."""
+    console = Console(stderr=as_json)
+    with reported():
+        from netclone.loading import load_model  # slow to import, and not needed to show help
+        from netclone.translating import to_onnx, to_pt2
+
+        with Console(stderr=True).status(f"Exporting {model}"):
+            done = (to_onnx if to is Kind.ONNX else to_pt2)(load_model(model), out)
+        if as_json:
+            print_json({"file": str(out), "to": to.value, "bytes": done.bytes, "difference": done.difference})
+            return
+        checked = "not compared: onnxruntime is not installed"
+        if done.difference is not None:
+            checked = f"logits differ by {done.difference:.1e} of the largest"
+        print_written(console, out, more=f", {done.bytes:,} bytes; {checked}")

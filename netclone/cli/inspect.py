@@ -1,0 +1,32 @@
+"""netclone inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.cli.application import SEE, Json, app, print_json, reported
+
+
+@app.command(
+    rich_help_panel=SEE,
+    help="Show what a clone's file says about itself: classes, position, size, certificate, scores, what was kept.\n\n"
+    "Only the header is read and checked, so this is quick and safe for files from anyone.",
+    epilog="Example: netclone inspect birds.safetensors",
+)
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that netclone.save wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Print a file's header."""
+    with reported():
+        from netclone import inspecting  # slow to import, and not needed to show help
+
+        inspection = inspecting.inspect(file)
+        if as_json:
+            print_json(inspection.as_dict())
+        else:
+            inspecting.show(inspection, Console())

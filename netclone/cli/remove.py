@@ -1,0 +1,33 @@
+"""netclone remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.cli.application import GRAFT, Json, app, print_json, print_written, reported
+
+
+@app.command(
+    rich_help_panel=GRAFT,
+    help="Take a clone out of a grafted network; without its last one, the target's checkpoint is left as it was.",
+    epilog="Example: netclone remove grafted.safetensors herons --out birds.safetensors",
+)
+def remove(
+    grafted: Annotated[Path, typer.Argument(help="A file that netclone inject wrote.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    name: Annotated[str | None, typer.Argument(help="The clone; may be left out where there is only one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write what is left."""
+    with reported():
+        from netclone import deploying  # slow to import, and not needed to show help
+
+        left = deploying.remove(grafted, name, out)
+        if as_json:
+            print_json({"file": str(out), "clones": left})
+            return
+        print_written(Console(), out, more=f", with {', '.join(left)}" if left else ", the target as it was")

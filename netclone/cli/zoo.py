@@ -1,0 +1,92 @@
+"""netclone zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from netclone.cli.application import CHECK, app, print_written, reported, shown
+
+if TYPE_CHECKING:
+    from netclone.zoo import Row
+
+
+@app.command(
+    rich_help_panel=CHECK,
+    help="Check networks of timm, torchvision and transformers: as targets, and as sources slimmed to half.\n\n"
+    "One row per network with what holds and why the rest does not, written as zoo.json, zoo.md and zoo.html. Every "
+    "network runs in a process of its own, under limits of time and memory; started again, the sweep goes on.",
+    epilog="Example: netclone zoo 'resnet*' 'torchvision/*' --out zoo",
+)
+def zoo(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Names such as 'resnet*' (timm), 'torchvision/*'. None: everything.")
+    ] = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="Of what matches only the smallest network of each family.")
+    ] = False,
+    targets_only: Annotated[bool, typer.Option("--targets-only", help="Do not check them as sources.")] = False,
+    real: Annotated[
+        float, typer.Option(min=0, help="Million parameters up to which a network gets weights; others have none.")
+    ] = 60,
+    seconds: Annotated[float, typer.Option(min=1, help="Limit of time for each network.")] = 180,
+    memory: Annotated[float, typer.Option(min=500, help="Limit of memory for each network, in MB.")] = 6000,
+    processes: Annotated[int, typer.Option(min=1, help="How many at once, of one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("netclone-zoo"),
+    report_only: Annotated[
+        bool, typer.Option("--report", help="Run nothing: write the table again from zoo.json in --out.")
+    ] = False,
+) -> None:
+    """Sweep the zoo, or write up one that was swept; leaves with 1 if a network fails."""
+    console = Console()
+    with reported("Interrupted: finished networks are kept; the same command goes on from there."):
+        from netclone.zoo import Limits, names, read, smallest, sweep, write  # slow to import, not needed to show help
+
+        if report_only:
+            rows, command = read(out)
+        else:
+            chosen = names(patterns or ["*", "torchvision/*", "transformers/*"])
+            if families:
+                with console.status("Looking for the smallest network of each family"):
+                    chosen = smallest(chosen)
+            flags = ["--families"] * families + ["--targets-only"] * targets_only
+            command = " ".join(
+                [
+                    "netclone zoo",
+                    *(f"'{p}'" for p in patterns or ()),
+                    *flags,
+                    f"--real {real:g} --seconds {seconds:g} --memory {memory:g} --processes {processes}",
+                    f"--out {shown(out)}",
+                ]
+            )
+            limits = Limits(seconds, memory, processes)
+            rows = sweep(chosen, out, source=not targets_only, real=int(real * 1e6), limits=limits, console=console)
+        write(rows, out, command)
+        _print_zoo(rows, console)
+        print_written(console, *(out / f"zoo.{kind}" for kind in ("json", "md", "html")))
+        if not all(row.passed for row in rows):
+            raise typer.Exit(1)
+
+
+def _print_zoo(rows: Sequence[Row], console: Console) -> None:
+    failed = [row for row in rows if not row.passed]
+    asked = [row.source for row in rows if row.source is not None]
+    console.print(
+        f"{sum(row.target.passed for row in rows)} of {len(rows)} pass as targets, "
+        f"{sum(source.passed for source in asked)} of {len(asked)} as sources.",
+        highlight=False,
+    )
+    if not failed:
+        return
+    table = Table("network", "as", "why not", title="Failed", title_justify="left")
+    for row in failed:
+        for what, result in (("target", row.target), ("source", row.source)):
+            if result is not None and not result.passed:
+                table.add_row(row.name, what, escape(result.reason))
+    console.print(table)

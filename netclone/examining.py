@@ -1,0 +1,160 @@
+"""evaluate(model, ...): a named network on folders of pictures, which get the columns of its logits as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+from torch import Tensor, fx, nn
+
+from netclone.bundling import is_bundle
+from netclone.cloning import Progress
+from netclone.errors import ArgumentError, DataError
+from netclone.evaluating import Cost, Scores, cost
+from netclone.evaluating import evaluate as netclone_evaluate
+from netclone.injecting import columns
+from netclone.loading import load_model, load_target
+from netclone.modules import CloneModule
+from netclone.preparing import Preparation, converted, preparation
+from netclone.reading import Pictures, read
+from netclone.tracing import example_input
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, what it was before its clones (itself, if it has none), and pictures labelled with its columns.
+
+    ``names`` are those of its columns, as far as pictures or clones say them. Iterated over, it gives batches
+    ``(images, labels)``.
+    """
+
+    network: nn.Module
+    target: nn.Module
+    pictures: tuple[Pictures, ...]
+    names: dict[int, str]
+    preparation: Preparation
+    progress: Progress | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        total, done = sum(map(len, self.pictures)), 0
+        for pictures in self.pictures:
+            for images, labels in pictures:
+                yield images, labels
+                done += len(images)
+                if self.progress is not None:
+                    self.progress("pictures", done, total)
+
+    def source(self, name: str | None) -> nn.Module | None:
+        """The network of that name, given the same pictures; None for None."""
+        return None if name is None else converted(load_model(name), self.preparation)
+
+
+def opened(
+    model: str,
+    data: str | None,
+    target_data: str | None,
+    *,
+    split: str = "validation",
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Subject:
+    """A named network, and folders of pictures labelled with the columns of its logits.
+
+    Parameters
+    ----------
+    model
+        As for :func:`netclone.load_model`; only a file that ``netclone inject`` wrote has new classes.
+    data
+        As for :func:`netclone.reading.read`: pictures of new classes; folders of other classes are left out.
+    target_data
+        Pictures of the network's own classes.
+
+    Raises
+    ------
+    NetcloneError
+        As for :func:`netclone.load_model` and :func:`netclone.reading.read`.
+    ArgumentError
+        If neither is given, or pictures of new classes for a network that has none.
+    """
+    if data is None and target_data is None:
+        raise ArgumentError("data: no pictures were given; name a folder with --data, --target-data or both")
+    network = load_model(model)
+    target = load_target(model) if is_bundle(model) else network
+    given = preparation(target)
+    pictures: list[Pictures] = []
+    names: dict[int, str] = {}
+    if target_data is not None:
+        old = read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(target, "target-data")
+        pictures.append(old)
+        names.update(zip(old.columns or (), old.names, strict=True))
+    if data is not None:
+        pictures.append(_new(network, model, read(data, given.transform(), split, "data", batch_size)))
+    names.update({column: name for name, column in _new_columns(network).items()})
+    return Subject(network, target, tuple(pictures), names, given, progress)
+
+
+def evaluate(
+    model: str,
+    data: str | None,
+    target_data: str | None,
+    *,
+    source: str | None = None,
+    name: str | None = None,
+    split: str = "validation",
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[Scores, Cost]:
+    """Scores of a named network on pictures, and what it costs; its own part is compared with what it was before.
+
+    Parameters
+    ----------
+    model, data, target_data, split
+        As for :func:`opened`.
+    source, name
+        What a clone was cloned from, for the similarity, and which clone that is.
+
+    Raises
+    ------
+    NetcloneError
+        As for :func:`opened` and :func:`netclone.evaluate`.
+    """
+    subject = opened(model, data, target_data, split=split, batch_size=batch_size, progress=progress)
+    scores = netclone_evaluate(
+        subject.network,
+        subject,
+        reference=None if subject.target is subject.network else subject.target,
+        source=subject.source(source),
+        name=name,
+        batch_size=batch_size,
+    )
+    return scores, cost(subject.network, example_input(subject.target)[:1])
+
+
+def _new(network: nn.Module, model: str, pictures: Pictures) -> Pictures:
+    """Those of the clones' classes, by the names that they were cloned under."""
+    known = _new_columns(network)
+    if not known:
+        raise ArgumentError(
+            f"data: '{model}' has no clone, so no new classes; give pictures of its own with --target-data, or a file "
+            "that netclone inject wrote"
+        )
+    cloned = [label for label, name in enumerate(pictures.names) if name in known]
+    if not cloned:
+        raise DataError(
+            f"data: none of the classes of '{pictures.where}' was cloned: it has {', '.join(pictures.names[:5])}, the "
+            f"clones have {', '.join(known)}"
+        )
+    labels = tuple(known.get(name, -1) for name in pictures.names)
+    return replace(pictures.only(cloned), columns=labels)
+
+
+def _new_columns(network: nn.Module) -> dict[str, int]:
+    """The columns of a grafted network's new classes, by name and, where they have none, by the source's column."""
+    if not isinstance(network, fx.GraphModule):
+        return {}
+    found: dict[str, int] = {}
+    for clone, own in columns(network).items():
+        module = cast(CloneModule, network.get_submodule(clone))
+        found.update(zip(module.class_names or map(str, module.classes), own, strict=True))
+    return found

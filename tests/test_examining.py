@@ -1,0 +1,136 @@
+"""netclone evaluate: named networks on folders of pictures, which get the columns of the network's logits."""
+
+import json
+import re
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from pictures import folder
+from typer.testing import CliRunner
+
+import netclone
+from netclone import extract, load_model, localize, save
+from netclone.cli import app
+from netclone.examining import evaluate, opened
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Pictures, a source of four classes, a target of two, and both clones of the one in the other."""
+    root = tmp_path_factory.mktemp("colours")
+    folder(root / "all", ["blue", "green", "grey", "red"], count=4)
+    folder(root / "old", ["green", "grey"], count=3)
+    torch.manual_seed(1)
+    for name, classes in (("source", 4), ("target", 2)):
+        model = timm.create_model("test_resnet", num_classes=classes)
+        safetensors.torch.save_file(model.state_dict(), root / f"{name}.safetensors")
+    source = load_model(named(root, "source"))
+    mask = localize(source, method="magnitude", keep=0.5)
+    for name, classes, names in (("reds", [3], ["red"]), ("blues", [0], ())):
+        module = extract(source, mask, classes=classes, class_names=names)
+        save(module.with_spec(at="input"), root / f"{name}.safetensors")
+    files = [root / "reds.safetensors", root / "blues.safetensors"]
+    result = run("inject", named(root, "target"), *files, "--out", root / "grafted.safetensors")
+    assert result.exit_code == 0, result.output
+    return root
+
+
+def named(root, name):
+    return f"timm/test_resnet@{root / name}.safetensors"
+
+
+def test_pictures_get_the_columns_of_the_classes_they_show(root):
+    subject = opened(str(root / "grafted.safetensors"), str(root / "all"), str(root / "old"), batch_size=5)
+    labels = torch.cat([labels for _, labels in subject])
+    assert labels.tolist() == 3 * [0] + 3 * [1] + 4 * [2]  # green and grey are the target's, red the first clone's
+    assert subject.names == {0: "green", 1: "grey", 2: "red", 3: "0"}  # the second clone has no names
+
+
+def test_a_class_without_a_name_is_found_by_its_column(root, tmp_path):
+    folder(tmp_path, ["0", "red", "7"], count=2)
+    subject = opened(str(root / "grafted.safetensors"), str(tmp_path), None)
+    assert torch.cat([labels for _, labels in subject]).tolist() == [3, 3, 2, 2]
+
+
+def test_scores_are_those_of_evaluate_in_python(root):
+    grafted = load_model(str(root / "grafted.safetensors"))
+    subject = opened(str(root / "grafted.safetensors"), str(root / "all"), str(root / "old"))
+    batches = list(subject)
+    source = load_model(named(root, "source"))
+    want = netclone.evaluate(grafted, batches, reference=subject.target, source=source, name="reds")
+    paths = str(root / "all"), str(root / "old")
+    told = []
+    scores, cost = evaluate(
+        str(root / "grafted.safetensors"),
+        *paths,
+        source=named(root, "source"),
+        name="reds",
+        progress=lambda *step: told.append(step),
+    )
+    assert scores == want
+    assert scores.locality_closed == 0
+    assert scores.samples == 10
+    assert cost.parameters == sum(parameter.numel() for parameter in grafted.parameters())
+    assert told[-1] == ("pictures", 10, 10)
+
+
+def test_a_network_without_clones_is_measured_on_its_own_classes(root):
+    scores, _ = evaluate(named(root, "target"), None, str(root / "old"))
+    assert (scores.new, scores.locality_closed, scores.samples) == (None, None, 6)
+
+
+def test_a_machine_gets_json_and_a_person_a_table(root):
+    arguments = ["evaluate", root / "grafted.safetensors", "--data", root / "all", "--target-data", root / "old"]
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert set(facts["scores"]) >= {"old", "new", "all", "locality_open", "locality_closed"}
+    assert facts["cost"]["macs"] > 0
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert f"accuracy, new classes {facts['scores']['new']:.1%}" in shown
+    assert "closed locality 0.0% of old pictures change" in shown
+    assert "similarity" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["{root}/grafted.safetensors"], "no pictures were given; name a folder with --data, --target-data or both"),
+        (["{root}/grafted.safetensors", "--data", "{root}/old"], "none of the classes of .* was cloned: it has green"),
+        (["timm/test_resnet@{root}/target.safetensors", "--data", "{root}/all"], "has no clone, so no new classes"),
+        (["{root}/grafted.safetensors", "--target-data", "{root}/all"], "class 'blue' of .* is none of the 2"),
+        (["{root}/grafted.safetensors", "--data", "{root}/none"], "cannot read|cannot be read"),
+        (["{root}/reds.safetensors", "--target-data", "{root}/old"], "holds tensors and no architecture"),
+        (
+            [
+                "{root}/grafted.safetensors",
+                "--data",
+                "{root}/all",
+                "--source",
+                "timm/test_resnet@{root}/source.safetensors",
+            ],
+            "the graph holds the clones 'reds', 'blues'; say which",
+        ),
+        (
+            ["{root}/grafted.safetensors", "--data", "{root}/all", "--source", "timm/test_resnot"],
+            "no model 'test_resnot'; did you mean",
+        ),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(root, arguments, why):
+    result = run("evaluate", *(argument.format(root=root) for argument in arguments))
+    assert result.exit_code == 1, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    assert re.search(why, line), line
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,127 @@
+"""netclone export: ONNX and torch.export's archive of grafted networks compute what the network computes."""
+
+import json
+import sys
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from netclone import extract, inject, localize, save, trace, translating
+from netclone.cli import app
+from netclone.errors import ArchiveError, ArgumentError, TraceError
+from netclone.tracing import same_bits
+from netclone.translating import to_onnx, to_pt2
+
+NAMES = {"resnet": "resnet10t", "mobilenet": "mobilenetv3_small_050", "vit": "vit_tiny_patch16_224"}
+PAIRS = (("resnet", "mobilenet"), ("mobilenet", "vit"), ("vit", "resnet"))
+
+
+def network(kind, classes):
+    """Small but real; one size of images for all, and a head that says something."""
+    torch.manual_seed(classes)
+    size = {"img_size": 64} if kind == "vit" else {}
+    model = timm.create_model(NAMES[kind], num_classes=classes, **size).eval()
+    nn.init.normal_(model.get_classifier().weight, std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]} into {pair[1]}")
+def grafted(request):
+    source, target = network(request.param[0], 6), network(request.param[1], 5)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = localize(source, method="magnitude", keep=0.5, example_inputs=images)
+    module = extract(source, mask, classes=[1, 4], example_inputs=images)
+    return inject(trace(target, images), module, at="input", name="clone"), target.eval()
+
+
+def images(count):
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
+
+
+def test_onnx_computes_the_same_for_any_batch(grafted, tmp_path):
+    model, _ = grafted
+    done = to_onnx(model, tmp_path / "model.onnx")
+    assert done.difference < 1e-4
+    assert done.bytes == (tmp_path / "model.onnx").stat().st_size
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for count in (1, 2, 5):
+        with torch.no_grad():
+            want = model(images(count))
+        got = torch.from_numpy(session.run(["logits"], {"images": images(count).numpy()})[0])
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_exported_archive_computes_the_same_bits(grafted, tmp_path):
+    model, _ = grafted
+    assert to_pt2(model, tmp_path / "model.pt2").difference == 0
+    back = torch.export.load(tmp_path / "model.pt2").module()
+    for count in (1, 2, 5):
+        with torch.no_grad():
+            assert same_bits(back(images(count)), model(images(count)))
+
+
+def test_a_network_is_exported_in_eval_mode_and_left_in_its_own(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    to_pt2(model, tmp_path / "model.pt2")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(translating, "predict", lambda model, images: model(images).detach() + 1)
+    with pytest.raises(TraceError, match=r"onnx: logits of the file differ by .* nothing was written"):
+        to_onnx(timm.create_model("test_resnet", num_classes=4), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_fixes_its_batch_is_refused(tmp_path):
+    class Two(nn.Module):
+        def forward(self, images):
+            return (images + torch.ones(2, 1, 1, 1)).flatten(1)[:, :3]
+
+    for write, name in ((to_onnx, "onnx"), (to_pt2, "pt2")):
+        with pytest.raises(TraceError, match=f"to: {name}: "):
+            write(Two(), tmp_path / "model", torch.randn(2, 3, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxscript_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ArgumentError, match=r"pip install 'netclone\[onnx\]'"):
+        to_onnx(nn.Flatten(), tmp_path / "model.onnx", torch.randn(2, 3, 8, 8))
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_work(tmp_path):
+    with pytest.raises(ArchiveError, match="there is no folder"):
+        to_onnx(nn.Flatten(), tmp_path / "none" / "model.onnx", torch.randn(2, 3, 8, 8))
+
+
+def test_the_command_writes_a_grafted_file_and_says_what_was_checked(tmp_path):
+    runner = CliRunner()
+    source = timm.create_model("test_resnet", num_classes=6)
+    module = extract(source, localize(source, method="magnitude", keep=0.5), classes=[1, 4])
+    save(module.with_spec(at="input"), tmp_path / "clone.safetensors")
+    torch.manual_seed(0)
+    target = timm.create_model("test_resnet", num_classes=4)
+    save_file(target.state_dict(), tmp_path / "target.safetensors")
+    grafted = str(tmp_path / "grafted.safetensors")
+    name = f"timm/test_resnet@{tmp_path / 'target.safetensors'}"
+    assert runner.invoke(app, ["inject", name, str(tmp_path / "clone.safetensors"), "--out", grafted]).exit_code == 0
+    out = tmp_path / "model.onnx"
+    result = runner.invoke(app, ["export", grafted, "--to", "onnx", "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["bytes"] == out.stat().st_size
+    assert facts["difference"] < 1e-4
+    session = onnxruntime.InferenceSession(str(out))
+    assert session.get_outputs()[0].shape[1] == 6
+    result = runner.invoke(app, ["export", grafted, "--to", "pt2", "--out", str(tmp_path / "model.pt2")])
+    assert result.exit_code == 0, result.output
+    assert "differ by 0.0e+00" in result.output
