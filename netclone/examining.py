@@ -45,6 +45,13 @@ class Subject:
                 if self.progress is not None:
                     self.progress("pictures", done, total)
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of the target's own columns: their numbers where nobody says; empty if nobody says any."""
+        new = _new_columns(self.network).values()
+        count = min(new, default=len(self.names))
+        return tuple(self.names.get(column, str(column)) for column in range(count))
+
     def source(self, name: str | None) -> nn.Module | None:
         """The network of that name, given the same pictures; None for None."""
         return None if name is None else converted(load_model(name), self.preparation)

@@ -40,6 +40,11 @@ class Preparation:
         )
         return made
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Prepared images ``(N, C, H, W)`` as they are looked at: values in [0, 1]."""
+        std, mean = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in (self.std, self.mean))
+        return (images * std + mean).clamp(0, 1)
+
 
 def preparation(network: nn.Module) -> Preparation:
     """How a network wants its images, as timm resolves it; one that does not say is taken to want ImageNet's.

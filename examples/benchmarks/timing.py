@@ -44,7 +44,7 @@ def reported(rows: list[Row]) -> int:
     table = Table("claim", "measured", "bar", title=f"torch {torch.__version__}, timm {timm.__version__}, {threads}")
     for claim, value, bar in rows:
         missed = bar is not None and value > bar
-        table.add_row(claim, f"[red]{value:.3f}[/]" if missed else f"{value:.3f}", "" if bar is None else f"<= {bar}")
+        table.add_row(claim, f"[red]{value:.3g}[/]" if missed else f"{value:.3g}", "" if bar is None else f"<= {bar}")
     Console(width=110).print(table)
     if len(sys.argv) > 1:
         record = {"torch": torch.__version__, "timm": timm.__version__, "rows": rows}

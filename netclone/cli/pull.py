@@ -1,0 +1,37 @@
+"""netclone pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.cli.application import SHIP, Json, Token, app, print_json, print_written, reported
+
+
+@app.command(
+    rich_help_panel=SHIP,
+    help="Get a clone from a repository of the Hugging Face hub, check it as any file, and write it.",
+    epilog="Example: netclone pull me/herons --out herons.safetensors",
+)
+def pull(
+    repo: Annotated[str, typer.Argument(help="USER/NAME.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none: the newest.")] = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Write a published clone."""
+    with reported():
+        from netclone import inspecting, publishing  # slow to import, and not needed to show help
+
+        with Console(stderr=True).status(f"Pulling {repo}"):
+            publishing.pull(repo, out, revision=revision, token=token)
+        inspection = inspecting.inspect(out)
+        if as_json:
+            print_json(inspection.as_dict())
+        else:
+            inspecting.show(inspection, Console())
+            print_written(Console(), out)

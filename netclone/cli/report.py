@@ -1,0 +1,60 @@
+"""netclone report."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from netclone.bars import Bars
+from netclone.cli.application import SEE, Data, Json, Model, TargetData, app, print_json, print_written, reported, shown
+
+
+@app.command(
+    rich_help_panel=SEE,
+    help="Write one HTML page about a clone in its target: graph, scores, confusions, pictures, cost.\n\n"
+    "The page needs no network and is smaller than 2 MB. Pictures are given as for netclone evaluate.",
+    epilog="Example: netclone report grafted.safetensors --data pictures --target-data birds --out report.html",
+)
+def report(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The page to write.")],
+    data: Data = None,
+    target_data: TargetData = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "validation",
+    source: Annotated[str | None, typer.Option(help="What the clone was cloned from, to be compared.")] = None,
+    name: Annotated[str | None, typer.Option(help="Which clone, where there are several.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Write a page about a clone."""
+    with reported():
+        from torch import fx  # slow to import, and not needed to show help
+
+        from netclone import examining, reporting
+        from netclone.errors import ArgumentError
+
+        with Bars(Console(stderr=True)) as bars:
+            subject = examining.opened(model, data, target_data, split=split, batch_size=batch_size, progress=bars.tell)
+            if not isinstance(subject.network, fx.GraphModule):
+                raise ArgumentError(f"model: '{model}' has no clone; give a file that netclone inject wrote")
+            options = {"data": data, "target-data": target_data, "split": split, "source": source, "name": name}
+            words = [f"--{key} {shlex.quote(value)}" for key, value in options.items() if value is not None]
+            found = reporting.report(
+                subject.network,
+                subject,
+                out,
+                name=name,
+                old_names=subject.own_names,
+                source=subject.source(source),
+                pixels=subject.preparation.pixels,
+                commands=[" ".join(["netclone report", shlex.quote(model), *words, f"--out {shown(out)}"])],
+                progress=bars.tell,
+            )
+        if as_json:
+            print_json({"file": str(out), "bytes": found.bytes, "clone": found.name, "differing": found.differing})
+        else:
+            print_written(Console(), out, more=f", {found.bytes:,} bytes")
