@@ -53,6 +53,20 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Predictions whose confidence lies in (low, high]: their number, mean confidence and share that is right.
+
+    Both are None where there is no prediction.
+    """
+
+    low: float
+    high: float
+    samples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Cost:
     """Parameters, MACs and median latency in ms of one forward pass at the given input; bytes of a clone's archive.
 
@@ -123,28 +137,68 @@ def evaluate(
     added = sum(map(len, columns_of.values()))
     old_columns = tuple(range(width - added)) if old is None else tuple(old)
     new_columns = tuple(range(width - added, width)) if new is None else tuple(new)
-    if set(old_columns) & set(new_columns):
-        raise ArgumentError(f"old and new share the labels {sorted(set(old_columns) & set(new_columns))}")
     labels = samples.labels
-    stray = sorted(set(labels.unique().tolist()) - set(old_columns) - set(new_columns))
+    is_old = torch.isin(labels, torch.tensor(old_columns, dtype=labels.dtype, device=labels.device))
+    known = None
+    if isinstance(reference, Tensor):
+        if reference.dim() != 2 or len(reference) != len(samples):
+            raise OutputError(
+                f"reference: logits of shape {tuple(reference.shape)} for {len(samples)} images; expected "
+                f"({len(samples)}, columns), or the target itself"
+            )
+        known = reference.to(is_old.device)[is_old]
+    elif reference is not None and bool(is_old.any()):
+        known = predict(reference, samples.images[is_old], batch_size)
+    alike = None if source is None else similarity(model, name, source, samples, logits, batch_size)
+    return score(logits, labels, old=old_columns, new=new_columns, known=known, similarity=alike)
+
+
+def score(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    old: Sequence[int],
+    new: Sequence[int],
+    known: Tensor | None = None,
+    similarity: float | None = None,
+) -> Scores:
+    """The figures of :func:`evaluate` from logits ``(N, columns)`` and labels ``(N,)``.
+
+    Parameters
+    ----------
+    logits, labels
+        A label that there is no column for counts as wrong.
+    old, new
+        Which labels count as old and as new.
+    known
+        The reference's logits ``(M, columns)`` for the M samples of old classes, for ``locality_closed``.
+    similarity
+        What :func:`similarity` measured.
+
+    Raises
+    ------
+    ArgumentError
+        If old and new overlap, or ``known`` has too few columns.
+    DataError
+        If a label is neither old nor new.
+
+    Examples
+    --------
+    >>> score(torch.eye(3), torch.tensor([0, 1, 2]), old=[0, 1], new=[2]).all
+    1.0
+    """
+    if set(old) & set(new):
+        raise ArgumentError(f"old and new share the labels {sorted(set(old) & set(new))}")
+    stray = sorted(set(labels.unique().tolist()) - set(old) - set(new))
     if stray:
-        raise DataError(f"data: label {stray[0]} is neither old {old_columns} nor new {new_columns}")
+        raise DataError(f"data: label {stray[0]} is neither old {tuple(old)} nor new {tuple(new)}")
     predicted = logits.argmax(1)
     right = predicted == labels
-    is_old = torch.isin(labels, torch.tensor(old_columns, dtype=labels.dtype, device=labels.device))
-    present = [column for column in old_columns if column < width]
+    is_old = torch.isin(labels, torch.tensor(tuple(old), dtype=labels.dtype, device=labels.device))
+    present = [column for column in old if column < logits.shape[1]]
     within = torch.tensor(present, device=logits.device)[logits[:, present].argmax(1)] if present else predicted
     closed = None
-    if reference is not None and bool(is_old.any()):
-        if isinstance(reference, Tensor):
-            if reference.dim() != 2 or len(reference) != len(samples):
-                raise OutputError(
-                    f"reference: logits of shape {tuple(reference.shape)} for {len(samples)} images; expected "
-                    f"({len(samples)}, columns), or the target itself"
-                )
-            known = reference.to(is_old.device)[is_old]
-        else:
-            known = predict(reference, samples.images[is_old], batch_size)
+    if known is not None and bool(is_old.any()):
         if present and known.shape[1] <= max(present):
             raise ArgumentError(
                 f"reference: {known.shape[1]} columns, but old classes up to {max(present)}; give the target before "
@@ -152,16 +206,13 @@ def evaluate(
             )
         before = known[:, present].argmax(1)
         closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
-    similarity = None
-    if source is not None:
-        similarity = _similarity(model, columns_of, name, source, samples, logits, batch_size)
     return Scores(
         old=_mean(right[is_old]),
         new=_mean(right[~is_old]),
         all=float(right.double().mean()),
         locality_open=_mean((predicted != within)[is_old]),
         locality_closed=closed,
-        samples=len(samples),
+        samples=len(labels),
         calibration_error=_calibration_error(logits, right),
         similarity=similarity,
     )
@@ -192,13 +243,17 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Run with no parameter asking for a gradient (torch's counter of MACs trips over some); flags are restored."""
+def running(model: nn.Module) -> Iterator[None]:
+    """As in eval mode, with no parameter asking for a gradient: torch's counter of MACs trips over some that do.
+
+    Modes, flags and random state are restored.
+    """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in asking:
             parameter.requires_grad_(False)
-        yield
+        with _in_eval_mode(model):
+            yield
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
@@ -217,9 +272,9 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
     8
     """
+    with running(model), FlopCounterMode(display=False) as counter:
+        model(*inputs)
     with _in_eval_mode(model):
-        with _frozen(model), FlopCounterMode(display=False) as counter:
-            model(*inputs)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -255,23 +310,49 @@ def _classes(model: nn.Module, name: str) -> tuple[int, ...]:
     return model.get_submodule(name).classes  # type: ignore[return-value]
 
 
+def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:
+    """How often predictions are right by how sure they are: bins of equal width, from unsure to sure.
+
+    ``logits`` are ``(N, columns)``; ``right`` ``(N,)`` says which predictions are.
+
+    Examples
+    --------
+    >>> reliability(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([True, False]))[-1].accuracy
+    0.5
+
+    Reference: Guo et al., arXiv 1706.04599, section 2.
+    """
+    confidence = logits.double().softmax(1).amax(1)
+    numbers = (confidence * BINS).ceil().clamp(1, BINS).nan_to_num(BINS)  # NaN logits are seen in the result
+    found = []
+    for number in range(1, BINS + 1):
+        inside = numbers == number
+        mean = float(confidence[inside].mean()) if bool(inside.any()) else None
+        found.append(Bin((number - 1) / BINS, number / BINS, int(inside.sum()), mean, _mean(right[inside])))
+    return tuple(found)
+
+
 def _calibration_error(logits: Tensor, right: Tensor) -> float:
     """Expected calibration error (Guo et al., arXiv 1706.04599, equation 3); ``right`` ``(N,)`` says what was hit."""
-    confidence = logits.double().softmax(1).amax(1)
-    bins = (confidence * BINS).ceil().clamp(1, BINS).nan_to_num(BINS)  # NaN logits are seen in the result
-    gaps = right.double() - confidence
-    return sum(abs(float(gaps[bins == number].sum())) for number in range(1, BINS + 1)) / len(logits)
+    gaps = [
+        part.samples * abs(part.accuracy - part.confidence)
+        for part in reliability(logits, right)
+        if part.accuracy is not None and part.confidence is not None
+    ]
+    return sum(gaps) / len(logits)
 
 
-def _similarity(
-    model: nn.Module,
-    columns_of: dict[str, range],
-    name: str | None,
-    source: nn.Module,
-    samples: Samples,
-    logits: Tensor,
-    batch_size: int,
+def similarity(
+    model: nn.Module, name: str | None, source: nn.Module, samples: Samples, logits: Tensor, batch_size: int = 64
 ) -> float | None:
+    """``Scores.similarity`` of a clone and its source, from the grafted model's logits ``(N, columns)``.
+
+    Raises
+    ------
+    CloneNameError, ArgumentError
+        As :func:`evaluate`.
+    """
+    columns_of = _columns_of_clones(model)
     if not columns_of:
         return None
     listed = ", ".join(f"'{clone}'" for clone in columns_of)

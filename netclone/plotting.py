@@ -18,6 +18,7 @@ from netclone.capturing import FACTS, tensor_at
 from netclone.errors import ArgumentError, CloneNameError
 from netclone.injecting import clones
 from netclone.modules import CloneModule
+from netclone.rendering import times
 from netclone.tracing import INPUT, shape_of
 
 SIZE = (1600, 900)
@@ -123,7 +124,7 @@ def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple
 
     A clone at the input is tapped before the first stage: none ends there.
     """
-    own, tap, features = _reads(grafted, name)
+    own, tap, features = reads(grafted, name)
     positions = grafted.meta[FACTS]["positions"]
     order = {node.name: index for index, node in enumerate(own)}
     names: dict[str, str] = {}
@@ -147,9 +148,9 @@ def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple
         stretch, start = own[start : order[end] + 1], order[end] + 1
         shape = shape_of(own[order[end]])
         if shape is not None:
-            found.append(Stage(names[end], names[end], end, shape, _parameters(grafted, stretch)))
+            found.append(Stage(names[end], names[end], end, shape, parameters_of(grafted, stretch)))
     keep = {tap.name, logits.name} | ({features.name} if features is not None else set())
-    return _merged(found, keep, most)
+    return merged(found, keep, most)
 
 
 def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
@@ -181,7 +182,7 @@ def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
 # Reading the graph
 
 
-def _reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, fx.Node | None]:
+def reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, fx.Node | None]:
     """The target's own nodes, the one a clone is tapped from, and the one with the features it reads, if any."""
     names = clones(grafted)
     branch = set(names) | {f"{other}_input" for other in names}
@@ -192,12 +193,12 @@ def _reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, 
         if node.op != "placeholder" and not (node.name in branch and node.op in ("call_module", "call_method"))
     ]
     call = next(node for node in nodes if node.op == "call_module" and node.target == name)
-    reads = [
+    given = [
         node.args[0] if node.op == "call_method" and node.name == f"{name}_input" else node
         for node in call.args
         if isinstance(node, fx.Node)
     ]
-    tap, *features = [node for node in reads if isinstance(node, fx.Node)]
+    tap, *features = [node for node in given if isinstance(node, fx.Node)]
     return own, tap, features[0] if features else None
 
 
@@ -224,7 +225,7 @@ def _is_stage(path: str, positions: Mapping[str, str]) -> bool:
     )
 
 
-def _parameters(grafted: fx.GraphModule, nodes: Sequence[fx.Node]) -> int:
+def parameters_of(grafted: fx.GraphModule, nodes: Sequence[fx.Node]) -> int:
     """How many parameters the nodes read; one that is read twice counts once."""
     found = {}
     for node in nodes:
@@ -236,7 +237,7 @@ def _parameters(grafted: fx.GraphModule, nodes: Sequence[fx.Node]) -> int:
     return sum(parameter.numel() for parameter in found.values())
 
 
-def _merged(found: list[Stage], keep: set[str], most: int) -> tuple[Stage, ...]:
+def merged(found: list[Stage], keep: set[str], most: int) -> tuple[Stage, ...]:
     """Join neighbours: a layer and what only normalises it, then, until ``most`` are left, those that differ least."""
 
     def price(index: int) -> tuple[bool, int]:
@@ -304,7 +305,7 @@ class _Sheet:
         cut = max(map(len, words.splitlines()), default=0)
         while too_wide() and cut > 4:
             cut -= 1
-            text.set_text("\n".join(_shortened(line, cut) for line in words.splitlines()))
+            text.set_text("\n".join(shortened(line, cut) for line in words.splitlines()))
 
     def box(self, x: float, y: float, width: float, height: float, colour: str, *, edge: float = 1.8) -> None:
         """A rounded box with its lower left corner at ``(x, y)``."""
@@ -346,7 +347,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     module = grafted.get_submodule(name)
     assert isinstance(module, CloneModule)
     parts = stages(grafted, name)
-    _, tap, features = _reads(grafted, name)
+    _, tap, features = reads(grafted, name)
     at = next((index for index, stage in enumerate(parts) if stage.node == tap.name), -1)  # -1: the images
     tapped = parts[at].last if at >= 0 else INPUT
     model = type(grafted).__name__
@@ -364,7 +365,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     gap = (right - left - width * (len(parts) + 1)) / len(parts)
     sheet.box(left, middle - 0.45, width, 0.9, _GREY, edge=3 if at < 0 else 1.8)
     sheet.text(left + width / 2, middle + 0.17, "images", width=width - 0.1, bold=True, align="center")
-    sheet.text(left + width / 2, middle - 0.17, _times(shape), width=width - 0.1, size=11, align="center")
+    sheet.text(left + width / 2, middle - 0.17, times(shape), width=width - 0.1, size=11, align="center")
     ends = {-1: left + width + gap / 2}
     for index, stage in enumerate(parts):
         x = left + (index + 1) * (width + gap)
@@ -372,7 +373,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
         sheet.box(x, middle - height / 2, width, height, _BLUE, edge=3 if index == at else 1.8)
         centre = x + width / 2
         sheet.text(centre, middle + 0.32, stage.label, width=width - 0.1, bold=True, mono=True, align="center")
-        sheet.text(centre, middle - 0.2, _times(stage.shape), width=width - 0.1, size=11, align="center")
+        sheet.text(centre, middle - 0.2, times(stage.shape), width=width - 0.1, size=11, align="center")
         held = f"{stage.parameters:,} params" if stage.parameters else "no params"
         sheet.text(centre, middle - 0.5, held, width=width - 0.1, size=10, colour=_FAINT, align="center")
         ends[index] = x + width + gap / 2
@@ -520,11 +521,7 @@ def _count(weights: Mapping[str, nn.Parameter], prefix: str) -> int:
     return sum(parameter.numel() for key, parameter in weights.items() if key.startswith(prefix))
 
 
-def _times(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape)) if shape else "one number"  # noqa: RUF001
-
-
-def _shortened(line: str, most: int) -> str:
+def shortened(line: str, most: int) -> str:
     """A line of at most ``most`` letters, with its middle left out."""
     if len(line) <= most:
         return line

@@ -21,6 +21,7 @@ MODULES = sorted(
 ON_TOP = {
     "plotting",
     "reporting",
+    "drawing",
     "cli",
     "zoo",
     "baselines",

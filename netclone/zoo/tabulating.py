@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import statistics
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torchvision
 
 import netclone
 from netclone.errors import ArgumentError
+from netclone.rendering import render
 from netclone.writing import write_text
 from netclone.zoo.checking import Row
 
@@ -180,11 +180,10 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
 
 def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
     """The summary and the table as one HTML page that needs nothing else."""
-    from jinja2 import Environment
-
-    template = importlib.resources.files("netclone.zoo").joinpath("table.html.jinja").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(template)
-        .render(facts=facts, told=_told(facts), headings=HEADINGS, rows=[(row.passed, cells(row)) for row in rows])
+    return render(
+        "zoo/table.html.jinja",
+        facts=facts,
+        told=_told(facts),
+        headings=HEADINGS,
+        rows=[(row.passed, cells(row)) for row in rows],
     )

@@ -1,0 +1,106 @@
+"""confusion, by_class, changes: what a clone changed, for classes and for single samples, from logits alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often samples of one class (rows) were taken for another (columns).
+
+    ``columns`` are the classes shown, old ones first. Where not all are, ``others`` is how many were left out, and the
+    last row and column of ``counts`` sum over those.
+    """
+
+    columns: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
+    others: int
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """A class: its column, its number of samples, and the share that is right without and with the clone."""
+
+    column: int
+    is_new: bool
+    samples: int
+    before: float
+    grafted: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A sample without and with the clone: the probability of its label, and what it is taken for."""
+
+    index: int
+    label: int
+    before: float
+    grafted: float
+    taken_before: int
+    taken_grafted: int
+
+    @property
+    def gain(self) -> float:
+        """What the probability of the label gained by the clone, in [-1, 1]."""
+        return self.grafted - self.before
+
+
+def confusion(labels: Tensor, predicted: Tensor, old: Sequence[int], new: Sequence[int], most: int) -> Confusion:
+    """Count labels ``(N,)`` against predictions ``(N,)``, for at most ``most`` old and ``most`` new classes.
+
+    Of more than that, those are shown that have a part in most mistakes.
+
+    Examples
+    --------
+    >>> confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 2]), old=[0, 1], new=[2], most=2).counts
+    ((1, 0, 1), (0, 1, 0), (0, 0, 1))
+    """
+    width = len(old) + len(new)
+    wrong = labels != predicted
+    mistakes = torch.bincount(labels[wrong], minlength=width) + torch.bincount(predicted[wrong], minlength=width)
+    samples = torch.bincount(labels, minlength=width)
+
+    def chosen(columns: Sequence[int]) -> list[int]:
+        order = sorted(columns, key=lambda column: (-int(mistakes[column]), -int(samples[column]), column))
+        return sorted(order[:most])
+
+    shown = [*chosen(old), *chosen(new)]
+    others = width - len(shown)
+    place = torch.full((width,), len(shown), dtype=torch.long)
+    place[shown] = torch.arange(len(shown))
+    size = len(shown) + (others > 0)
+    counts = torch.bincount(place[labels] * size + place[predicted], minlength=size * size).view(size, size)
+    return Confusion(tuple(shown), tuple(tuple(row) for row in counts.tolist()), others)
+
+
+def by_class(labels: Tensor, before: Tensor, grafted: Tensor, new: Sequence[int]) -> tuple[OfClass, ...]:
+    """Every class that has samples, from labels ``(N,)`` and predictions ``(N,)``, in order of its column."""
+    found = []
+    for column in labels.unique().tolist():
+        own = labels == column
+        right = [float((taken[own] == column).double().mean()) for taken in (before, grafted)]
+        found.append(OfClass(column, column in new, int(own.sum()), *right))
+    return tuple(found)
+
+
+def changes(labels: Tensor, before: Tensor, grafted: Tensor, old: Sequence[int]) -> tuple[Change, ...]:
+    """All samples in order, from labels ``(N,)``, logits ``(N, len(old))`` and logits ``(N, columns)``.
+
+    Without the clone a new class has no column, and so probability zero.
+
+    Examples
+    --------
+    >>> changes(torch.tensor([1]), torch.zeros(1, 1), torch.zeros(1, 2), [0])[0].gain
+    0.5
+    """
+    wide = torch.zeros(grafted.shape, dtype=torch.double)
+    wide[:, list(old)] = before.double().softmax(1)
+    likely = grafted.double().softmax(1)
+    rows = torch.arange(len(labels))
+    columns = (rows, labels, wide[rows, labels], likely[rows, labels], wide.argmax(1), grafted.argmax(1))
+    return tuple(Change(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
