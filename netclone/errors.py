@@ -63,6 +63,10 @@ class ArchiveError(NetcloneError, ValueError):
     """A file is not an intact netclone archive, or asks for something an archive may not contain."""
 
 
+class HubError(NetcloneError, OSError):
+    """A hub has no such repository, revision or clone, does not let it be read or written, or cannot be reached."""
+
+
 class NetcloneWarning(UserWarning):
     """Root of netclone's warnings: a result is weaker than it looks."""
 
