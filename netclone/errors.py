@@ -60,7 +60,11 @@ class CertificateError(NetcloneError, ArithmeticError):
 
 
 class ArchiveError(NetcloneError, ValueError):
-    """A file is not an intact netclone archive, or asks for something an archive may not contain."""
+    """A file cannot be written, is no intact netclone archive, or asks for what an archive may not contain."""
+
+
+class HubError(NetcloneError, OSError):
+    """A hub has no such repository, revision or clone, does not let it be read or written, or cannot be reached."""
 
 
 class NetcloneWarning(UserWarning):

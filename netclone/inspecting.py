@@ -74,10 +74,10 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     )
 
 
-def show(inspection: Inspection, console: Console) -> None:
-    """Print it: the facts, how much of each group of channels was kept, and the positions that were tried."""
+def facts(inspection: Inspection) -> dict[str, str]:
+    """What a file says about its clone, in words, by name; empty where it does not say."""
     spec = inspection.spec
-    facts = {
+    return {
         "classes": described(spec),
         "grafted at": spec.at or "not fitted to a target: extracted only",
         "cut behind": spec.source_at or "the source's input",
@@ -91,8 +91,13 @@ def show(inspection: Inspection, console: Console) -> None:
         "source, target": " ".join(f[:12] for f in (spec.source_fingerprint, spec.target_fingerprint) if f),
         "digest": f"{inspection.sha256[:12]} (format {inspection.format_version}; verified when loaded)",
     }
+
+
+def show(inspection: Inspection, console: Console) -> None:
+    """Print it: the facts, how much of each group of channels was kept, and the positions that were tried."""
+    spec = inspection.spec
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, fact in facts.items():
+    for name, fact in facts(inspection).items():
         if fact:
             table.add_row(f"[bold]{name}[/bold]", escape(fact))
     console.print(table)

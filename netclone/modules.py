@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -53,6 +55,9 @@ class CloneModule(nn.Module):
     A module made by :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One made by
     :func:`netclone.clone` holds an adapter and a classifier too: it takes the target's features at ``at`` and, as a
     second argument, the target's own logits (``feature_node``).
+
+    It goes to the Hugging Face hub and comes from it as models of other libraries do, by :meth:`push_to_hub`,
+    :meth:`from_pretrained` and :meth:`save_pretrained`; what is stored is what :func:`netclone.save` writes.
 
     Parameters
     ----------
@@ -113,6 +118,171 @@ class CloneModule(nn.Module):
     def with_spec(self, **changes: Any) -> CloneModule:
         """The same clone (sharing tensors) with some facts changed."""
         return CloneModule(self.body, replace(self.spec, **changes)).train(self.training)
+
+    # The hub's methods have the names and keywords of huggingface_hub.ModelHubMixin. They are handed on to publishing,
+    # which stands on top: who uses no hub imports nothing of it.
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: dict[str, Any] | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write a folder: ``clone.safetensors``, as :func:`netclone.save` writes it, and a model card, ``README.md``.
+
+        Parameters
+        ----------
+        save_directory
+            The folder; made where there is none. A card that is there already stays.
+        config
+            Written as ``config.json``, for other tools; nothing of it is read.
+        repo_id, push_to_hub, push_to_hub_kwargs
+            Whether to push it too, and how: :meth:`push_to_hub`. Its name is the folder's if no other is given.
+        model_card_kwargs
+            What the first lines of the card say besides: ``{"license": "mit", "base_model": "user/network"}``.
+
+        Returns
+        -------
+        The address of the commit if it was pushed, else None.
+
+        Raises
+        ------
+        ArchiveError
+            As for :func:`netclone.save`.
+        HubError
+            As for :meth:`push_to_hub`.
+
+        Examples
+        --------
+        >>> import os, tempfile, timm, netclone
+        >>> source = timm.create_model("test_resnet", num_classes=4)
+        >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), classes=[1, 3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     module.save_pretrained(folder)
+        ...     sorted(os.listdir(folder)), netclone.CloneModule.from_pretrained(folder).classes
+        (['README.md', 'clone.safetensors'], (1, 3))
+        """
+        from netclone.publishing import save_pretrained
+
+        return save_pretrained(
+            self,
+            save_directory,
+            config=config,
+            repo_id=repo_id,
+            push_to_hub=push_to_hub,
+            model_card_kwargs=model_card_kwargs,
+            **push_to_hub_kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> CloneModule:
+        """Read a clone from a folder or the hub (``"user/name"``), as data: in eval mode, on the CPU.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            A folder that :meth:`save_pretrained` wrote, or a repository that :meth:`push_to_hub` filled.
+        force_download
+            Whether to get anew what the cache holds.
+        token
+            None: the one you are logged in with, if any.
+        cache_dir
+            Folder for what is downloaded; None: huggingface_hub's own.
+        local_files_only
+            Whether to take it from the cache alone.
+        revision
+            Branch, tag or commit; None: the newest of the main branch.
+
+        Raises
+        ------
+        HubError
+            If there is no such repository, revision or clone in it, it may not be read, or the hub is out of reach.
+        ArchiveError
+            As for :func:`netclone.load`.
+        """
+        from netclone.publishing import from_pretrained
+
+        return from_pretrained(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        config: dict[str, Any] | None = None,
+        commit_message: str = "Push model using huggingface_hub.",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        allow_patterns: list[str] | str | None = None,
+        ignore_patterns: list[str] | str | None = None,
+        delete_patterns: list[str] | str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Put the files of :meth:`save_pretrained` into a repository of the hub, which is made where there is none.
+
+        Parameters
+        ----------
+        repo_id
+            ``"user/name"``, or a name of your own.
+        private
+            Whether a repository that is made is private; None: as the account says.
+        token
+            None: the one you are logged in with.
+        branch, create_pr
+            Where to: a branch, or a pull request that is opened.
+        allow_patterns, ignore_patterns, delete_patterns
+            Which files to send (``ignore_patterns="README.md"`` leaves a card that you wrote), and which to delete.
+        config, model_card_kwargs
+            As for :meth:`save_pretrained`.
+
+        Returns
+        -------
+        The address of the commit.
+
+        Raises
+        ------
+        ArchiveError
+            As for :func:`netclone.save`.
+        HubError
+            If no one is logged in, the repository may not be written, or the hub is out of reach.
+        """
+        from netclone.publishing import push_to_hub
+
+        return push_to_hub(
+            self,
+            repo_id,
+            config=config,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+            delete_patterns=delete_patterns,
+            model_card_kwargs=model_card_kwargs,
+        )
 
     def extra_repr(self) -> str:
         return f"classes={self.classes}, source_at={self.source_at!r}, at={self.at!r}"

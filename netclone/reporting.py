@@ -38,7 +38,7 @@ from netclone.modules import CloneModule, CloneSpec
 from netclone.picturing import thumbnails
 from netclone.plotting import Row, rows, shortened
 from netclone.rendering import digest, render
-from netclone.writing import write_text
+from netclone.writing import check_place, write_file
 
 MOST_BYTES = 2_000_000
 """A page is smaller."""
@@ -164,7 +164,9 @@ def report(
     CloneNameError
         If there is no clone of that name, or no name was given and there are several.
     ArgumentError
-        If ``grafted`` holds no clones, names or pixels do not fit, the page would be too large or cannot be written.
+        If ``grafted`` holds no clones, names or pixels do not fit, or the page would be too large.
+    ArchiveError
+        If the page cannot be written.
     DataError
         If the data are empty, not finite, or a label is no column.
 
@@ -182,8 +184,7 @@ def report(
     (('gull', '<tern>', '3'), 0, True)
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ArgumentError(f"path: cannot write '{path}': there is no folder '{path.parent}'; create it first")
+    check_place(path)
     tell = progress or (lambda what, done, total: None)
     removed = remove(grafted, name)
     name = clones(grafted)[0] if name is None else name
@@ -196,10 +197,7 @@ def report(
             f"path: the page would have {size:,} bytes, expected less than {MOST_BYTES:,}; give shorter commands "
             f"({sum(map(len, found.commands)):,} letters) or a shorter title ({len(found.title):,})"
         )
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise ArgumentError(f"path: cannot write '{path}': {error.strerror or error}") from error
+    write_file(path, text.encode("utf-8"))
     tell("report", _STEPS, _STEPS)
     return replace(found, bytes=size)
 

@@ -134,3 +134,20 @@ def test_what_a_user_gets_wrong_is_one_line(root, arguments, why):
     assert line.startswith("Error: ")
     assert re.search(why, line), line
     assert "Traceback" not in result.stderr
+
+
+def test_a_report_names_the_classes_by_their_folders_and_says_how_to_get_it_again(root, tmp_path):
+    arguments = ["--data", root / "all", "--target-data", root / "old", "--name", "reds"]
+    result = run("report", root / "grafted.safetensors", *arguments, "--out", tmp_path / "page.html", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    page = (tmp_path / "page.html").read_text()
+    assert facts["bytes"] == len(page.encode()) < 2_000_000
+    assert facts["differing"] == 0
+    for part in ("green", "grey", "red", f"--data {root / 'all'} --target-data {root / 'old'}", "--name reds"):
+        assert part in page, part
+    assert "data:image" in page
+    result = run("report", named(root, "target"), "--target-data", root / "old", "--out", tmp_path / "other.html")
+    assert result.exit_code == 1
+    assert "has no clone; give a file that netclone inject wrote" in result.stderr
+    assert not (tmp_path / "other.html").exists()

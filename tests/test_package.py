@@ -29,9 +29,13 @@ ON_TOP = {
     "demo",
     "inspecting",
     "deploying",
+    "publishing",
     "__main__",
     "__init__",
 }
+
+HANDED_ON = {("modules", "publishing")}
+"""Against the direction, inside methods that have to have the names a hub gives them; they do nothing but hand on."""
 
 
 def files_of(module):
@@ -68,14 +72,16 @@ def imports(module):
 
 
 def test_imports_have_no_cycle():
-    graph = networkx.DiGraph((module, other) for module in MODULES for other in imports(module) - {"__init__"})
+    found = {(module, other) for module in MODULES for other in imports(module) - {"__init__"}}
+    assert found >= HANDED_ON
+    graph = networkx.DiGraph(found - HANDED_ON)
     assert graph.number_of_edges() > len(MODULES)
     assert list(networkx.simple_cycles(graph)) == []
 
 
 def test_nothing_imports_what_stands_on_top():
     for module in set(MODULES) - ON_TOP:
-        assert not imports(module) & ON_TOP, module
+        assert not {(module, other) for other in imports(module) & ON_TOP} - HANDED_ON, module
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
     named = {node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom)}
     assert named <= set(MODULES) - ON_TOP
@@ -89,6 +95,7 @@ def test_only_one_module_knows_each_of_the_special_libraries():
         assert not names & {"pickle", "dill", "cloudpickle"}, module
         assert "matplotlib" not in names or module in ON_TOP, module
         assert "sklearn" not in names or module in ON_TOP, module
+        assert "huggingface_hub" not in names or module == "publishing", module
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,7 @@ def test_only_one_module_knows_each_of_the_special_libraries():
         ("import netclone", ["torch", "timm", "matplotlib", "typer", "sklearn"]),
         ("from netclone.cli import app; app(['--help'], standalone_mode=False)", ["torch", "timm", "matplotlib"]),
         ("import netclone; netclone.clone", ["matplotlib", "typer", "sklearn.datasets"]),
+        ("import netclone; netclone.CloneModule", ["huggingface_hub", "timm", "rich"]),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(run, heavy):

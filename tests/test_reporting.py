@@ -347,9 +347,9 @@ def test_refuses_with_the_way_out_and_leaves_nothing(made: Made, tmp_path: Path)
         report(made.grafted, made.data, there, pixels=lambda batch: batch[0])
     with pytest.raises(netclone.DataError, match="label 8 is neither old"):
         report(made.grafted, [(images, labels + 1)], there)
-    with pytest.raises(netclone.ArgumentError, match="there is no folder"):
+    with pytest.raises(netclone.ArchiveError, match="there is no folder"):
         report(made.grafted, made.data, tmp_path / "none" / "page.html")
-    with pytest.raises(netclone.ArgumentError, match="path: cannot write"):
+    with pytest.raises(netclone.ArchiveError, match="cannot write"):
         report(made.grafted, made.data, tmp_path)
     assert not list(tmp_path.iterdir())
 
