@@ -131,7 +131,7 @@ def lay_out(grafted: fx.GraphModule, name: str, image: Tensor, most: int = MOST_
     lines.append(Line("tap", (point, (other, point[1]), (other, begin))))
     lines += [Line("source", ((other, box.y + _HEIGHT), (other, box.y + step))) for box in branch[:-1]]
     lines.append(Line("source", ((other, branch[-1].y + _HEIGHT), (other, bottom))))
-    reader = next((box for box in branch if box.label == _CLASSIFIER), None)
+    reader = next((box for box in branch if (box.kind, box.label) == ("trained", _CLASSIFIER)), None)
     if features is not None and reader is not None:
         read = next((index for index, part in enumerate(parts) if part.node == features.name), len(parts) - 1)
         y = lane[read + 1] + _HEIGHT + _GAP / 2 - (6 if read == at else 0)
@@ -146,78 +146,98 @@ def branch_boxes(module: CloneModule, most: int = MOST_BOXES) -> tuple[Box, ...]
 
     A node belongs to the module whose tensors it reads, or else to that of what it was given last.
     """
-    places = _places(module)
-    order = list(dict.fromkeys(places.values()))
-    if _CLASSIFIER in order:
-        order = [*(key for key in order if key != _CLASSIFIER), _CLASSIFIER]
+    nodes = _stretches(module)
     kind = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.zeros(()))
     shapes = [shape for shape in (module.spec.input_shape, module.spec.feature_shape) if shape is not None]
     measured = measure(module.body, *(torch.zeros(1, *shape, dtype=kind.dtype, device=kind.device) for shape in shapes))
-    nodes = {key: [node for node, place in places.items() if place == key] for key in order}
     found = []
-    for key in order:
-        given = [measured[node].shape for node in nodes[key] if node in measured]
+    for (_, label), inside in nodes.items():
+        given = [measured[node.name].shape for node in inside if node.name in measured]
         shape = next((shape for shape in reversed(given) if shape is not None), None)
-        found.append(Stage(key, key, nodes[key][-1], shape or (), _parameters(module, key, places)))
-    fixed = {part.node for part in found if part.first in (_ADAPTER, _CLASSIFIER)}
-    boxes = []
+        found.append(Stage(label, label, inside[-1].name, shape or (), _parameters(module, inside)))
+    fixed = {inside[-1].name for (trained, _), inside in nodes.items() if trained}
     groups = rows(module, 10**6)
+    boxes = []
+    left = list(nodes.items())
     for part in merged(found, fixed, most):
-        keys = order[order.index(part.first) : order.index(part.last) + 1]
-        inside = [node for key in keys for node in nodes[key]]
-        trained = part.first in (_ADAPTER, _CLASSIFIER)
-        own = [row for row in groups if any(f"{row.label.split('#')[0]}.".startswith(f"{key}.") for key in keys)]
+        ends = next(index for index, (_, inside) in enumerate(left) if inside[-1].name == part.node)
+        joined, left = left[: ends + 1], left[ends + 1 :]
+        trained = joined[0][0][0]
+        own = [row for row in groups if any(_is_within(row.label, label) for (_, label), _ in joined)]
         kept = sum(row.kept for row in own) / sum(row.total for row in own) if own and not trained else None
         title = part.first if part.first == part.last else f"{part.first} to {part.last}"
-        says = _counted(title, len(inside)) + ("" if kept is None else f", {kept:.0%} of its units")
-        macs = _macs(measured, inside)
+        names = [node.name for _, some in joined for node in some]
+        says = _counted(title, len(names)) + ("" if kept is None else f", {kept:.0%} of its units")
+        macs = _macs(measured, names)
         boxes.append(
             _box("trained" if trained else "source", title, says, part.shape, part.parameters, macs, kept, 0, 0)
         )
     return tuple(boxes)
 
 
-def _places(module: CloneModule) -> dict[str, str]:
-    """For every node of a clone that computes something, in order, the stretch it belongs to."""
-    place: dict[fx.Node, str | None] = {}
-    fitted = any(key.startswith("body.classifier.") for key in module.state_dict())
+_Key = tuple[bool, str]  # whether it was fitted to the target, and its name
+
+
+def _stretches(module: CloneModule) -> dict[_Key, list[fx.Node]]:
+    """The nodes of a clone that compute something, by the stretch they belong to, the classifier last."""
+    last: _Key = (True, _CLASSIFIER)
+    tensors = {node: str(node.target) for node in module.body.graph.nodes if node.op == "get_attr"}
+    fitted = module.spec.feature_shape is not None
+    own = [name.partition(".")[2] if fitted else name for name in tensors.values() if not fitted or _of_source(name)]
+    common = _common([name.split(".")[:-1] for name in own])
     inputs = [node for node in module.body.graph.nodes if node.op == "placeholder"]
+    place: dict[fx.Node, _Key | None] = {node: last if node is not inputs[0] else None for node in inputs}
     for node in module.body.graph.nodes:
-        if node in inputs:
-            place[node] = _CLASSIFIER if node is not inputs[0] else None
-        elif node.op == "get_attr":
-            place[node] = _stretch(str(node.target), fitted)
-        elif node.op != "output":
-            held = [place[given] for given in node.all_input_nodes if given.op == "get_attr"]
-            passed = [place[given] for given in node.all_input_nodes if given.op != "get_attr"]
+        if node in tensors:
+            place[node] = _key(tensors[node], fitted, common)
+        elif node.op not in ("placeholder", "output"):
+            held = [place[given] for given in node.all_input_nodes if given in tensors and place[given] is not None]
+            passed = [place[given] for given in node.all_input_nodes if given not in tensors]
             known = [key for key in passed if key is not None]
-            place[node] = _CLASSIFIER if _CLASSIFIER in known else held[0] if held else known[-1] if known else None
-    computes = {node: key for node, key in place.items() if node.op not in ("get_attr", "placeholder")}
-    first = next((key for key in computes.values() if key is not None), "source")
-    return {node.name: first if key is None else key for node, key in computes.items()}
+            place[node] = last if last in known else held[0] if held else known[-1] if known else None
+    computing = {node: key for node, key in place.items() if node not in tensors and node not in inputs}
+    first = next((key for key in computing.values() if key is not None), (False, "source"))
+    found: dict[_Key, list[fx.Node]] = {}
+    for node, key in computing.items():
+        found.setdefault(first if key is None else key, []).append(node)
+    if last in found:
+        found[last] = found.pop(last)
+    return found
 
 
-def _stretch(tensor: str, fitted: bool) -> str:
-    """Adapter, classifier, or the block of the source that a tensor belongs to, by its name."""
+def _common(paths: Sequence[list[str]]) -> int:
+    """How many parts all paths of modules begin with; those of no part are passed over."""
+    levels = list(zip(*(path for path in paths if path), strict=False))
+    return next((depth for depth, level in enumerate(levels) if len(set(level)) > 1), len(levels))
+
+
+def _of_source(tensor: str) -> bool:
+    """Whether a tensor of a fitted clone was the source's: it lies beside those of adapter and classifier."""
+    return tensor.startswith("body.")
+
+
+def _key(tensor: str, fitted: bool, common: int) -> _Key | None:
+    """Adapter, classifier, or the block of the source that a tensor belongs to, by its name, ``common`` parts aside."""
     if fitted:
         top, _, rest = tensor.partition(".")
-        if top in (_ADAPTER, _CLASSIFIER):
-            return top
+        if not _of_source(tensor):
+            return (True, top) if top in (_ADAPTER, _CLASSIFIER) else None
         tensor = rest
-    first, *rest_of = tensor.split(".")
-    return f"{first}.{rest_of[0]}" if rest_of and rest_of[0].isdigit() else first
+    parts = tensor.split(".")
+    deep = common + 2 if len(parts) > common + 1 and parts[common + 1].isdigit() else common + 1
+    return False, ".".join(parts[:deep])
 
 
-def _parameters(module: CloneModule, key: str, places: Mapping[str, str]) -> int:
-    """Parameters read by the nodes of a stretch."""
-    found = {}
-    for node in module.body.graph.nodes:
-        if places.get(node.name) == key:
-            for given in node.all_input_nodes:
-                if given.op == "get_attr":
-                    tensor = tensor_at(module.body, str(given.target))
-                    found.update({id(tensor): tensor} if isinstance(tensor, nn.Parameter) else {})
-    return sum(tensor.numel() for tensor in found.values())
+def _is_within(group: str, label: str) -> bool:
+    """Whether a group of channels belongs to a block."""
+    return f"{group.split('#')[0]}.".startswith(f"{label}.")
+
+
+def _parameters(module: CloneModule, nodes: Sequence[fx.Node]) -> int:
+    """Parameters that some nodes read."""
+    read = {str(given.target) for node in nodes for given in node.all_input_nodes if given.op == "get_attr"}
+    tensors = {id(tensor): tensor for tensor in (tensor_at(module.body, name) for name in read)}
+    return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
 
 
 def _macs(measured: Mapping[str, Measured], nodes: Sequence[str]) -> int | None:

@@ -43,7 +43,7 @@ from netclone.writing import check_place, write_file
 MOST_BYTES = 2_000_000
 """A page is smaller."""
 
-MOST_CONFUSED = 12
+MOST_CONFUSED = 10
 """Old and new classes, each, that the confusion matrix shows."""
 
 MOST_CLASSES = 200

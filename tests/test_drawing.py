@@ -108,10 +108,12 @@ def test_a_clone_at_the_input_is_tapped_behind_the_images(vit):
 
 
 def test_a_clone_without_adapter_and_classifier():
-    source = timm.create_model("test_resnet", num_classes=4)
+    """The source's own classifier is one of its blocks like any other."""
+    source = timm.create_model("test_efficientnet", num_classes=4)
     mask = netclone.localize(source, method="magnitude", keep=0.5)
-    module = netclone.extract(source, mask, at="layer2", classes=[1, 3])
+    module = netclone.extract(source, mask, at="blocks.2", classes=[1, 3])
     boxes = branch_boxes(module)
+    assert [box.label for box in boxes] == ["blocks.3", "blocks.4", "conv_head", "bn2", "classifier"]
     assert {box.kind for box in boxes} == {"source"}
     assert boxes[-1].shape == (2,)
     assert sum(box.parameters for box in boxes) == sum(p.numel() for p in module.parameters())
@@ -123,6 +125,13 @@ def test_a_clone_without_adapter_and_classifier():
     drawing = lay_out(grafted, "odd", torch.zeros(1, 3, 160, 160))
     assert drawing.boxes[-1].label == "25 of the target + 2 of 'odd' + 2 of 'even'"
     assert "features" not in {line.kind for line in drawing.lines}
+
+
+def test_what_all_of_a_source_lies_in_is_not_taken_for_a_block():
+    source = nn.Sequential(timm.create_model("test_resnet", num_classes=10))
+    grafted = graft(source, timm.create_model("test_resnet", num_classes=5), at="input", source_at=None)
+    labels = [box.label for box in branch_boxes(grafted.get_submodule("digits"))]
+    assert "0.layer2" in " ".join(labels) and len(labels) > 5
 
 
 def test_refuses_a_name_that_is_not_there(cnn):
