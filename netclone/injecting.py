@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.capturing import FACTS
+from netclone.describing import NAMES, describe, described, widened
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError
 from netclone.modules import CloneModule, CloneSpec
 from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
@@ -64,11 +65,13 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Record:
-    """The clones in a graph, and what the target was like before: modules in train mode, trainable parameters."""
+    """The clones in a graph, and what the target was like before: modules in train mode, trainable parameters, and
+    what it said of itself."""
 
     branches: tuple[_Branch, ...]
     training: tuple[str, ...]
     trainable: tuple[str, ...]
+    attributes: dict[str, Any]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,7 +103,8 @@ def inject(
     """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
 
     The target's parameters are frozen in the copy and its modules stay in eval mode, whatever ``train()`` says;
-    :func:`remove` restores both. Neither ``target`` nor ``module`` is touched.
+    :func:`remove` restores both. Neither ``target`` nor ``module`` is touched. By timm's conventions the graph has
+    ``num_classes``, all of them, and what else the target says of itself: its ``pretrained_cfg`` with as many classes.
 
     Parameters
     ----------
@@ -162,6 +166,7 @@ def inject(
         branches=(),
         training=tuple(path for path, part in traced.named_modules() if part.training),
         trainable=tuple(path for path, parameter in traced.named_parameters() if parameter.requires_grad),
+        attributes=described(traced),
     )
     name = _checked_name(name, (target, traced, GraftedModule), record.names)
     logits_node(traced)
@@ -375,7 +380,7 @@ def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, .
     """The clone's name, or the first free default, if it is a new identifier that no owner has as an attribute."""
 
     def taken(candidate: str) -> bool:
-        return any(hasattr(owner, candidate) for owner in owners)
+        return candidate in NAMES or any(hasattr(owner, candidate) for owner in owners)
 
     def free(base: str) -> str:
         names = (base if index == 1 else f"{base}_{index}" for index in count(1))
@@ -454,8 +459,13 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
             parameter.requires_grad_(not record.branches and path in record.trainable)
     if record.branches:
         result.meta[_RECORD] = record
+        added = {name: result.get_submodule(name).spec for name in record.names}
+        columns = {name: (len(spec.classes), spec.class_names) for name, spec in added.items()}
+        own = (shape_of(logits_node(result)) or (0,))[0] - sum(count for count, _ in columns.values())
+        describe(result, widened(record.attributes, own, columns))
     else:
         del result.meta[_RECORD]
+        describe(result, copy.deepcopy(record.attributes))
 
 
 def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...]) -> None:

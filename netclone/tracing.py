@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from netclone.capturing import FACTS, capture, deterministic
+from netclone.describing import describe, described
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
 from netclone.exporting import copied
 
@@ -56,7 +57,8 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     """Copy a model into a graph whose nodes know their shapes; the model is untouched.
 
     The graph is traced symbolically, so that module paths stay and the input size is free; where that fails,
-    ``torch.export`` is used. The result is checked: it computes bitwise what the model computes (in eval mode).
+    ``torch.export`` is used. The result is checked: it computes bitwise what the model computes (in eval mode). What a
+    timm model says of itself (``num_classes``, ``pretrained_cfg``, ...) the graph says too.
 
     Parameters
     ----------
@@ -122,6 +124,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in traced.named_modules():
         module.training = modes.get(name, module.training)
+    describe(traced, described(model))
     return traced
 
 

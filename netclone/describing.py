@@ -1,0 +1,78 @@
+"""describe(graph, ...): what a network says of itself by timm's conventions, which graphs made of it say too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # what torch sets again on its copies
+
+NAMES = ("num_classes", "in_chans", "num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg")
+"""The attributes; a graph has those that the network has."""
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """A copy of what a network says of itself: plain data alone.
+
+    Examples
+    --------
+    >>> import timm
+    >>> described(timm.create_model("test_resnet", num_classes=4))["num_classes"]
+    4
+    """
+    found = {name: getattr(model, name, None) for name in NAMES}
+    return copy.deepcopy({name: value for name, value in found.items() if isinstance(value, (int, list, tuple, dict))})
+
+
+def describe(graph: fx.GraphModule, values: Mapping[str, Any]) -> None:
+    """Make a graph, and its deep copies, say this of themselves and nothing else; its modules keep their names.
+
+    Examples
+    --------
+    >>> import copy
+    >>> graph = fx.symbolic_trace(nn.Linear(2, 3))
+    >>> describe(graph, {"num_classes": 3})
+    >>> copy.deepcopy(graph).num_classes
+    3
+    """
+    for name in graph.meta.pop(_KEPT, {}):
+        graph.__dict__.pop(name, None)
+    free = {name: value for name, value in values.items() if not hasattr(graph, name)}
+    for name, value in free.items():
+        setattr(graph, name, value)
+    if free:
+        graph.meta[_KEPT] = free
+
+
+def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, Any]:
+    """What a network says of itself once clones have added their columns: as many classes, and their names.
+
+    Names of labels are kept in step with the columns: where the network or a clone has none, there are none.
+
+    Parameters
+    ----------
+    values
+        What the network says, of which a copy is made.
+    own
+        How many columns it has itself.
+    classes
+        By clone, how many columns it adds and the names of their classes, if it has any.
+
+    Examples
+    --------
+    >>> cfg = {"num_classes": 1000, "label_names": ["crow", "gull"]}
+    >>> widened({"num_classes": 2, "pretrained_cfg": cfg}, 2, {"herons": (1, ("heron",))})
+    {'num_classes': 3, 'pretrained_cfg': {'num_classes': 3, 'label_names': ['crow', 'gull', 'heron']}}
+    """
+    wide = copy.deepcopy(dict(values))
+    wide["num_classes"] = own + sum(count for count, _ in classes.values())
+    configs = {id(cfg): cfg for cfg in (wide.get("pretrained_cfg"), wide.get("default_cfg")) if isinstance(cfg, dict)}
+    for cfg in configs.values():  # timm's two are one and the same
+        cfg["num_classes"] = wide["num_classes"]
+        labels = cfg.pop("label_names", None)
+        known = isinstance(labels, (list, tuple)) and len(labels) == own
+        if known and all(len(names) == count for count, names in classes.values()):
+            cfg["label_names"] = type(labels)([*labels, *(name for _, names in classes.values() for name in names)])
+    return wide
