@@ -36,16 +36,27 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def commands() -> str:
-    """The reference of the command line, as typer writes it of the app itself."""
+    """The reference of the command line, as typer writes it of the app; the list of commands in full, as links."""
     command = [sys.executable, "-m", "typer", "netclone.cli", "utils", "docs", "--name", "netclone"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     made = html.unescape(made.replace("```console\n$ ", "```console\n"))
-    made = re.sub(r"^Example: (.+?)$", _example, made, flags=re.MULTILINE)
+    claims = dict(re.findall(r"^## `netclone ([\w-]+)`\n\n(.+)$", made, re.MULTILINE))
+    made = re.sub(r"^\* `([\w-]+)`: .*$", lambda match: _listed(match, claims), made, flags=re.MULTILINE)
+    made = re.sub(r"^Example: (.+?)$", "**Example**:\n\n```bash\n\\1\n```", made, flags=re.MULTILINE)
     return re.sub(r"\A# .*\n", "", made)
 
 
-def _example(match: re.Match[str]) -> str:
-    return f"```bash\n{match[1]}\n```"
+def _listed(match: re.Match[str], claims: dict[str, str]) -> str:
+    name = match[1]
+    return f"* [`netclone {name}`](#netclone-{name}): {claims[name]}" if name in claims else match[0]
+
+
+def zoo() -> str:
+    """The committed table of the zoo, the long command that wrote it folded away."""
+    text = (ROOT / "docs" / "zoo" / "zoo.md").read_text(encoding="utf-8")
+    title, written, rest = text.split("\n\n", 2)
+    command, _, when = written.rpartition("`, ")
+    return f'{title}\n\nWritten on {when}\n\n??? note "The command"\n\n    {command}`\n\n{rest}'
 
 
 def overview() -> str:
@@ -120,6 +131,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "learning": learning,
     "operators": operators,
     "names": names,
+    "zoo": zoo,
 }
 
 
