@@ -56,7 +56,8 @@ def zoo() -> str:
     text = (ROOT / "docs" / "zoo" / "zoo.md").read_text(encoding="utf-8")
     title, written, rest = text.split("\n\n", 2)
     command, _, when = written.rpartition("`, ")
-    return f'{title}\n\nWritten on {when}\n\n??? note "The command"\n\n    {command}`\n\n{rest}'
+    folded = f'??? note "The command"\n\n    {command}`'
+    return f'{title}\n\nWritten on {when}\n\n{folded}\n\n<div class="wide" markdown>\n\n{rest}\n\n</div>'
 
 
 def overview() -> str:
