@@ -22,7 +22,7 @@ RESULTS = ROOT / "docs" / "results"
 SUITES = ("fashion", "cifar10", "zoo")
 
 _PLACE = re.compile(r"^<!-- netclone: (?P<what>[a-z-]+) -->$", re.MULTILINE)
-_HIDDEN = re.compile(r"<!---? *(?:invisible-code-block|clear-namespace).*?--->?\n?", re.DOTALL)
+_HIDDEN = re.compile(r"<!---? *(?:invisible-code-block|clear-namespace).*?-->\n?", re.DOTALL)
 _ROLE = re.compile(r":(?:func|class|meth|data|attr|exc|mod):`~?(?P<path>[\w.]+)`")
 _REFERENCE = re.compile(r"\n\nReference: (?P<text>.+?)\s*\Z", re.DOTALL)
 _DESIGN = re.compile(r"(?:; )?DESIGN, \"[^\"]*\"")  # notes that are not part of the documentation

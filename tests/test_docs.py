@@ -69,8 +69,8 @@ def test_no_page_shows_markup_of_another_language(site):
     """Roles of reST, places that a hook should have filled, code that only the tests run."""
     for page in site.rglob("*.html"):
         text = page.read_text()
-        for left in (":func:", ":class:", ":meth:", "netclone: ", "invisible-code"):
-            assert f"<!-- {left}" not in text and (left.endswith(": ") or left not in text), f"{page.name}: {left}"
+        for left in (":func:", ":class:", ":meth:", "<!-- netclone", "invisible-code"):
+            assert left not in text, f"{page.name}: {left}"
 
 
 def test_nothing_is_fetched_to_look_at_a_page(site):
