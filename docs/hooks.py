@@ -1,0 +1,175 @@
+"""What mkdocs and griffe are told of netclone: pages from the program and the committed results, and reST roles.
+
+``<!-- netclone: cli -->`` and the like on a page are replaced by what a function of this file writes, so nothing that
+the program or a committed file says is written down a second time.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+SUITES = ("fashion", "cifar10", "zoo")
+
+_PLACE = re.compile(r"^<!-- netclone: (?P<what>[a-z-]+) -->$", re.MULTILINE)
+_HIDDEN = re.compile(r"<!---? *(?:invisible-code-block|clear-namespace).*?-->\n?", re.DOTALL)
+_ROLE = re.compile(r":(?:func|class|meth|data|attr|exc|mod):`~?(?P<path>[\w.]+)`")
+_REFERENCE = re.compile(r"\n\nReference: (?P<text>.+?)\s*\Z", re.DOTALL)
+_DESIGN = re.compile(r"(?:; )?DESIGN, \"[^\"]*\"")  # notes that are not part of the documentation
+_SECTION = re.compile(r"\n\n\w[\w ]*\n---+\n")
+_RETURNS = re.compile(r"(?P<title>Returns\n-------\n)(?P<text>\S.*?)(?=\n\n\S|\Z)", re.DOTALL)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Write what a page asks for; leave out what only the tests run."""
+    return _PLACE.sub(lambda match: MAKERS[match["what"]](), _HIDDEN.sub("", markdown))
+
+
+def commands() -> str:
+    """The reference of the command line, as typer writes it of the app; the list of commands in full, as links."""
+    command = [sys.executable, "-m", "typer", "netclone.cli", "utils", "docs", "--name", "netclone"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    made = html.unescape(made.replace("```console\n$ ", "```console\n"))
+    claims = dict(re.findall(r"^## `netclone ([\w-]+)`\n\n(.+)$", made, re.MULTILINE))
+    made = re.sub(r"^\* `([\w-]+)`: .*$", lambda match: _listed(match, claims), made, flags=re.MULTILINE)
+    made = re.sub(r"^Example: (.+?)$", "**Example**:\n\n```bash\n\\1\n```", made, flags=re.MULTILINE)
+    return re.sub(r"\A# .*\n", "", made)
+
+
+def _listed(match: re.Match[str], claims: dict[str, str]) -> str:
+    name = match[1]
+    return f"* [`netclone {name}`](#netclone-{name}): {claims[name]}" if name in claims else match[0]
+
+
+def zoo() -> str:
+    """The committed table of the zoo, the long command that wrote it folded away."""
+    text = (ROOT / "docs" / "zoo" / "zoo.md").read_text(encoding="utf-8")
+    title, written, rest = text.split("\n\n", 2)
+    command, _, when = written.rpartition("`, ")
+    folded = f'??? note "The command"\n\n    {command}`'
+    return f'{title}\n\nWritten on {when}\n\n{folded}\n\n<div class="wide" markdown>\n\n{rest}\n\n</div>'
+
+
+def overview() -> str:
+    """Every method on every suite, from the committed results."""
+    from netclone.benchmarking.reporting import overview as written
+
+    return written([json.loads((RESULTS / suite / "results.json").read_text(encoding="utf-8")) for suite in SUITES])
+
+
+def demo() -> str:
+    """What ``netclone demo`` measured, from its committed results."""
+    found = json.loads((RESULTS / "demo" / "results.json").read_text(encoding="utf-8"))
+    titles = {"target": "target before", "grafted": "target with the clone", "removed": "target, clone removed"}
+    lines = ["| test images | old: 0-6 | new: 7-9 | all ten |", "|---|---|---|---|"]
+    for name, title in {**titles, "source": "source"}.items():
+        scores = found["scores"][name]
+        lines.append(f"| {title} | " + " | ".join(f"{scores[kind]:.1%}" for kind in ("old", "new", "all")) + " |")
+    return "\n".join(lines)
+
+
+def surgery() -> str:
+    """What the cuts and grafts cost, from the committed measurements."""
+    return _measured("surgery.json")
+
+
+def learning() -> str:
+    """What learning costs, from the committed measurements."""
+    return _measured("learning.json")
+
+
+def _measured(file: str) -> str:
+    found = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    lines = [
+        f"Measured with torch {found['torch']} and timm {found['timm']}.",
+        "",
+        "| | measured | bar |",
+        "|---|---|---|",
+    ]
+    for what, value, bar in found["rows"]:
+        lines.append(f"| {what} | {value:.3g} | {'' if bar is None else f'{bar:g}'} |")
+    return "\n".join(lines)
+
+
+def operators() -> str:
+    """The operators that a graph in an archive may call."""
+    from netclone.oprules import OPERATORS
+
+    names = "\n".join(sorted(OPERATORS))
+    return f'??? note "The {len(OPERATORS)} operators"\n\n    ```text\n' + names.replace("\n", "\n    ").join(
+        ("    ", "\n    ```")
+    )
+
+
+def names() -> str:
+    """Every public name with the first line of its docstring."""
+    import netclone
+
+    package = griffe.load("netclone", search_paths=[str(ROOT)])
+    lines = ["| name | what it is |", "|---|---|"]
+    for name in netclone.__all__:
+        docstring = package[name].docstring
+        claim = linked(docstring.value.split("\n\n")[0].replace("\n", " ")) if docstring else ""
+        lines.append(f"| [`{name}`][netclone.{name}] | {claim.replace('|', '&#124;')} |")
+    return "\n".join(lines)
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "cli": commands,
+    "overview": overview,
+    "demo": demo,
+    "surgery": surgery,
+    "learning": learning,
+    "operators": operators,
+    "names": names,
+    "zoo": zoo,
+}
+
+
+def linked(text: str) -> str:
+    """A docstring's text with its reST roles as links, or as code where they name nothing public."""
+    import netclone
+
+    def link(match: re.Match[str]) -> str:
+        name = match["path"].rpartition(".")[2]
+        public = name in netclone.__all__ and match["path"].split(".")[0] in ("netclone", name)
+        return f"[`{name}`][netclone.{name}]" if public else f"`{name}`"
+
+    return _ROLE.sub(link, text)
+
+
+class Docstrings(griffe.Extension):
+    """Docstrings as mkdocstrings wants them: roles as links, and what is returned under the type that is annotated."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrite one docstring."""
+        if obj.docstring is None:
+            return
+        text = _with_reference_first(linked(obj.docstring.value))
+        if isinstance(obj, griffe.Function) and obj.returns is not None:
+            returns = str(obj.returns)
+            text = _RETURNS.sub(
+                lambda match: f"{match['title']}{returns}\n    " + match["text"].replace("\n", "\n    "), text
+            )
+        obj.docstring.value = text
+
+
+def _with_reference_first(text: str) -> str:
+    """The same with the paper it refers to before the parameters, not within the last section."""
+    match = _REFERENCE.search(text)
+    if match is None:
+        return text
+    text, reference = text[: match.start()], _DESIGN.sub("", match["text"]).strip(" .")
+    section = _SECTION.search(text)
+    cut = section.start() if section else len(text)
+    return text[:cut] + (f"\n\nReference: {reference}." if reference else "") + text[cut:]

@@ -1,0 +1,174 @@
+"""The documentation builds strictly, covers every name and command, and its code runs as a reader would run it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+from sybil import Example
+from sybil.document import Document
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from typer.testing import CliRunner
+
+import netclone
+from netclone.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+COMMAND = typer.main.get_command(app)
+PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name not in ("adr", "zoo"))
+RUN_ELSEWHERE = {DOCS / "examples.md"}  # its code is that of examples/, which test_examples runs
+AFTER_TUTORIAL = [
+    path
+    for path in PAGES
+    if path not in RUN_ELSEWHERE
+    and path.stem != "tutorial"
+    and re.search(r"^```(python|bash)$", path.read_text(), re.M)
+]
+INSTALLED = "pip install -e netclone"
+PARSED_ONLY = ("push", "pull")  # they speak to a hub: test_publishing has one
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as .ci/run builds it: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_every_public_name_is_in_the_reference(site):
+    pages = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
+    missing = [name for name in netclone.__all__ if f'id="netclone.{name}"' not in pages]
+    assert not missing
+
+
+def test_every_command_is_in_the_reference(site):
+    page = (site / "reference" / "cli.html").read_text()
+    assert len(COMMAND.commands) >= 7
+    assert not [name for name in COMMAND.commands if f'id="netclone-{name}"' not in page]
+
+
+def test_no_page_shows_markup_of_another_language(site):
+    """Roles of reST, places that a hook should have filled, code that only the tests run."""
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        for left in (":func:", ":class:", ":meth:", "<!-- netclone", "invisible-code"):
+            assert left not in text, f"{page.name}: {left}"
+
+
+def test_nothing_is_fetched_to_look_at_a_page(site):
+    asset = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+    for page in site.rglob("*.html"):
+        found = [tag for tag in asset.findall(page.read_text()) if 'rel="canonical"' not in tag]
+        assert not found, page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?https?:", sheet.read_text()), sheet
+
+
+def test_results_on_the_pages_are_the_committed_ones(site):
+    for suite in ("fashion", "cifar10", "zoo"):
+        committed = (DOCS / "results" / suite / "results.md").read_text()
+        page = (site / "results" / suite / "results.html").read_text()
+        row = next(line for line in committed.splitlines() if line.startswith("| **netclone 50%**"))
+        for cell in re.findall(r"\d+\.\d%", row):
+            assert cell in page
+    networks = re.findall(r"^\| (timm/\w+)", (DOCS / "zoo" / "zoo.md").read_text(), re.M)
+    zoo = (site / "zoo" / "index.html").read_text()
+    assert len(networks) >= 58
+    assert not [name for name in networks if name not in zoo]
+
+
+# The code
+
+
+def commands_of(text):
+    """The lines of a block of shell, continuations joined."""
+    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.split("#")[0].strip()]
+
+
+def all_commands():
+    """Every line with netclone in a block of shell of any page, and of README."""
+    for page in (*PAGES, ROOT / "README.md"):
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in commands_of(block):
+                for part in line.split("&&"):
+                    if part.split()[0] == "netclone":
+                        yield pytest.param(part.strip(), id=f"{page.relative_to(ROOT)}: {part.strip()[:60]}")
+
+
+@pytest.mark.parametrize("line", list(all_commands()))
+def test_every_command_on_a_page_parses(line):
+    """No command, argument or option that there is not, and none missing."""
+    words = shlex.split(line, comments=True)[1:]
+    try:
+        with COMMAND.make_context("netclone", words) as context:
+            name, command, rest = COMMAND.resolve_command(context, [*context._protected_args, *context.args])
+            command.make_context(name, rest, parent=context)
+    except typer.Exit as left:  # --version and --help are done when they are read
+        assert left.exit_code == 0
+
+
+def run_shell(example: Example) -> None:
+    """Run the commands of a block as a shell would, but within this process."""
+    for line in commands_of(example.parsed):
+        words = shlex.split(line, comments=True)
+        if line == INSTALLED or (words[:1] == ["netclone"] and words[1] in PARSED_ONLY):
+            continue
+        assert words[0] == "netclone", f"{example.path}: nothing runs '{line}'"
+        result = CliRunner().invoke(app, words[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def run_page(path: Path, namespace: dict) -> dict:
+    """Run all blocks of a page, in order, in the current folder, and give the names it leaves."""
+    document = Document.parse(str(path), PythonCodeBlockParser(), CodeBlockParser("bash", run_shell))
+    document.namespace.update(namespace)
+    examples = list(document.examples())
+    assert examples
+    for example in examples:
+        example.evaluate()
+    return document.namespace
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The folder that the tutorial leaves, and its names."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        names = run_page(DOCS / "tutorial.md", {})
+    return folder, {name: value for name, value in names.items() if not name.startswith("__")}
+
+
+def test_the_tutorial_runs_and_is_as_good_as_it_says(tutorial):
+    folder, names = tutorial
+    assert names["scores"].old > 0.85 and names["scores"].new > 0.8
+    assert {path.name for path in folder.iterdir()} == {
+        *("digits", "source", "target"),
+        *("digits.safetensors", "grafted.safetensors", "restored.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("path", AFTER_TUTORIAL, ids=lambda path: str(path.relative_to(DOCS)))
+def test_the_code_of_a_page_runs_after_the_tutorial(path, tutorial, tmp_path, monkeypatch):
+    folder, names = tutorial
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    run_page(path, names)
