@@ -459,13 +459,21 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
             parameter.requires_grad_(not record.branches and path in record.trainable)
     if record.branches:
         result.meta[_RECORD] = record
-        added = {name: result.get_submodule(name).spec for name in record.names}
-        columns = {name: (len(spec.classes), spec.class_names) for name, spec in added.items()}
-        own = (shape_of(logits_node(result)) or (0,))[0] - sum(count for count, _ in columns.values())
-        describe(result, widened(record.attributes, own, columns))
+        describe(result, _said(result, record))
     else:
         del result.meta[_RECORD]
         describe(result, copy.deepcopy(record.attributes))
+
+
+def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, Any]:
+    """What the target said of itself, with the classes of the clones."""
+    added = {}
+    for name in record.names:
+        clone = grafted.get_submodule(name)
+        assert isinstance(clone, CloneModule)
+        added[name] = len(clone.classes), clone.class_names
+    columns = (shape_of(logits_node(grafted)) or (0,))[0]
+    return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
 
 
 def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...]) -> None:
