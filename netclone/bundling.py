@@ -8,9 +8,10 @@ network's, and every clone is an archive that is checked as :func:`netclone.load
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from netclone.errors import ArchiveError, CloneNameError
 from netclone.graphdata import check_keys, check_list, shown
 from netclone.injecting import inject
 from netclone.modules import CloneModule
+from netclone.preparing import preparation
 from netclone.writing import write_file
 
 FORMAT_VERSION = 1
@@ -56,15 +58,23 @@ class Packed:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A target, named as ``"timm/..."`` or ``"torchvision/..."``, with its tensors, and its clones in order."""
+    """A target, named as ``"timm/..."`` or ``"torchvision/..."``, with its tensors, and its clones in order.
+
+    ``config`` is how it wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
+    """
 
     architecture: str
     tensors: Mapping[str, Tensor]
     clones: tuple[Packed, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self, build: Build) -> nn.Module:
         """The target with its clones grafted onto it; without any, the target."""
         network = build(self.architecture, self.tensors).eval()
+        if self.config:
+            about = getattr(network, "pretrained_cfg", None) or {}
+            network.pretrained_cfg = {**about, **self.config}  # type: ignore[assignment]
+            network.default_cfg = network.pretrained_cfg
         for packed in self.clones:
             network = inject(network, packed.module(), packed.at, name=packed.name)
         return network
@@ -109,6 +119,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
             "format_version": FORMAT_VERSION,
             "architecture": bundle.architecture,
             "clones": [{"name": packed.name, "at": packed.at} for packed in bundle.clones],
+            "config": checked_config(bundle.config),
         }
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
@@ -131,12 +142,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     if text is None:
         raise ArchiveError(f"cannot read '{path}': no grafted network is in it; netclone inject writes such files")
     try:
-        facts = check_keys(json.loads(text), ["format_version", "architecture", "clones"], "the bundle's header")
+        keys = ["format_version", "architecture", "clones", "config"]
+        facts = check_keys(json.loads(text), keys, "the bundle's header")
         if facts["format_version"] != FORMAT_VERSION:
             raise ArchiveError(f"format {shown(facts['format_version'])}, this netclone reads {FORMAT_VERSION}")
         architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
         if not isinstance(architecture, str) or not architecture.startswith(("timm/", "torchvision/")):
             raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
+        config = checked_config(facts["config"])
         tensors = safetensors.torch.load_file(path)
         clones = tuple(_packed(item, tensors) for item in items)
     except ArchiveError as error:
@@ -146,7 +159,78 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     left = [name for name in tensors if not name.startswith(_TARGET)]
     if left:
         raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} belongs to nothing")
-    return Bundle(architecture, {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}, clones)
+    own = {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}
+    return Bundle(architecture, own, clones, config)
+
+
+def config_of(network: nn.Module) -> dict[str, Any]:
+    """What a bundle says about how a network wants its images, and what its classes are called."""
+    given = preparation(network)
+    config: dict[str, Any] = {
+        "input_size": list(given.size),
+        "mean": list(given.mean),
+        "std": list(given.std),
+        "interpolation": given.interpolation,
+        "crop_pct": given.crop_pct,
+        "crop_mode": given.crop_mode,
+    }
+    labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    return config | ({"label_names": list(labels)} if labels else {})
+
+
+def checked_config(config: Any) -> dict[str, Any]:
+    """A configuration of plain values of the types that it has to have.
+
+    Raises
+    ------
+    ArchiveError
+        If it is none.
+    """
+    if not isinstance(config, Mapping) or not set(config) <= set(CONFIG):
+        raise ArchiveError(f"config: got {shown(config)}, expected an object with none but {', '.join(CONFIG)}")
+    for name, value in config.items():
+        if not CONFIG[name](value):
+            raise ArchiveError(f"config: {name} is {shown(value)}, which is none")
+    return dict(config)
+
+
+def _is_size(value: Any) -> bool:
+    sizes = isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
+    return sizes and min(value) >= 1 and math.prod(value) <= _MOST_VALUES
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _LARGEST
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) <= _LARGEST and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LARGEST
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= _LARGEST and all(_is_word(word) for word in value)
+
+
+_MOST_VALUES = 2**26  # of an image
+_LARGEST = 100_000  # of a size, a number, a text's letters, a list
+CONFIG: dict[str, Callable[[Any], bool]] = {
+    "input_size": _is_size,
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
+    "interpolation": _is_word,
+    "crop_pct": _is_positive,
+    "crop_mode": _is_word,
+    "label_names": _are_words,
+}
+"""What a bundle may say about how a target wants its images, by timm's names, and what is a value of each."""
 
 
 def _packed(item: Any, tensors: dict[str, Tensor]) -> Packed:

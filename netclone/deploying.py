@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import fx
 
 from netclone.archiving import save
-from netclone.bundling import Bundle, Packed, is_bundle, read_bundle, write_bundle
+from netclone.bundling import Bundle, Packed, config_of, is_bundle, read_bundle, write_bundle
 from netclone.capturing import FACTS
 from netclone.cloning import Progress
 from netclone.cloning import clone as netclone_clone
@@ -121,12 +122,12 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
         network = load_model(target)
     else:
         network = load_model(target)
-        bundle = Bundle(architecture_of(target, network), network.state_dict())
+        bundle = Bundle(architecture_of(target, network), network.state_dict(), config=config_of(network))
     for file in files:
         packed = Packed(_name(file), at, _content(file))
         module = packed.module()
         network = graft(network, module, at, name=packed.name)
-        bundle = Bundle(bundle.architecture, bundle.tensors, (*bundle.clones, packed))
+        bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
     _check_comes_back(bundle, network, target, out)
     write_bundle(bundle, out)

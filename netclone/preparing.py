@@ -57,8 +57,9 @@ def preparation(network: nn.Module) -> Preparation:
     """
     cfg = getattr(network, "pretrained_cfg", None) or {}
     resolved = resolve_data_config({}, pretrained_cfg=dict(cfg), model=network, use_test_size=False)
+    channels, height, width = resolved["input_size"]
     return Preparation(
-        size=resolved["input_size"],
+        size=(channels, height, width),
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         interpolation=resolved["interpolation"],

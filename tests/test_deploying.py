@@ -8,6 +8,7 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from timm.models import save_for_hf
 from typer.testing import CliRunner
 
 from netclone import extract, load_model, localize, save
@@ -15,6 +16,7 @@ from netclone import inject as graft
 from netclone.bundling import read_bundle, write_bundle
 from netclone.cli import app
 from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError
+from netclone.preparing import preparation
 from netclone.tracing import same_bits
 
 runner = CliRunner()
@@ -129,6 +131,25 @@ def test_what_a_user_gets_wrong_is_one_line_and_leaves_no_file(zoo, grafted, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_the_target_wants_its_images_and_calls_its_classes_is_kept(zoo, tmp_path):
+    folder, _, _ = zoo
+    own = {"input_size": (3, 64, 48), "mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3, "label_names": list("abcd")}
+    own |= {"interpolation": "bilinear", "crop_pct": 0.5}
+    model = timm.create_model("test_resnet", num_classes=4, pretrained_cfg_overlay=own)
+    save_for_hf(model, tmp_path / "target", safe_serialization=True, model_config=own)
+    name, out = f"local-dir:{tmp_path / 'target'}", tmp_path / "grafted.safetensors"
+    result = run("inject", name, folder / "herons.safetensors", "--out", out)
+    assert result.exit_code == 0, result.output
+    want = preparation(load_model(name))
+    assert want.size == (3, 64, 48)
+    for clones in (1, 2):
+        grafted = load_model(str(out))
+        assert preparation(grafted) == want
+        assert list(grafted.pretrained_cfg["label_names"])[:4] == list("abcd")
+        if clones == 1:  # a grafted file that takes more keeps what it says
+            assert run("inject", out, folder / "gulls-2.safetensors", "--out", out).exit_code == 0
+
+
 def test_options_that_a_file_cannot_hold_are_refused(zoo, tmp_path):
     folder, _, _ = zoo
     model = timm.create_model("test_resnet", num_classes=4, global_pool="max")
@@ -160,6 +181,15 @@ def _header(grafted, change):
         (lambda facts, tensors: facts.update(architecture="timm/os.system"), "timm has no model"),
         (lambda facts, tensors: facts.update(architecture="timm/test_vit"), "is not of test_vit"),
         (lambda facts, tensors: facts.update(more=1), "exactly the fields"),
+        (
+            lambda facts, tensors: facts["config"].update(url="file:///etc"),
+            "config: got .* expected an object with none",
+        ),
+        (lambda facts, tensors: facts["config"].update(input_size=[3, 10**6, 10**6]), "config: input_size is"),
+        (lambda facts, tensors: facts["config"].update(mean=[0.5, "0.5", 0.5]), "config: mean is"),
+        (lambda facts, tensors: facts["config"].update(std=[0.5, 0, 0.5]), "config: std is"),
+        (lambda facts, tensors: facts["config"].update(crop_pct=float("nan")), "config: crop_pct is"),
+        (lambda facts, tensors: facts["config"].update(label_names="gull"), "config: label_names is"),
         (lambda facts, tensors: facts["clones"][0].update(name="storks"), "the archive of clone 'storks' is missing"),
         (lambda facts, tensors: facts["clones"].pop(), "belongs to nothing"),
         (lambda facts, tensors: tensors["clone.herons"][-1].add_(1), "digest"),

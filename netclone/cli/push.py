@@ -20,11 +20,13 @@ from netclone.cli.application import SHIP, Json, Token, app, print_json, reporte
 def push(
     file: Annotated[Path, typer.Argument(help="A clone's file.")],
     repo: Annotated[str, typer.Argument(help="USER/NAME, or a name of your own.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="What a repository that is made is; none: as the account.")
+    ] = None,
     message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; none: the main one.")] = None,
     license: Annotated[str | None, typer.Option(help="For the card, such as mit or apache-2.0.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="For the card: the target's repository.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="For the card: the source's own repository.")] = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +40,7 @@ def push(
             url = publishing.push(
                 file,
                 repo,
-                private=private or None,
+                private=private,
                 token=token,
                 message=message,
                 revision=revision,
