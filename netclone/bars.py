@@ -25,8 +25,8 @@ def progress(console: Console | None, period: float = 30) -> Progress:
         Seconds of the past from which the time left is told.
     """
     return Progress(
-        TextColumn("{task.description:<44}"),
-        BarColumn(24),
+        TextColumn("{task.description:<30}"),
+        BarColumn(16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -162,7 +162,7 @@ def test_the_tutorial_runs_and_is_as_good_as_it_says(tutorial):
     assert names["scores"].old > 0.85 and names["scores"].new > 0.8
     assert {path.name for path in folder.iterdir()} == {
         *("digits", "source", "target"),
-        *("digits.safetensors", "grafted.safetensors", "restored.safetensors"),
+        *("digits.safetensors", "grafted.safetensors", "report.html", "restored.safetensors"),
     }
 
 
