@@ -25,7 +25,6 @@ _PLACE = re.compile(r"^<!-- netclone: (?P<what>[a-z-]+) -->$", re.MULTILINE)
 _HIDDEN = re.compile(r"<!---? *(?:invisible-code-block|clear-namespace).*?-->\n?", re.DOTALL)
 _ROLE = re.compile(r":(?:func|class|meth|data|attr|exc|mod):`~?(?P<path>[\w.]+)`")
 _REFERENCE = re.compile(r"\n\nReference: (?P<text>.+?)\s*\Z", re.DOTALL)
-_DESIGN = re.compile(r"(?:; )?DESIGN, \"[^\"]*\"")  # notes that are not part of the documentation
 _SECTION = re.compile(r"\n\n\w[\w ]*\n---+\n")
 _RETURNS = re.compile(r"(?P<title>Returns\n-------\n)(?P<text>\S.*?)(?=\n\n\S|\Z)", re.DOTALL)
 
@@ -169,7 +168,7 @@ def _with_reference_first(text: str) -> str:
     match = _REFERENCE.search(text)
     if match is None:
         return text
-    text, reference = text[: match.start()], _DESIGN.sub("", match["text"]).strip(" .")
+    text, reference = text[: match.start()], match["text"].strip(" .")
     section = _SECTION.search(text)
     cut = section.start() if section else len(text)
-    return text[:cut] + (f"\n\nReference: {reference}." if reference else "") + text[cut:]
+    return text[:cut] + f"\n\nReference: {reference}." + text[cut:]

@@ -78,7 +78,7 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     OutputError
         If the model returns anything but one tensor.
 
-    Reference: DESIGN, "Two captures, both fx graphs"; docs/adr/0001-two-captures.md.
+    Reference: docs/adr/0001-two-captures.md.
     """
     if is_captured(model):
         assert isinstance(model, fx.GraphModule)

@@ -131,7 +131,7 @@ def channel_groups(
     >>> through["patch_embed.proj.weight"].size  # the residual stream
     64
 
-    Reference: DESIGN, "Channel groups by running the graph on labels".
+    Reference: docs/adr/0002-grouping-by-labels.md.
     """
     if isinstance(model, ChannelGroups):
         return model

@@ -140,7 +140,7 @@ def clone(
     >>> module.at, module.classes
     ('layer3', (2, 3))
 
-    Reference: Partial Network Cloning (arXiv 2303.10597), section 3; DESIGN, "The paper in one page".
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.
     """
     check_keep(keep)
     if search not in SEARCHES:

@@ -82,7 +82,7 @@ def extract(
     >>> module.classes, module.source_at, module.certificate < 1e-9
     ((1, 3), 'layer2', True)
 
-    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3; DESIGN, "Channel groups".
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3.
     """
     groups = channel_groups(source, example_inputs)
     slimmed = slim_down(groups, mask, classes)

@@ -198,7 +198,7 @@ def clones(grafted: fx.GraphModule) -> tuple[str, ...]:
     >>> netclone.clones(netclone.inject(grafted, module, at="layer2"))
     ('shirts', 'clone')
 
-    Reference: DESIGN, "The public API".
+    Reference: docs/adr/0004-grafting.md.
     """
     return _record(grafted).names
 

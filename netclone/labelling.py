@@ -35,7 +35,7 @@ class Labelling:
     without_rule
         ``(node, operator)`` of what had no rule.
 
-    Reference: DESIGN, "Channel groups by running the graph on labels"; docs/adr/0002-grouping-by-labels.md.
+    Reference: docs/adr/0002-grouping-by-labels.md.
     """
 
     def __init__(self, graph_module: fx.GraphModule, through_norms: bool = False) -> None:

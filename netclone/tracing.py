@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     >>> netclone.position(traced, "layer2").name
     'layer2_0_act2'
 
-    Reference: DESIGN, "Two captures, both fx graphs".
+    Reference: docs/adr/0001-two-captures.md.
     """
     check_one_device_and_dtype(model, "model")
     if isinstance(model, fx.GraphModule) and FACTS in model.meta:
