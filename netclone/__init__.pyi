@@ -18,6 +18,7 @@ from .errors import (
     TraceError,
     UncalibratedWarning,
     WeakDataWarning,
+    WorkerError,
 )
 from .evaluating import Cost, Scores, cost, evaluate
 from .extracting import extract
@@ -56,6 +57,7 @@ __all__ = [
     "UncalibratedWarning",
     "Unprunable",
     "WeakDataWarning",
+    "WorkerError",
     "channel_groups",
     "clone",
     "clones",

@@ -127,7 +127,7 @@ def clone(
     """Write a clone."""
     errors = Console(stderr=True)
     with _reported(), _bar(errors) as tell:
-        from netclone import deploying, inspecting  # slow to import, and not needed to show help
+        from netclone import deploying, inspecting, sharing  # slow to import, and not needed to show help
 
         options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
         options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
@@ -145,6 +145,8 @@ def clone(
                 progress=tell,
                 **options,
             )
+        if not sharing.is_main():
+            return
         for warning in dict.fromkeys(str(w.message) for w in weak if issubclass(w.category, NetcloneWarning)):
             errors.print(f"[yellow]Warning: {escape(warning)}[/yellow]", soft_wrap=True, highlight=False)
         inspection = inspecting.inspect(out)

@@ -37,6 +37,7 @@ from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, reason
+from netclone.sharing import ALONE, Workers
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
@@ -73,6 +74,7 @@ def clone(
     without: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> CloneModule:
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
 
@@ -120,6 +122,8 @@ def clone(
         ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
     progress
         Called with ``(what, done, total)``.
+    workers
+        The processes that share the work (see :func:`netclone.sharing.share`): each is given the same, and gets it.
 
     Raises
     ------
@@ -127,6 +131,8 @@ def clone(
         If an argument or the data are out of range.
     PositionError
         If no position works; the message lists the reason of each.
+    WorkerError
+        If another worker is gone, or was given other data.
 
     Examples
     --------
@@ -166,6 +172,9 @@ def clone(
             UncalibratedWarning,
             stacklevel=2,
         )
+    for samples in (new, old):
+        if samples is not None:
+            workers.check_same([samples.images, samples.labels], samples.what)
     while isinstance(target, GraftedModule):
         target = remove(target, clones(target)[0])
     example = new.images[:2]
@@ -177,8 +186,9 @@ def clone(
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
         new = new.of_classes(chosen)
-        check_agreement(in_batches(groups.graph_module, new.images, batch_size), new, chosen)
-        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, frozenset(without), seed)
+        check_agreement(in_batches(groups.graph_module, new.images, batch_size, workers), new, chosen)
+        left_out = frozenset(without)
+        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers)
         if mask is None:
             tell("localize", 0, 1)
             mask = localize(
@@ -192,11 +202,15 @@ def clone(
                 batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
                 augment=augment,
                 progress=lambda done, total: tell("localize", done, total),
+                workers=workers,
             )
+            workers.check_same([torch.tensor(flags) for _, flags in mask.kept], "mask")
         slimmed = _slim(task, mask, reconstruct, distill_steps, augment, tell)
         if augment is not None:
             task = task.with_views(augment)
-        return _search(task, slimmed, at, source_at, search == "all", tuple(class_names), tell)
+        module = _search(task, slimmed, at, source_at, search == "all", tuple(class_names), tell)
+        workers.check_same(list(module.state_dict().values()), "clone")
+        return module
 
 
 @dataclass(frozen=True)
@@ -217,6 +231,7 @@ class _Task:
     epochs: int
     without: frozenset[str]
     seed: int
+    workers: Workers
 
     @classmethod
     def of(
@@ -231,6 +246,7 @@ class _Task:
         epochs: int,
         without: frozenset[str],
         seed: int,
+        workers: Workers,
     ) -> _Task:
         traced = trace(target, new.images[:2]).eval()
         width = (shape_of(logits_node(traced)) or (0,))[0]
@@ -250,7 +266,7 @@ class _Task:
         rest: tuple[int, ...] = ()
         if others:
             around = clone_set[0].images if old is None else old.images[train[train < first_new]]
-            logits = in_batches(groups.graph_module, around, batch_size)[:, others]
+            logits = in_batches(groups.graph_module, around, batch_size, workers)[:, others]
             rest = tuple(others[i] for i in _most_likely(logits))
             if old is not None:
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
@@ -265,11 +281,12 @@ class _Task:
             validation=held_out,
             classes=classes,
             rest=rest,
-            logits=in_batches(traced, images, batch_size),
+            logits=in_batches(traced, images, batch_size, workers),
             batch_size=batch_size,
             epochs=epochs,
             without=without,
             seed=seed,
+            workers=workers,
         )
 
     def with_views(self, augment: Augment) -> _Task:
@@ -283,7 +300,7 @@ class _Task:
             self,
             images=torch.cat([self.images, views]),
             labels=torch.cat([self.labels, self.labels[seen]]),
-            logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size)]),
+            logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size, self.workers)]),
             train=train,
             epochs=math.ceil(self.epochs * len(self.train) / len(train)),
         )
@@ -319,7 +336,7 @@ def _slim(
         return slimmed
     tell("refit", 0, 1)
     some = task.some(REFIT)
-    slimmed.reconstruct(Samples(task.images[some], task.labels[some], "data"), None)
+    slimmed.reconstruct(Samples(task.images[some], task.labels[some], "data"), None, task.workers)
     tell("refit", 1, 1)
     everything = all(kept == units for _, kept, units in mask.summary())
     distill(
@@ -332,6 +349,7 @@ def _slim(
         batch_size=task.batch_size,
         generator=torch.Generator().manual_seed(task.seed),
         progress=partial(tell, "distil"),
+        workers=task.workers,
     )
     return slimmed
 
@@ -358,6 +376,7 @@ class _Fit:
             batch_size=task.batch_size,
             generator=torch.Generator().manual_seed(task.seed),
             progress=tell,
+            workers=task.workers,
         )
 
 
@@ -419,19 +438,19 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
     def seen(index: Tensor) -> Cached:
         features = task.images[index]
         if source_at is not None:
-            features = features_at(task.target, features, [place.node], task.batch_size)[place.node]
+            features = features_at(task.target, features, [place.node], task.batch_size, task.workers)[place.node]
         return Cached(features, task.logits[index], task.labels[index])
 
     train, held_out = seen(samples), seen(task.validation)
     adapter: Adapter | nn.Identity = nn.Identity()
     if source_at is not None:  # its outputs shall be what the slim source has at its cut
         node = position(task.groups.graph_module, source_at).name
-        wanted = features_at(slimmed.graph_module, task.images[samples], [node], task.batch_size)[node]
+        wanted = features_at(slimmed.graph_module, task.images[samples], [node], task.batch_size, task.workers)[node]
         adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
         if "adapter_start" not in task.without:
             adapter.solve(train.features, wanted)
     branch = nn.Sequential(adapter, module.body)
-    features = in_batches(branch, train.features, task.batch_size)
+    features = in_batches(branch, train.features, task.batch_size, task.workers)
     both = "target_stream" not in task.without
     classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes), both).to(train.logits)
     rest = () if "calibration" in task.without else task.rest
@@ -441,7 +460,7 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
     if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)
-        held_out = replace(held_out, features=in_batches(branch, held_out.features, task.batch_size))
+        held_out = replace(held_out, features=in_batches(branch, held_out.features, task.batch_size, task.workers))
     return _Fit(place, module, whole, trained, train, held_out)
 
 

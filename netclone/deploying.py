@@ -25,6 +25,7 @@ from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted, preparation
 from netclone.reading import chosen, read
+from netclone.sharing import share
 from netclone.tracing import logits_node, same_bits, shape_of
 
 Columns = tuple[int, int, str, str]
@@ -47,6 +48,8 @@ def clone(
     """Clone classes of a named source for a named target from pictures, and write the clone to a file.
 
     Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
+    Started as several processes (by accelerate, torchrun or mpirun), it is one run that they share: each opens its part
+    of the pictures, and the first writes the file.
 
     Parameters
     ----------
@@ -68,33 +71,40 @@ def clone(
     NetcloneError
         As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.clone`.
     """
-    if not out.parent.is_dir():
-        raise ArchiveError(f"cannot write '{out}': there is no folder '{out.parent}'; create it first")
     batch_size = options.get("batch_size", 64)
-    source_network = load_model(source)
-    target_network = (
-        grafted(replace(read_bundle(target), clones=()), Path(target)) if is_bundle(target) else load_model(target)
-    )
-    given = preparation(target_network)
-    pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
-    columns, names = chosen(classes, pictures)
-    assert pictures.columns is not None
-    wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
-    old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
-        target_network, "target-data"
-    )
-    module = netclone_clone(
-        converted(source_network, given),
-        target_network,
-        wanted,
-        classes=columns,
-        class_names=names,
-        target_data=old or None,
-        augment=mirrored if mirror else None,
-        progress=progress,
-        **options,
-    )
-    save(module, out)
+    with share() as workers:
+        with workers.agreed():
+            if workers.main and not out.parent.is_dir():
+                raise ArchiveError(f"cannot write '{out}': there is no folder '{out.parent}'; create it first")
+            source_network = load_model(source)
+            target_network = (
+                grafted(replace(read_bundle(target), clones=()), Path(target))
+                if is_bundle(target)
+                else load_model(target)
+            )
+            given = preparation(target_network)
+            pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
+            columns, names = chosen(classes, pictures)
+            assert pictures.columns is not None
+            wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
+            old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
+                target_network, "target-data"
+            )
+        module = netclone_clone(
+            converted(source_network, given),
+            target_network,
+            replace(wanted, workers=workers),
+            classes=columns,
+            class_names=names,
+            target_data=replace(old, workers=workers) if old else None,
+            augment=mirrored if mirror else None,
+            progress=progress if workers.main else None,
+            workers=workers,
+            **options,
+        )
+        with workers.agreed():
+            if workers.main:
+                save(module, out)
     return module
 
 

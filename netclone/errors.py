@@ -63,6 +63,10 @@ class ArchiveError(NetcloneError, ValueError):
     """A file is not an intact netclone archive, or asks for something an archive may not contain."""
 
 
+class WorkerError(NetcloneError, RuntimeError):
+    """A process of a run that several share is gone, cannot be reached, or holds something else than the others."""
+
+
 class NetcloneWarning(UserWarning):
     """Root of netclone's warnings: a result is weaker than it looks."""
 

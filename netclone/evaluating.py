@@ -21,6 +21,7 @@ from netclone.data import Batches, Samples, check_number, gather
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import clones
 from netclone.modules import CloneModule
+from netclone.sharing import ALONE, Workers
 
 BINS = 15  # of confidence, for the calibration error
 
@@ -75,6 +76,7 @@ def evaluate(
     source: nn.Module | None = None,
     name: str | None = None,
     batch_size: int = 64,
+    workers: Workers = ALONE,
 ) -> Scores:
     """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
 
@@ -93,6 +95,8 @@ def evaluate(
         The network a clone was cloned from, for ``similarity``; it is given the same images.
     name
         Which clone that is; may be left out where there is only one.
+    workers
+        The processes that share the batches (see :func:`netclone.sharing.share`); each gets the same scores.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def evaluate(
     """
     samples = gather(data)
     check_number(batch_size, "batch_size", 1)
-    logits = predict(model, samples.images, batch_size)
+    logits = predict(model, samples.images, batch_size, workers)
     width = logits.shape[1]
     columns_of = _columns_of_clones(model, width)
     added = sum(map(len, columns_of.values()))
@@ -144,7 +148,7 @@ def evaluate(
                 )
             known = reference.to(is_old.device)[is_old]
         else:
-            known = predict(reference, samples.images[is_old], batch_size)
+            known = predict(reference, samples.images[is_old], batch_size, workers)
         if present and known.shape[1] <= max(present):
             raise ArgumentError(
                 f"reference: {known.shape[1]} columns, but old classes up to {max(present)}; give the target before "
@@ -154,7 +158,7 @@ def evaluate(
         closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
     similarity = None
     if source is not None:
-        similarity = _similarity(model, columns_of, name, source, samples, logits, batch_size)
+        similarity = _similarity(model, columns_of, name, source, samples, logits, batch_size, workers)
     return Scores(
         old=_mean(right[is_old]),
         new=_mean(right[~is_old]),
@@ -167,15 +171,20 @@ def evaluate(
     )
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored."""
+def predict(model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE) -> Tensor:
+    """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
+
+    Several workers take whole batches, so that the result is the same to the bit.
+    """
+    starts = range(0, len(images), batch_size)
+    team = workers.team(len(starts))
     with _in_eval_mode(model):
-        parts = [model(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        parts = [model(images[i : i + batch_size]) for i in starts[team.own(len(starts))]]
     if not isinstance(parts[0], Tensor) or parts[0].dim() != 2:
         raise OutputError(
             f"{type(model).__name__} returns {type(parts[0]).__name__}; expected one tensor (N, classes): wrap it"
         )
-    return torch.cat(parts)
+    return team.joined(torch.cat(parts))
 
 
 @contextlib.contextmanager
@@ -278,6 +287,7 @@ def _similarity(
     samples: Samples,
     logits: Tensor,
     batch_size: int,
+    workers: Workers,
 ) -> float | None:
     if not columns_of:
         return None
@@ -291,7 +301,7 @@ def _similarity(
     own = (samples.labels >= columns.start) & (samples.labels < columns.stop)
     if not bool(own.any()):
         return None
-    wanted = predict(source, samples.images[own], batch_size)
+    wanted = predict(source, samples.images[own], batch_size, workers)
     if wanted.shape[1] <= max(classes):
         raise ArgumentError(
             f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{name}' was cloned from "
