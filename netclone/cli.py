@@ -126,7 +126,7 @@ def clone(
 ) -> None:
     """Write a clone."""
     errors = Console(stderr=True)
-    with _reported(), _bar(errors) as tell:
+    with _reported("Interrupted: the same command goes on from what was found."), _bar(errors) as tell:
         from netclone import deploying, inspecting, sharing  # slow to import, and not needed to show help
 
         options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, reason
-from netclone.sharing import ALONE, Workers
+from netclone.resuming import Findings
+from netclone.sharing import ALONE, Workers, digest
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
@@ -75,6 +77,7 @@ def clone(
     seed: int = 0,
     progress: Progress | None = None,
     workers: Workers = ALONE,
+    findings: Findings | None = None,
 ) -> CloneModule:
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
 
@@ -124,6 +127,8 @@ def clone(
         Called with ``(what, done, total)``.
     workers
         The processes that share the work (see :func:`netclone.sharing.share`): each is given the same, and gets it.
+    findings
+        Where to keep what is found on the way (mask, refitted source, each position tried), and to go on from.
 
     Raises
     ------
@@ -182,6 +187,18 @@ def clone(
         torch.default_generator.manual_seed(seed)
         groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
         chosen = check_classes(classes, groups.outputs)
+        findings = Findings() if findings is None else findings
+        if findings.path is not None:
+            findings.open(
+                _key(
+                    [new, old],
+                    [groups.graph_module, target],
+                    groups.fingerprint,
+                    [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
+                    [batch_size, validation, sorted(without), seed, augment and augment.__qualname__],
+                    [] if mask is None else [mask.kept],
+                )
+            )
         check_names(class_names, chosen)
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
@@ -189,7 +206,9 @@ def clone(
         check_agreement(in_batches(groups.graph_module, new.images, batch_size, workers), new, chosen)
         left_out = frozenset(without)
         task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers)
-        if mask is None:
+        if mask is None and (found := findings.recall("mask")) is not None:
+            mask = ChannelMask.from_kept(groups, {name: flags.tolist() for name, flags in found[0].items()})
+        elif mask is None:
             tell("localize", 0, 1)
             mask = localize(
                 groups,
@@ -204,11 +223,13 @@ def clone(
                 progress=lambda done, total: tell("localize", done, total),
                 workers=workers,
             )
-            workers.check_same([torch.tensor(flags) for _, flags in mask.kept], "mask")
-        slimmed = _slim(task, mask, reconstruct, distill_steps, augment, tell)
+            kept = {name: torch.tensor(flags) for name, flags in mask.kept}
+            workers.check_same(list(kept.values()), "mask")
+            findings.keep("mask", kept)
+        slimmed = _slim(task, mask, reconstruct, distill_steps, augment, findings, tell)
         if augment is not None:
             task = task.with_views(augment)
-        module = _search(task, slimmed, at, source_at, search == "all", tuple(class_names), tell)
+        module = _search(task, slimmed, at, source_at, search == "all", tuple(class_names), findings, tell)
         workers.check_same(list(module.state_dict().values()), "clone")
         return module
 
@@ -327,12 +348,21 @@ def _classifier_share(task: _Task, keep: float) -> float:
 
 
 def _slim(
-    task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, augment: Augment | None, tell: Progress
+    task: _Task,
+    mask: ChannelMask,
+    refit: bool,
+    distill_steps: int,
+    augment: Augment | None,
+    findings: Findings,
+    tell: Progress,
 ) -> Slimmed:
     """The masked source, slim, refitted on the training samples: once, for every position."""
     whole = features_node(task.groups.graph_module) is not None  # else the logits of other classes are never needed
     slimmed = slim_down(task.groups, mask, None if whole else task.classes)
     if not refit:
+        return slimmed
+    if (found := findings.recall("refit")) is not None:
+        slimmed.graph_module.load_state_dict(found[0])
         return slimmed
     tell("refit", 0, 1)
     some = task.some(REFIT)
@@ -351,6 +381,7 @@ def _slim(
         progress=partial(tell, "distil"),
         workers=task.workers,
     )
+    findings.keep("refit", slimmed.graph_module.state_dict())
     return slimmed
 
 
@@ -379,6 +410,17 @@ class _Fit:
             workers=task.workers,
         )
 
+    def resumed(self, task: _Task, epochs: int, findings: Findings, tell: Callable[[int, int], None]) -> float:
+        """As :meth:`run`, unless that was done in an earlier process, whose weights and score are taken then."""
+        name, parts = f"fit at {self.place.at}", nn.ModuleList([self.trained.adapter, self.trained.classifier])
+        found = findings.recall(name)
+        if found is not None:
+            parts.load_state_dict(found[0])
+            return found[1]
+        score = self.run(task, epochs, tell)
+        findings.keep(name, parts.state_dict(), score)
+        return score
+
 
 def _search(
     task: _Task,
@@ -387,6 +429,7 @@ def _search(
     source_at: str | None,
     every: bool,
     class_names: tuple[str, ...],
+    findings: Findings,
     tell: Progress,
 ) -> CloneModule:
     """Fit candidates briefly from deep to shallow, stop when validation no longer improves, and fit the best fully."""
@@ -405,7 +448,7 @@ def _search(
         try:
             cut = None if place.at == INPUT else cut or matching(place, sources).at
             candidate = _candidate(task, slimmed, place, cut, train)
-            score = candidate.run(task, epochs, partial(tell, f"fit at {place.at}"))
+            score = candidate.resumed(task, epochs, findings, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:
             tried.append(Candidate(place.at, cut, None, reason(error)))
             if at != "auto":
@@ -479,6 +522,16 @@ def _finished(task: _Task, chosen: _Fit) -> CloneModule:
         target_fingerprint=fingerprint(task.target),
     )
     return fitted.eval()
+
+
+def _key(
+    data: Sequence[Samples | None], networks: Sequence[nn.Module], structure: str, *arguments: Sequence[object]
+) -> str:
+    """What stands for all that a run's result depends on."""
+    tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
+    tensors += [tensor for network in networks for tensor in network.state_dict().values()]
+    text = repr((structure, digest(tensors), arguments, torch.__version__))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _most_likely(logits: Tensor) -> list[int]:

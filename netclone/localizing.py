@@ -242,6 +242,9 @@ def _local(
     full source's answers cost little beside the masked source's gradient. Gates are hard in the forward pass (the units
     that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
     everything to ``keep``.
+
+    While nothing is masked yet, the gradient is rounding and nothing else, which Adam makes steps of: each worker then
+    computes the whole batch, as one process does, and so it does with the full source's answers.
     """
     images = around.images
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
@@ -252,17 +255,15 @@ def _local(
     columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
     neighbourhoods = answered(
         lambda count: around.nearby(count, generator),
-        lambda points: _local_logits(
-            in_batches(groups.graph_module, points, workers.portion(len(points), batch_size), workers), columns
-        ),
+        lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
         batch_size,
         REUSE,
     )
     for done, (points, want) in enumerate(islice(neighbourhoods, steps)):
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
-        gates = [
-            flag.to(score) + score - score.detach() for score, flag in zip(scores, choose(scores, share), strict=True)
-        ]
+        flags = choose(scores, share)
+        gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
+        team = workers if not all(bool(flag.all()) for flag in flags) else ALONE
         vector = gate_vector(groups, gates)
 
         def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
@@ -270,7 +271,7 @@ def _local(
             agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
             return agreement + 0.1 * F.mse_loss(got / scale, want / scale)
 
-        step(optimizer, loss_of, (points, want), f"localize, step {done}", workers)
+        step(optimizer, loss_of, (points, want), f"localize, step {done}", team)
         schedule.step()
         if progress is not None:
             progress(done + 1, steps)

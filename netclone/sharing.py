@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -133,11 +133,7 @@ class Workers:
         """
         if self.count == 1:
             return
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        said = self.told(digest.hexdigest())
+        said = self.told(digest(tensors))
         for number, text in enumerate(said):
             if text != said[0]:
                 raise WorkerError(
@@ -148,6 +144,21 @@ class Workers:
 
 ALONE = Workers()
 """One process: all rows are its own."""
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of shapes, dtypes and bits.
+
+    Examples
+    --------
+    >>> digest([torch.zeros(2)]) == digest([torch.zeros(2)]) != digest([torch.zeros(3)])
+    True
+    """
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def launched() -> bool:

@@ -3,9 +3,11 @@
 import collections
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy
@@ -17,7 +19,9 @@ from PIL import Image
 from torch import nn
 
 import netclone
+from netclone import cloning
 from netclone.channels import channel_groups
+from netclone.cli import app
 from netclone.data import Samples
 from netclone.distilling import distill
 from netclone.errors import DataError, WorkerError
@@ -27,13 +31,15 @@ from netclone.sharing import ALONE, Workers, is_main, launched, share
 from netclone.tracing import same_bits
 
 TESTS = Path(__file__).parent
+FIT = cloning.fit
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 LAUNCH = [*LAUNCH.split(), "--dynamo_backend", "no"]
 
 
 def environment(**more):
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "error", **more}
+    strict = {"PYTHONWARNINGS": "error,ignore::ResourceWarning"}  # timm leaves pictures open
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **strict, **more}
 
 
 def free_port():
@@ -86,7 +92,7 @@ def test_one_process_is_the_identity():
 def test_items_are_dealt_out_whole_and_evenly(items):
     crew = [Workers(number, 4) for number in range(4)]
     parts = [list(range(items))[worker.own(items)] for worker in crew]
-    assert sum(parts, []) == list(range(items))
+    assert [item for part in parts for item in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all((worker.team(items) is worker) == (items >= 4) for worker in crew)
 
@@ -134,10 +140,10 @@ def check_primitives():
         workers.check_same([torch.ones(3), torch.tensor(True)], "data")
         for error, seen in ((DataError("torn\nand more"), DataError), (None, WorkerError)):
             if (error is not None) == (number == 1):
-                with pytest.raises(seen, match="torn" if number == 1 else "worker 1 met an error, DataError: torn;"):
-                    with workers.agreed():
-                        if error is not None:
-                            raise error
+                text = "torn" if number == 1 else "worker 1 met an error, DataError: torn;"
+                with pytest.raises(seen, match=text), workers.agreed():
+                    if error is not None:
+                        raise error
         with pytest.raises(WorkerError, match="mask: worker 2 has others than worker 0"):
             workers.check_same([torch.tensor(number // 2)], "mask")
         workers.check_same([torch.ones(1)], "still together")
@@ -172,8 +178,8 @@ def results(workers=ALONE):
     groups = channel_groups(source, new[0][:2])
     found = {}
     for name, options in {
-        "local": {"budget": "params", "steps": 40},
-        "channels": {"budget": "channels", "steps": 15},
+        "local": {"budget": "params", "steps": 12},
+        "channels": {"budget": "channels", "steps": 8},
         "taylor": {"method": "taylor"},
     }.items():
         mask = netclone.localize(groups, [new], classes=[1, 4], batch_size=7, workers=workers, **options)
@@ -193,7 +199,7 @@ def results(workers=ALONE):
     )
     found |= {f"distilled {name}": tensor for name, tensor in slimmed.graph_module.state_dict().items()}
     options = {"classes": [1, 4], "target_data": [old], "epochs": 2, "distill_steps": 3, "batch_size": 15}
-    module = netclone.clone(source, target, [new], method="taylor", search="all", workers=workers, **options)
+    module = netclone.clone(source, target, [new], method="taylor", workers=workers, **options)
     found |= {f"clone {name}": tensor for name, tensor in module.state_dict().items()}
     found["search"] = torch.tensor([candidate.score for candidate in module.spec.search])
     grafted = netclone.inject(target, module, name="birds")
@@ -289,23 +295,81 @@ def alone(birds):
     return netclone.load(out)
 
 
-def test_accelerate_launches_two_processes_that_read_each_picture_once_and_write_one_file(birds, alone, tmp_path):
-    out = tmp_path / "out" / "shared.safetensors"
-    out.parent.mkdir()
-    port = ["--main_process_port", free_port()]
-    run = [sys.executable, *LAUNCH, *port, *command(birds, out, "--json")]
-    done = subprocess.run(run, env=environment(**noting(birds, tmp_path)), capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def shared(birds, tmp_path_factory):
+    """The file of the clone that two processes make, what they printed, and where their notes are."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "out").mkdir()
+    out = folder / "out" / "shared.safetensors"
+    run = [sys.executable, *LAUNCH, "--main_process_port", free_port(), *command(birds, out, "--json")]
+    done = subprocess.run(run, env=environment(**noting(birds, folder)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["classes"] == [1, 3]  # printed once, or this were not JSON
+    return out, done.stdout, folder
+
+
+def test_accelerate_launches_two_processes_that_read_each_picture_once_and_write_one_file(birds, alone, shared):
+    out, printed, folder = shared
+    assert json.loads(printed)["classes"] == [1, 3]  # printed once, or this were not JSON
     module = netclone.load(out)
     assert module.spec.kept == alone.spec.kept
     assert module.spec.search == alone.spec.search and module.scores == alone.scores
     for (name, tensor), other in zip(alone.state_dict().items(), module.state_dict().values(), strict=True):
         assert float((tensor - other).abs().max()) <= 1e-3 * float(tensor.abs().max()) + 1e-5, name
     wanted = [*(birds / "new").glob("[13]/*.png"), *(birds / "old").glob("*/*.png")]
-    read = [noted(tmp_path, "read", rank) for rank in "01"]
+    read = [noted(folder, "read", rank) for rank in "01"]
     assert collections.Counter(read[0] + read[1]) == collections.Counter(map(str, wanted))
     assert abs(len(read[0]) - len(read[1])) <= 4  # of 6 and 9 pictures, in batches of 4
-    assert noted(tmp_path, "written", "1") == []
-    assert noted(tmp_path, "written", "0").count(str(out)) == 1
+    assert noted(folder, "written", "1") == []
+    assert noted(folder, "written", "0") == [str(out)]
     assert list(out.parent.iterdir()) == [out]
+
+
+# One that is gone
+
+
+def die(*arguments, **options):
+    """Be killed in the place of a function, in the worker that is to be."""
+    if os.environ["RANK"] == os.environ["VICTIM"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return FIT(*arguments, **options)
+
+
+def clone_and_die():
+    """The command line, with a worker that is killed when the first position is fitted."""
+    cloning.fit = die
+    app(prog_name="netclone")
+
+
+def check_what_is_left():
+    with pytest.raises(WorkerError, match="another worker is gone"), share(patience=60) as workers:
+        if workers.main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        workers.told("anyone there?")
+
+
+def check_signal():
+    with pytest.raises(WorkerError, match="ended by the launcher"), share(patience=60):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize(("check", "ends"), [("check_what_is_left", [-9, 0]), ("check_signal", [0, 0])])
+def test_whoever_is_left_gets_an_error_of_netclone(check, ends):
+    assert [status for status, _, _ in together("-c", f"import test_sharing; test_sharing.{check}()")] == ends
+
+
+def test_a_killed_worker_ends_the_run_which_goes_on_from_there_to_the_same_clone(birds, shared, tmp_path):
+    out = tmp_path / "herons.safetensors"
+    arguments = command(birds, out)[2:]
+    ends = together("-c", "import test_sharing; test_sharing.clone_and_die()", *arguments, VICTIM="1")
+    (status, _, said), (killed, _, _) = ends
+    assert (status, killed) == (1, -signal.SIGKILL)
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("Error:")]
+    assert "another worker is gone" in line and f"the same command goes on from '{out}.part'" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["herons.safetensors.part"]
+    ends = together(*command(birds, out))
+    ended_well(ends)
+    assert "localize" not in ends[0][2] and "distil" not in ends[0][2]
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_bytes() == shared[0].read_bytes()
