@@ -19,6 +19,7 @@ from .errors import (
     TraceError,
     UncalibratedWarning,
     WeakDataWarning,
+    WorkerError,
 )
 from .evaluating import Cost, Scores, cost, evaluate
 from .extracting import extract
@@ -58,6 +59,7 @@ __all__ = [
     "UncalibratedWarning",
     "Unprunable",
     "WeakDataWarning",
+    "WorkerError",
     "channel_groups",
     "clone",
     "clones",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from netclone.data import OLD_WEIGHT, balance
 from netclone.errors import AdapterError
+from netclone.sharing import ALONE, Workers
 from netclone.stepping import step
 
 RIDGE = 1e-3  # of the mean square of the inputs
@@ -232,6 +233,7 @@ def fit(
     generator: torch.Generator,
     calibrate: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> float:
     """Train adapter and classifier on cached features; the epoch that is best on validation stays.
 
@@ -239,6 +241,8 @@ def fit(
     any old-class sample it is taken among the new classes alone, and the classifier stays as it started if it knows
     the source's other classes; if it does not, it is fitted and gets a threshold afterwards. Without calibration the
     loss is that among the new classes, old-class samples are not used, and there is no threshold.
+
+    Several ``workers`` share the rows of each batch; the branch becomes the same in each.
 
     Returns
     -------
@@ -259,16 +263,25 @@ def fit(
     if joint or not branch.classifier.gated:  # else the source's own odds stand: nothing here could better them
         groups.append({"params": [p for p in branch.classifier.parameters() if p.requires_grad], "lr": 1e-2})
     if not any(group["params"] for group in groups):
-        return _validated(branch, validation, batch_size)[0]
+        return _validated(branch, validation, batch_size, workers)[0]
     optimizer = torch.optim.Adam(groups)
     steps = epochs * max(1, math.ceil(len(train) / batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=max(steps, 10), pct_start=0.2
     )
     weights = balance(train.labels, old, OLD_WEIGHT)
+
+    def loss_of(features: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        new_logits = branch(features, logits)
+        if joint:
+            losses = F.cross_entropy(torch.cat([logits, new_logits], 1), labels, reduction="none") * weights
+        else:
+            losses = F.cross_entropy(new_logits, labels - old, reduction="none")
+        return losses.mean() + DECAY * branch.classifier.linear.weight.square().sum()
+
     best, best_state = (-1.0, 0.0), None
     for epoch in range(epochs + 1):
-        score = _validated(branch, validation, batch_size)
+        score = _validated(branch, validation, batch_size, workers)
         if score > best:
             best, best_state = score, copy.deepcopy({k: v.state_dict() for k, v in _trained(branch).items()})
         if epoch == epochs:
@@ -277,14 +290,8 @@ def fit(
         for start in range(0, len(train), batch_size):
             chosen = order[start : start + batch_size].to(train.labels.device)
             batch = train[chosen]
-            new_logits = branch(batch.features, batch.logits)
-            if joint:
-                out, labels = torch.cat([batch.logits, new_logits], 1), batch.labels
-                losses = F.cross_entropy(out, labels, reduction="none") * weights[chosen]
-            else:
-                losses = F.cross_entropy(new_logits, batch.labels - old, reduction="none")
-            loss = losses.mean() + DECAY * branch.classifier.linear.weight.square().sum()
-            step(optimizer, loss, f"fitting adapter and classifier, epoch {epoch}")
+            rows = batch.features, batch.logits, batch.labels, weights[chosen]
+            step(optimizer, loss_of, rows, f"fitting adapter and classifier, epoch {epoch}", workers)
             schedule.step()
         if progress is not None:
             progress(epoch + 1, epochs)
@@ -292,31 +299,33 @@ def fit(
     for name, module in _trained(branch).items():
         module.load_state_dict(best_state[name])
     if calibrate and not joint and not branch.classifier.gated:
-        set_threshold(branch, train, batch_size)
-    return _validated(branch, validation, batch_size)[0]
+        set_threshold(branch, train, batch_size, workers=workers)
+    return _validated(branch, validation, batch_size, workers)[0]
 
 
-def set_threshold(branch: Branch, train: Cached, batch_size: int, share: float = 0.9) -> None:
+def set_threshold(branch: Branch, train: Cached, batch_size: int, share: float = 0.9, workers: Workers = ALONE) -> None:
     """Shift the new logits so that they win on ``share`` of the new-class samples: the best one can do blindly."""
     with torch.no_grad():
-        new = outputs(branch, train, batch_size).amax(1)
+        new = outputs(branch, train, batch_size, workers).amax(1)
         margin = new - train.logits.amax(1)
         branch.classifier.linear.bias.data -= torch.quantile(margin, 1 - share)
 
 
-def outputs(branch: Branch, cached: Cached, batch_size: int) -> Tensor:
-    """New-class logits of all cached samples."""
+def outputs(branch: Branch, cached: Cached, batch_size: int, workers: Workers = ALONE) -> Tensor:
+    """New-class logits of all cached samples; several workers take whole batches."""
+    starts = range(0, len(cached), batch_size)
+    team = workers.team(len(starts))
     with torch.no_grad():
         parts = [
             branch(cached.features[i : i + batch_size], cached.logits[i : i + batch_size])
-            for i in range(0, len(cached), batch_size)
+            for i in starts[team.own(len(starts))]
         ]
-    return torch.cat(parts)
+    return team.joined(torch.cat(parts))
 
 
-def _validated(branch: Branch, cached: Cached, batch_size: int) -> tuple[float, float]:
+def _validated(branch: Branch, cached: Cached, batch_size: int, workers: Workers) -> tuple[float, float]:
     """Mean of old-class and new-class accuracy over all columns, and minus the cross entropy, which breaks ties."""
-    logits = torch.cat([cached.logits, outputs(branch, cached, batch_size)], 1)
+    logits = torch.cat([cached.logits, outputs(branch, cached, batch_size, workers)], 1)
     right = (logits.argmax(1) == cached.labels).double()
     losses = F.cross_entropy(logits, cached.labels, reduction="none").double()
     is_old = cached.labels < cached.logits.shape[1]

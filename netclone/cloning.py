@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, reason
+from netclone.resuming import Findings
+from netclone.sharing import ALONE, Workers, digest
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
@@ -73,6 +76,8 @@ def clone(
     without: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
+    findings: Findings | None = None,
 ) -> CloneModule:
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
 
@@ -120,6 +125,10 @@ def clone(
         ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
     progress
         Called with ``(what, done, total)``.
+    workers
+        The processes that share the work (see :func:`netclone.sharing.share`): each is given the same, and gets it.
+    findings
+        Where to keep what is found on the way (mask, refitted source, each position tried), and to go on from.
 
     Raises
     ------
@@ -127,6 +136,8 @@ def clone(
         If an argument or the data are out of range.
     PositionError
         If no position works; the message lists the reason of each.
+    WorkerError
+        If another worker is gone, or was given other data.
 
     Examples
     --------
@@ -166,6 +177,9 @@ def clone(
             UncalibratedWarning,
             stacklevel=2,
         )
+    for samples in (new, old):
+        if samples is not None:
+            workers.check_same([samples.images, samples.labels], samples.what)
     while isinstance(target, GraftedModule):
         target = remove(target, clones(target)[0])
     example = new.images[:2]
@@ -173,13 +187,28 @@ def clone(
         torch.default_generator.manual_seed(seed)
         groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
         chosen = check_classes(classes, groups.outputs)
+        findings = Findings() if findings is None else findings
+        if findings.path is not None:
+            findings.open(
+                _key(
+                    [new, old],
+                    [groups.graph_module, target],
+                    groups.fingerprint,
+                    [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
+                    [batch_size, validation, sorted(without), seed, augment and augment.__qualname__],
+                    [] if mask is None else [mask.kept],
+                )
+            )
         check_names(class_names, chosen)
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
         new = new.of_classes(chosen)
-        check_agreement(in_batches(groups.graph_module, new.images, batch_size), new, chosen)
-        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, frozenset(without), seed)
-        if mask is None:
+        check_agreement(in_batches(groups.graph_module, new.images, batch_size, workers), new, chosen)
+        left_out = frozenset(without)
+        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers)
+        if mask is None and (found := findings.recall("mask")) is not None:
+            mask = ChannelMask.from_kept(groups, {name: flags.tolist() for name, flags in found[0].items()})
+        elif mask is None:
             tell("localize", 0, 1)
             mask = localize(
                 groups,
@@ -192,11 +221,17 @@ def clone(
                 batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
                 augment=augment,
                 progress=lambda done, total: tell("localize", done, total),
+                workers=workers,
             )
-        slimmed = _slim(task, mask, reconstruct, distill_steps, augment, tell)
+            kept = {name: torch.tensor(flags) for name, flags in mask.kept}
+            workers.check_same(list(kept.values()), "mask")
+            findings.keep("mask", kept)
+        slimmed = _slim(task, mask, reconstruct, distill_steps, augment, findings, tell)
         if augment is not None:
             task = task.with_views(augment)
-        return _search(task, slimmed, at, source_at, search == "all", tuple(class_names), tell)
+        module = _search(task, slimmed, at, source_at, search == "all", tuple(class_names), findings, tell)
+        workers.check_same(list(module.state_dict().values()), "clone")
+        return module
 
 
 @dataclass(frozen=True)
@@ -217,6 +252,7 @@ class _Task:
     epochs: int
     without: frozenset[str]
     seed: int
+    workers: Workers
 
     @classmethod
     def of(
@@ -231,6 +267,7 @@ class _Task:
         epochs: int,
         without: frozenset[str],
         seed: int,
+        workers: Workers,
     ) -> _Task:
         traced = trace(target, new.images[:2]).eval()
         width = (shape_of(logits_node(traced)) or (0,))[0]
@@ -250,7 +287,7 @@ class _Task:
         rest: tuple[int, ...] = ()
         if others:
             around = clone_set[0].images if old is None else old.images[train[train < first_new]]
-            logits = in_batches(groups.graph_module, around, batch_size)[:, others]
+            logits = in_batches(groups.graph_module, around, batch_size, workers)[:, others]
             rest = tuple(others[i] for i in _most_likely(logits))
             if old is not None:
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
@@ -265,11 +302,12 @@ class _Task:
             validation=held_out,
             classes=classes,
             rest=rest,
-            logits=in_batches(traced, images, batch_size),
+            logits=in_batches(traced, images, batch_size, workers),
             batch_size=batch_size,
             epochs=epochs,
             without=without,
             seed=seed,
+            workers=workers,
         )
 
     def with_views(self, augment: Augment) -> _Task:
@@ -283,7 +321,7 @@ class _Task:
             self,
             images=torch.cat([self.images, views]),
             labels=torch.cat([self.labels, self.labels[seen]]),
-            logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size)]),
+            logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size, self.workers)]),
             train=train,
             epochs=math.ceil(self.epochs * len(self.train) / len(train)),
         )
@@ -310,16 +348,25 @@ def _classifier_share(task: _Task, keep: float) -> float:
 
 
 def _slim(
-    task: _Task, mask: ChannelMask, refit: bool, distill_steps: int, augment: Augment | None, tell: Progress
+    task: _Task,
+    mask: ChannelMask,
+    refit: bool,
+    distill_steps: int,
+    augment: Augment | None,
+    findings: Findings,
+    tell: Progress,
 ) -> Slimmed:
     """The masked source, slim, refitted on the training samples: once, for every position."""
     whole = features_node(task.groups.graph_module) is not None  # else the logits of other classes are never needed
     slimmed = slim_down(task.groups, mask, None if whole else task.classes)
     if not refit:
         return slimmed
+    if (found := findings.recall("refit")) is not None:
+        slimmed.graph_module.load_state_dict(found[0])
+        return slimmed
     tell("refit", 0, 1)
     some = task.some(REFIT)
-    slimmed.reconstruct(Samples(task.images[some], task.labels[some], "data"), None)
+    slimmed.reconstruct(Samples(task.images[some], task.labels[some], "data"), None, task.workers)
     tell("refit", 1, 1)
     everything = all(kept == units for _, kept, units in mask.summary())
     distill(
@@ -332,7 +379,9 @@ def _slim(
         batch_size=task.batch_size,
         generator=torch.Generator().manual_seed(task.seed),
         progress=partial(tell, "distil"),
+        workers=task.workers,
     )
+    findings.keep("refit", slimmed.graph_module.state_dict())
     return slimmed
 
 
@@ -358,7 +407,19 @@ class _Fit:
             batch_size=task.batch_size,
             generator=torch.Generator().manual_seed(task.seed),
             progress=tell,
+            workers=task.workers,
         )
+
+    def resumed(self, task: _Task, epochs: int, findings: Findings, tell: Callable[[int, int], None]) -> float:
+        """As :meth:`run`, unless that was done in an earlier process, whose weights and score are taken then."""
+        name, parts = f"fit at {self.place.at}", nn.ModuleList([self.trained.adapter, self.trained.classifier])
+        found = findings.recall(name)
+        if found is not None:
+            parts.load_state_dict(found[0])
+            return found[1]
+        score = self.run(task, epochs, tell)
+        findings.keep(name, parts.state_dict(), score)
+        return score
 
 
 def _search(
@@ -368,6 +429,7 @@ def _search(
     source_at: str | None,
     every: bool,
     class_names: tuple[str, ...],
+    findings: Findings,
     tell: Progress,
 ) -> CloneModule:
     """Fit candidates briefly from deep to shallow, stop when validation no longer improves, and fit the best fully."""
@@ -386,7 +448,7 @@ def _search(
         try:
             cut = None if place.at == INPUT else cut or matching(place, sources).at
             candidate = _candidate(task, slimmed, place, cut, train)
-            score = candidate.run(task, epochs, partial(tell, f"fit at {place.at}"))
+            score = candidate.resumed(task, epochs, findings, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:
             tried.append(Candidate(place.at, cut, None, reason(error)))
             if at != "auto":
@@ -419,19 +481,19 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
     def seen(index: Tensor) -> Cached:
         features = task.images[index]
         if source_at is not None:
-            features = features_at(task.target, features, [place.node], task.batch_size)[place.node]
+            features = features_at(task.target, features, [place.node], task.batch_size, task.workers)[place.node]
         return Cached(features, task.logits[index], task.labels[index])
 
     train, held_out = seen(samples), seen(task.validation)
     adapter: Adapter | nn.Identity = nn.Identity()
     if source_at is not None:  # its outputs shall be what the slim source has at its cut
         node = position(task.groups.graph_module, source_at).name
-        wanted = features_at(slimmed.graph_module, task.images[samples], [node], task.batch_size)[node]
+        wanted = features_at(slimmed.graph_module, task.images[samples], [node], task.batch_size, task.workers)[node]
         adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
         if "adapter_start" not in task.without:
             adapter.solve(train.features, wanted)
     branch = nn.Sequential(adapter, module.body)
-    features = in_batches(branch, train.features, task.batch_size)
+    features = in_batches(branch, train.features, task.batch_size, task.workers)
     both = "target_stream" not in task.without
     classifier = Classifier(features.shape[1], train.logits.shape[1], len(task.classes), both).to(train.logits)
     rest = () if "calibration" in task.without else task.rest
@@ -441,7 +503,7 @@ def _candidate(task: _Task, slimmed: Slimmed, place: Place, source_at: str | Non
     if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)
-        held_out = replace(held_out, features=in_batches(branch, held_out.features, task.batch_size))
+        held_out = replace(held_out, features=in_batches(branch, held_out.features, task.batch_size, task.workers))
     return _Fit(place, module, whole, trained, train, held_out)
 
 
@@ -460,6 +522,16 @@ def _finished(task: _Task, chosen: _Fit) -> CloneModule:
         target_fingerprint=fingerprint(task.target),
     )
     return fitted.eval()
+
+
+def _key(
+    data: Sequence[Samples | None], networks: Sequence[nn.Module], structure: str, *arguments: Sequence[object]
+) -> str:
+    """What stands for all that a run's result depends on."""
+    tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
+    tensors += [tensor for network in networks for tensor in network.state_dict().values()]
+    text = repr((structure, digest(tensors), arguments, torch.__version__))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _most_likely(logits: Tensor) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
+from netclone.sharing import ALONE, Workers
 
 OLD_WEIGHT = 2.5  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
 MOST_IMBALANCE = 100  # samples of the most frequent class to one of the rarest, from which on a warning is given
@@ -193,10 +194,15 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) ->
     )
 
 
-def in_batches(network: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
-    """What a network gives for all inputs ``(N, ...)``, a batch at a time, without gradient."""
+def in_batches(network: nn.Module, inputs: Tensor, batch_size: int, workers: Workers = ALONE) -> Tensor:
+    """What a network gives for all inputs ``(N, ...)``, a batch at a time, without gradient.
+
+    Several workers take whole batches, so that the result is the same to the bit.
+    """
+    parts = inputs.split(batch_size)
+    team = workers.team(len(parts))
     with torch.no_grad():
-        return torch.cat([network(part) for part in inputs.split(batch_size)])
+        return team.joined(torch.cat([network(part) for part in parts[team.own(len(parts))]]))
 
 
 def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:

@@ -16,7 +16,7 @@ from netclone.bundling import Bundle, Packed, config_of, is_bundle, read_bundle,
 from netclone.capturing import FACTS
 from netclone.cloning import Progress
 from netclone.cloning import clone as netclone_clone
-from netclone.errors import ArchiveError, CloneNameError, LoadError
+from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError, WorkerError
 from netclone.injecting import columns
 from netclone.injecting import inject as graft
 from netclone.inspecting import described
@@ -25,6 +25,8 @@ from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted, preparation
 from netclone.reading import chosen, read
+from netclone.resuming import Findings
+from netclone.sharing import share
 from netclone.tracing import same_bits
 from netclone.writing import check_place
 
@@ -48,6 +50,9 @@ def clone(
     """Clone classes of a named source for a named target from pictures, and write the clone to a file.
 
     Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
+    Started as several processes (by accelerate, torchrun or mpirun), it is one run that they share: each opens its part
+    of the pictures, and the first writes the file. What is found on the way is kept beside it, as ``OUT.part``: a run
+    that is killed goes on from there when it is started again, to the same result.
 
     Parameters
     ----------
@@ -68,31 +73,50 @@ def clone(
     ------
     NetcloneError
         As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.clone`.
+    WorkerError
+        If another process of the run is gone.
     """
-    check_place(out)
     batch_size = options.get("batch_size", 64)
-    source_network = load_model(source)
-    target_network = load_target(target)
-    given = preparation(target_network)
-    pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
-    columns, names = chosen(classes, pictures)
-    assert pictures.columns is not None
-    wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
-    old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
-        target_network, "target-data"
-    )
-    module = netclone_clone(
-        converted(source_network, given),
-        target_network,
-        wanted,
-        classes=columns,
-        class_names=names,
-        target_data=old or None,
-        augment=mirrored if mirror else None,
-        progress=progress,
-        **options,
-    )
-    save(module, out)
+    with share() as workers:
+        with workers.agreed():
+            if workers.main:
+                check_place(out)
+            source_network = load_model(source)
+            target_network = load_target(target)
+            given = preparation(target_network)
+            pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
+            columns, names = chosen(classes, pictures)
+            assert pictures.columns is not None
+            wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
+            old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
+                target_network, "target-data"
+            )
+        findings = Findings(out.with_name(f"{out.name}.part"), workers)
+        try:
+            module = netclone_clone(
+                converted(source_network, given),
+                target_network,
+                replace(wanted, workers=workers),
+                classes=columns,
+                class_names=names,
+                target_data=replace(old, workers=workers) if old else None,
+                augment=mirrored if mirror else None,
+                progress=progress if workers.main else None,
+                workers=workers,
+                findings=findings,
+                **options,
+            )
+            with workers.agreed():
+                if workers.main:
+                    save(module, out)
+        except WorkerError as error:
+            if len(findings):
+                raise WorkerError(f"{error}; the same command goes on from '{findings.path}'") from error
+            raise
+        except NetcloneError:
+            findings.forget()  # the same command would end the same way
+            raise
+        findings.forget()
     return module
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from netclone.data import in_batches
 from netclone.neighbourhoods import Neighbourhoods, answered
+from netclone.sharing import ALONE, Workers
 from netclone.stepping import step
 
 TEMPERATURE = 2.0
@@ -29,6 +30,7 @@ def distill(
     batch_size: int,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> None:
     """Train the slim network's weights, in place, to give the full network's logits around the samples.
 
@@ -44,6 +46,8 @@ def distill(
         The samples, and how points around them are drawn.
     columns
         The teacher's logits that the student has; None: all.
+    workers
+        The processes that share the work; the student becomes the same in each.
 
     Raises
     ------
@@ -63,14 +67,17 @@ def distill(
         return torch.cat([around.samples(count - len(near), generator), near])
 
     def taught(images: Tensor) -> Tensor:
-        logits = in_batches(teacher, images, batch_size)
+        logits = in_batches(teacher, images, workers.portion(len(images), batch_size), workers)
         return logits if columns is None else logits[:, list(columns)]
 
     goal = taught(held_out)
     scale = goal.std().clamp_min(1e-6)
 
     def distance() -> float:
-        return float(_loss(in_batches(student, held_out, batch_size), goal, scale))
+        return float(_loss(in_batches(student, held_out, batch_size, workers), goal, scale))
+
+    def loss_of(points: Tensor, want: Tensor) -> Tensor:
+        return _loss(student(points), want, scale)
 
     start = distance()
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
@@ -78,9 +85,8 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for done, (points, want) in enumerate(islice(answered(drawn, taught, batch_size, REUSE), steps)):
-            loss = _loss(student(points), want, scale)
-            step(optimizer, loss, f"distilling the clone, step {done}")
+        for done, batch in enumerate(islice(answered(drawn, taught, batch_size, REUSE), steps)):
+            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers)
             schedule.step()
             if progress is not None:
                 progress(done + 1, steps)

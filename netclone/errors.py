@@ -67,6 +67,10 @@ class HubError(NetcloneError, OSError):
     """A hub has no such repository, revision or clone, does not let it be read or written, or cannot be reached."""
 
 
+class WorkerError(NetcloneError, RuntimeError):
+    """A process of a run that several share is gone, cannot be reached, or holds something else than the others."""
+
+
 class NetcloneWarning(UserWarning):
     """Root of netclone's warnings: a result is weaker than it looks."""
 

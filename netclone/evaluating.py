@@ -21,6 +21,7 @@ from netclone.data import Batches, Samples, check_number, gather
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import columns
 from netclone.modules import CloneModule
+from netclone.sharing import ALONE, Workers
 
 BINS = 15  # of confidence, for the calibration error
 
@@ -89,6 +90,7 @@ def evaluate(
     source: nn.Module | None = None,
     name: str | None = None,
     batch_size: int = 64,
+    workers: Workers = ALONE,
 ) -> Scores:
     """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
 
@@ -107,6 +109,8 @@ def evaluate(
         The network a clone was cloned from, for ``similarity``; it is given the same images.
     name
         Which clone that is; may be left out where there is only one.
+    workers
+        The processes that share the batches (see :func:`netclone.sharing.share`); each gets the same scores.
 
     Raises
     ------
@@ -131,7 +135,7 @@ def evaluate(
     """
     samples = gather(data)
     check_number(batch_size, "batch_size", 1)
-    logits = predict(model, samples.images, batch_size)
+    logits = predict(model, samples.images, batch_size, workers)
     width = logits.shape[1]
     columns_of = _columns_of_clones(model)
     added = sum(map(len, columns_of.values()))
@@ -148,8 +152,8 @@ def evaluate(
             )
         known = reference.to(is_old.device)[is_old]
     elif reference is not None and bool(is_old.any()):
-        known = predict(reference, samples.images[is_old], batch_size)
-    alike = None if source is None else similarity(model, name, source, samples, logits, batch_size)
+        known = predict(reference, samples.images[is_old], batch_size, workers)
+    alike = None if source is None else similarity(model, name, source, samples, logits, batch_size, workers)
     return score(logits, labels, old=old_columns, new=new_columns, known=known, similarity=alike)
 
 
@@ -218,15 +222,20 @@ def score(
     )
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored."""
+def predict(model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE) -> Tensor:
+    """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
+
+    Several workers take whole batches, so that the result is the same to the bit.
+    """
+    starts = range(0, len(images), batch_size)
+    team = workers.team(len(starts))
     with _in_eval_mode(model):
-        parts = [model(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        parts = [model(images[i : i + batch_size]) for i in starts[team.own(len(starts))]]
     if not isinstance(parts[0], Tensor) or parts[0].dim() != 2:
         raise OutputError(
             f"{type(model).__name__} returns {type(parts[0]).__name__}; expected one tensor (N, classes): wrap it"
         )
-    return torch.cat(parts)
+    return team.joined(torch.cat(parts))
 
 
 @contextlib.contextmanager
@@ -343,7 +352,13 @@ def _calibration_error(logits: Tensor, right: Tensor) -> float:
 
 
 def similarity(
-    model: nn.Module, name: str | None, source: nn.Module, samples: Samples, logits: Tensor, batch_size: int = 64
+    model: nn.Module,
+    name: str | None,
+    source: nn.Module,
+    samples: Samples,
+    logits: Tensor,
+    batch_size: int = 64,
+    workers: Workers = ALONE,
 ) -> float | None:
     """``Scores.similarity`` of a clone and its source, from the grafted model's logits ``(N, columns)``.
 
@@ -365,7 +380,7 @@ def similarity(
     own = (samples.labels >= columns.start) & (samples.labels < columns.stop)
     if not bool(own.any()):
         return None
-    wanted = predict(source, samples.images[own], batch_size)
+    wanted = predict(source, samples.images[own], batch_size, workers)
     if wanted.shape[1] <= max(classes):
         raise ArgumentError(
             f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{name}' was cloned from "

@@ -25,6 +25,7 @@ from netclone.functionalizing import in_place_again
 from netclone.masks import ChannelMask, silence
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
+from netclone.sharing import ALONE, Workers
 from netclone.slimming import Resizer, slim
 from netclone.tracing import position, shape_of
 
@@ -123,12 +124,13 @@ class Slimmed:
         """max |masked - slim| / max |masked| in float64 of the plain copy, behind a cut."""
         return _certify(self, None if at is None else position(self.groups.graph_module, at))
 
-    def reconstruct(self, samples: Samples, at: str | None) -> None:
+    def reconstruct(self, samples: Samples, at: str | None, workers: Workers = ALONE) -> None:
         """Refit the consumers of removed channels by least squares, in place, behind a cut."""
         samples.check_images(self.groups.example, "source")
         full = self.groups.graph_module
         new = Resizer(self.groups.labelling, self.removed)
-        reconstruct_slim(full, self.graph_module, new, samples, None if at is None else position(full, at).name)
+        cut_node = None if at is None else position(full, at).name
+        reconstruct_slim(full, self.graph_module, new, samples, cut_node, workers=workers)
 
     def module(
         self, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False, fold: bool = False

@@ -17,6 +17,7 @@ from netclone.errors import ArgumentError
 from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
+from netclone.sharing import ALONE, Workers
 from netclone.stepping import step
 
 METHODS = ("local", "taylor", "magnitude", "random")
@@ -42,6 +43,7 @@ def localize(
     augment: Augment | None = None,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> ChannelMask:
     """Choose the channels that carry the cloned classes, under a budget; source weights are frozen.
 
@@ -74,6 +76,8 @@ def localize(
         generator, on the CPU, alone.
     progress
         Called with ``(step, steps)``.
+    workers
+        The processes that share the work (see :func:`netclone.sharing.share`): each is given the same, and gets it.
 
     Raises
     ------
@@ -141,7 +145,7 @@ def localize(
     samples.of_classes(wanted)  # each of them must occur
     if not groups.groups:
         return best([])
-    scores = ranked(_taylor(groups, samples, wanted))
+    scores = ranked(_taylor(groups, samples, wanted, workers))
     if method == "taylor":
         return best(scores)
     if divided is None:
@@ -153,7 +157,7 @@ def localize(
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
     around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
-    return best(_local(groups, around, wanted, start, choose, share, generator, steps, batch_size, progress))
+    return best(_local(groups, around, wanted, start, choose, share, generator, steps, batch_size, progress, workers))
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -191,7 +195,7 @@ def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
     return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
 
 
-def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -> list[Tensor]:
+def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], workers: Workers) -> list[Tensor]:
     """Root of the summed square first-order change of the loss per unit: the gradient at an open gate.
 
     The loss is that of telling the cloned classes from each other and from the rest, on small batches of shuffled
@@ -204,14 +208,18 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -
     columns = torch.tensor(classes, device=images.device)
     is_class = labels[:, None] == columns
     targets = torch.where(is_class.any(1), is_class.int().argmax(1), len(classes))
-    totals = [torch.zeros_like(gate) for gate in gates]
     gated = Gated(groups)
-    for part, target in zip(images.split(TAYLOR_BATCH), targets.split(TAYLOR_BATCH), strict=True):
+    parts = list(zip(images.split(TAYLOR_BATCH), targets.split(TAYLOR_BATCH), strict=True))
+    team = workers.team(len(parts))
+    gradients = []
+    for part, target in parts[team.own(len(parts))]:
         out = gated(gate_vector(groups, gates), part)
         loss = F.cross_entropy(_local_logits(out, columns), target)
-        for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
-            total += gradient.square()
-    return [total.sqrt().cpu() for total in totals]
+        gradients.append(torch.cat(torch.autograd.grad(loss, gates)))
+    total = torch.zeros_like(gradients[0])
+    for gradient in team.joined(torch.stack(gradients)):  # in the same order whoever had them
+        total += gradient.square()
+    return list(total.sqrt().cpu().split([group.size for group in groups.groups]))
 
 
 def _local(
@@ -225,6 +233,7 @@ def _local(
     steps: int,
     batch_size: int,
     progress: Callable[[int, int], None] | None,
+    workers: Workers,
 ) -> list[Tensor]:
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
@@ -233,14 +242,15 @@ def _local(
     full source's answers cost little beside the masked source's gradient. Gates are hard in the forward pass (the units
     that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
     everything to ``keep``.
+
+    While nothing is masked yet, the gradient is rounding and nothing else, which Adam makes steps of: each worker then
+    computes the whole batch, as one process does, and so it does with the full source's answers.
     """
     images = around.images
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
     optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
-    with torch.no_grad():
-        some = images[:: max(1, len(images) // TAYLOR_SAMPLES)]
-        full = torch.cat([groups.graph_module(part) for part in some.split(batch_size)])
+    full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, workers)
     scale = full.std().clamp_min(1e-6)
     columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
     neighbourhoods = answered(
@@ -251,13 +261,17 @@ def _local(
     )
     for done, (points, want) in enumerate(islice(neighbourhoods, steps)):
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
-        gates = [
-            flag.to(score) + score - score.detach() for score, flag in zip(scores, choose(scores, share), strict=True)
-        ]
-        got = _local_logits(gated(gate_vector(groups, gates), points), columns)
-        agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
-        loss = agreement + 0.1 * F.mse_loss(got / scale, want / scale)
-        step(optimizer, loss, f"localize, step {done}")
+        flags = choose(scores, share)
+        gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
+        team = workers if not all(bool(flag.all()) for flag in flags) else ALONE
+        vector = gate_vector(groups, gates)
+
+        def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
+            got = _local_logits(gated(vector, points), columns)
+            agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
+            return agreement + 0.1 * F.mse_loss(got / scale, want / scale)
+
+        step(optimizer, loss_of, (points, want), f"localize, step {done}", team)
         schedule.step()
         if progress is not None:
             progress(done + 1, steps)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from netclone.adapting import grid_of
 from netclone.capturing import FACTS
 from netclone.errors import NetcloneError, PositionError
+from netclone.sharing import ALONE, Workers
 from netclone.tracing import shape_of
 
 
@@ -102,18 +103,23 @@ def matching(place: Place, source: Sequence[Place]) -> Place:
 
 
 def features_at(
-    graph_module: fx.GraphModule, images: Tensor, nodes: Sequence[str], batch_size: int
+    graph_module: fx.GraphModule, images: Tensor, nodes: Sequence[str], batch_size: int, workers: Workers = ALONE
 ) -> dict[str, Tensor]:
-    """What the named nodes give for all images, computed in one pass up to the last of them, without gradient."""
+    """What the named nodes give for all images, computed in one pass up to the last of them, without gradient.
+
+    Several workers take whole batches, so that the result is the same to the bit.
+    """
     kept: dict[str, list[Tensor]] = {name: [] for name in nodes}
+    batches = images.split(batch_size)
+    team = workers.team(len(batches))
     with torch.no_grad():
-        for part in images.split(batch_size):
+        for part in batches[team.own(len(batches))]:
             recorder = _Recorder(graph_module, set(nodes))
             with contextlib.suppress(_AllSeen):
                 recorder.run(part)
             for name in nodes:
                 kept[name].append(recorder.seen[name])
-    return {name: torch.cat(parts) for name, parts in kept.items()}
+    return {name: team.joined(torch.cat(parts)) for name, parts in kept.items()}
 
 
 def reason(error: NetcloneError) -> str:

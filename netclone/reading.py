@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from netclone.errors import ArgumentError, DataError, first_line
+from netclone.sharing import ALONE, Workers
 
 READERS = ("hfds", "hfids", "tfds", "torch", "wds")  # prefixes of timm's names of data sets
 
@@ -22,7 +23,8 @@ class Pictures:
     """A data set: its name, the names of its classes by label, and its samples ``(image, label)``.
 
     Iterated over, it gives batches ``(images (N, C, H, W), labels (N,))``; ``columns``, if set, are the labels to give
-    instead of its own.
+    instead of its own. Several ``workers`` read a part of each batch and hand it to the others: each opens only its own
+    pictures, once, and gets all batches.
     """
 
     where: str
@@ -30,11 +32,27 @@ class Pictures:
     samples: Any
     batch_size: int = 64
     columns: tuple[int, ...] | None = None
+    workers: Workers = ALONE
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         table = None if self.columns is None else torch.tensor(self.columns)
-        for images, labels in DataLoader(self.samples, self.batch_size):
+        batches = DataLoader(self.samples, self.batch_size) if self.workers.count == 1 else self._shared()
+        for images, labels in batches:
             yield images, labels if table is None else table[labels]
+
+    def _shared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = [range(len(self))[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+        own = [list(batch[self.workers.own(len(batch))]) for batch in batches]
+        read = iter(DataLoader(self.samples, batch_sampler=[part for part in own if part]))
+        for part in own:
+            pair: Sequence[Tensor] = ()
+            with self.workers.agreed():
+                pair = next(read) if part else ()
+            forms = self.workers.told([(tensor.shape[1:], tensor.dtype) for tensor in pair])
+            if not part:  # of a last batch that is smaller than there are workers
+                pair = [torch.empty(0, *shape, dtype=dtype) for shape, dtype in next(filter(None, forms))]
+            images, labels = (self.workers.joined(tensor) for tensor in pair)
+            yield images, labels
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from netclone.capturing import arguments, call, tensor_at
 from netclone.data import Samples
+from netclone.sharing import ALONE, Workers
 from netclone.slimming import Resizer
 
 aten = torch.ops.aten
@@ -28,6 +29,7 @@ def reconstruct_slim(
     samples: Samples,
     at: str | None,
     in_memory: int = IN_MEMORY,
+    workers: Workers = ALONE,
 ) -> None:
     """Refit, in place, every dense convolution and linear layer of the slim graph that lost inputs.
 
@@ -35,10 +37,14 @@ def reconstruct_slim(
     weight and bias become the ridge solution (normal equations summed in float64) that maps what the slim network
     sees there, after all earlier refits, to what the full network computes. Behind a cut at ``at`` the slim network
     starts from the full one's features. Only the features that a later node still reads are held, and at most
-    ``in_memory`` bytes of them in memory, however many samples there are.
+    ``in_memory`` bytes of them in memory, however many samples there are. Several workers take whole batches and add up
+    their equations; each solves them.
     """
     twins = {node.name: node for node in slimmed.graph.nodes}
     batches = samples.images.split(BATCH)
+    team = workers.team(len(batches))
+    own = team.own(len(batches))
+    batches = batches[own]
     held = _Held(in_memory)
     wide: dict[str, list[Any]] = {}
     slim: dict[str, list[Any]] = {}
@@ -52,7 +58,7 @@ def reconstruct_slim(
             keep = held.keep if node.op == "call_function" else _as_it_is  # weights are refitted where they lie
             wide[node.name] = [keep(_run(full, node, wide, i, images)) for i, images in enumerate(batches)]
             if behind and node.op == "call_function" and _lost_inputs(new, node):
-                _refit(slimmed, twin, slim, wide[node.name], new, node)
+                _refit(slimmed, twin, slim, wide[node.name], new, node, own.start, team)
             if node.name == at:
                 behind = True
                 slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
@@ -122,7 +128,14 @@ def _narrowed(new: Resizer, node: fx.Node, value: Any) -> Tensor:
 
 
 def _refit(
-    slimmed: fx.GraphModule, twin: fx.Node, slim: dict[str, list[Any]], want: list[Any], new: Resizer, node: fx.Node
+    slimmed: fx.GraphModule,
+    twin: fx.Node,
+    slim: dict[str, list[Any]],
+    want: list[Any],
+    new: Resizer,
+    node: fx.Node,
+    first: int,
+    team: Workers,
 ) -> None:
     weight_node, bias_node = twin.args[1], twin.args[2] if len(twin.args) > 2 else None
     assert isinstance(weight_node, fx.Node) and isinstance(twin.args[0], fx.Node)
@@ -130,11 +143,13 @@ def _refit(
     size = weight[0].numel() + (bias_node is not None)
     gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(size, len(weight), dtype=torch.float64, device=weight.device)
-    total = sum(value.numel() for value in want) // want[0].shape[1 if want[0].dim() == 4 else -1]
+    values = torch.tensor(sum(value.numel() for value in want))
+    team.add([values])
+    total = int(values) // want[0].shape[1 if want[0].dim() == 4 else -1]
     stride = 1
     while total // (stride + 1) ** 2 >= ROWS * size and twin.target in _CONVOLUTIONS:
         stride += 1
-    for number, (inputs, targets) in enumerate(zip(slim[twin.args[0].name], want, strict=True)):
+    for number, (inputs, targets) in enumerate(zip(slim[twin.args[0].name], want, strict=True), first):
         targets = _narrowed(new, node, targets)
         if twin.target in _CONVOLUTIONS:
             inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
@@ -143,6 +158,7 @@ def _refit(
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         gram += rows.T @ rows  # summed in float64
         cross += rows.T @ targets.reshape(-1, len(weight))
+    team.add([gram, cross])
     old = weight.reshape(len(weight), -1).double()
     if bias_node is not None:
         assert isinstance(bias_node, fx.Node)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from netclone.errors import FitError
+from netclone.sharing import ALONE, Workers
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
-    """Move the optimizer's parameters down a loss.
+def step(
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[..., Tensor],
+    batch: Sequence[Tensor],
+    what: str,
+    workers: Workers = ALONE,
+) -> None:
+    """Move the optimizer's parameters down the mean loss of a batch.
+
+    Several workers take the rows of the batch among them and add up their gradients, so that each moves the same way.
+
+    Parameters
+    ----------
+    loss_of
+        The loss of some rows: ``loss_of(*parts)``, a mean over rows, so that the batch's is the rows' mean.
+    batch
+        Tensors ``(N, ...)`` of as many rows each.
 
     Raises
     ------
@@ -19,12 +37,22 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
     Examples
     --------
     >>> weight = torch.ones(1, requires_grad=True)
-    >>> step(torch.optim.SGD([weight], lr=0.5), weight.square().sum(), "example")
+    >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+    >>> step(optimizer, lambda rows: (rows * weight).square().mean(), [torch.ones(4)], "example")
     >>> weight.item()
     0.0
     """
-    if not torch.isfinite(loss):
-        raise FitError(f"{what}: the loss is {loss.item()}; check the data's scale")
+    rows = len(batch[0])
+    team = workers.team(rows)
+    own = team.own(rows)
+    loss = loss_of(*(tensor[own] for tensor in batch))
+    if team.count > 1:
+        loss = loss * ((own.stop - own.start) / rows)
+    total = loss.detach().clone()
+    team.add([total])
+    if not torch.isfinite(total):
+        raise FitError(f"{what}: the loss is {total.item()}; check the data's scale")
     optimizer.zero_grad()
     loss.backward()
+    team.add([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimizer.step()

@@ -228,7 +228,7 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     """As many of old classes as of new ones."""
     monkeypatch.setattr(cloning, "REFIT", 12)
     seen: list[Samples] = []
-    monkeypatch.setattr(Slimmed, "reconstruct", lambda self, samples, at: seen.append(samples))
+    monkeypatch.setattr(Slimmed, "reconstruct", lambda self, samples, at, workers: seen.append(samples))
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     clone(source, target, samples(4, 40), classes=[2], target_data=samples(2, 90), at="input", method="random")
     assert len(seen) == 1 and len(seen[0]) == 12

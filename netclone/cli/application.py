@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,17 +58,24 @@ def main(
     _DEBUG.set(debug)
 
 
+@dataclass
+class Telling:
+    """Whether warnings are shown: of several processes that share a run, the first one's are enough."""
+
+    warnings: bool = True
+
+
 @contextmanager
-def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[None]:
+def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[Telling]:
     """Show warnings and errors in a line each and leave with 1, or with 130 when interrupted.
 
     With ``netclone --debug`` an error is raised as it is.
     """
-    errors = Console(stderr=True)
+    errors, telling = Console(stderr=True), Telling()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NetcloneWarning)
         try:
-            yield
+            yield telling
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
@@ -83,7 +91,7 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
             raise typer.Exit(1) from None
         finally:
             weak = (str(w.message) for w in caught if issubclass(w.category, NetcloneWarning))
-            for text in dict.fromkeys(weak):
+            for text in dict.fromkeys(weak) if telling.warnings else ():
                 errors.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True, highlight=False)
 
 

@@ -42,12 +42,13 @@ def clone(
     as_json: Json = False,
 ) -> None:
     """Write a clone."""
-    with reported():
-        from netclone import deploying, inspecting  # slow to import, and not needed to show help
+    with reported("Interrupted: the same command goes on from what was found.") as telling:
+        from netclone import deploying, inspecting, sharing  # slow to import, and not needed to show help
 
         options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
         options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
-        with Bars(Console(stderr=True)) as bars:
+        telling.warnings = sharing.is_main()
+        with Bars(Console(stderr=True) if sharing.is_main() else None) as bars:
             deploying.clone(
                 source,
                 target,
@@ -60,6 +61,8 @@ def clone(
                 progress=bars.tell,
                 **options,
             )
+        if not sharing.is_main():
+            return
         inspection = inspecting.inspect(out)
         if as_json:
             print_json(inspection.as_dict())

@@ -1,0 +1,272 @@
+"""Sharing a run among processes: which rows are a worker's own, and what all of them have together.
+
+The only module that knows accelerate. Every worker holds all of the data and the same networks, and does the same in
+the same order; what takes time is divided: batches of a forward pass, rows of a step's batch, pictures to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netclone.errors import NetcloneError, WorkerError, first_line
+
+PATIENCE = 600.0  # seconds that a worker waits for the others, should one hang without being gone
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
+_NUMBERS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run: this one's ``number``, of ``count``. One alone is the identity, and costs nothing.
+
+    Examples
+    --------
+    >>> Workers(1, 3).own(10)
+    slice(3, 6, None)
+    >>> ALONE.joined(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the worker that writes and prints."""
+        return self.number == 0
+
+    def team(self, items: int) -> Workers:
+        """All, where there is an item for each; or else this one alone: every worker does all of it, to the same end.
+
+        Examples
+        --------
+        >>> Workers(1, 3).team(3), Workers(1, 3).team(2)
+        (Workers(number=1, count=3), Workers(number=0, count=1))
+        """
+        return self if items >= self.count else ALONE
+
+    def own(self, items: int) -> slice:
+        """Which of so many items are this worker's: a run of them, as even as can be, in the order of the workers."""
+        return slice(items * self.number // self.count, items * (self.number + 1) // self.count)
+
+    def portion(self, items: int, most: int) -> int:
+        """How many of so many items to do at once, so that there is work for each worker; ``most`` for one alone.
+
+        Examples
+        --------
+        >>> Workers(0, 2).portion(20, 64), Workers(0, 2).portion(500, 64), ALONE.portion(20, 64)
+        (10, 64, 64)
+        """
+        return most if self.count == 1 else max(1, min(most, items // self.count))
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """The rows ``(n, ...)`` of all workers, ``(N, ...)`` in their order, to the bit; ``n`` may differ.
+
+        Raises
+        ------
+        WorkerError
+            If another worker is gone; so do all the following.
+        """
+        if self.count == 1:
+            return rows
+        sizes = _gathered(torch.tensor([len(rows)])).tolist()
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = _gathered(padded).split(max(sizes))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Make each tensor, in place, the sum of what the workers have there; the same bits for all of them."""
+        if self.count == 1 or not tensors:
+            return
+        total = _summed(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def told(self, fact: Any) -> list[Any]:
+        """What every worker says, in their order: small plain data."""
+        return [fact] if self.count == 1 else _told(fact)
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Do what each does for itself, and go on if all could; nobody waits for one who could not.
+
+        Raises
+        ------
+        WorkerError
+            If another worker met an error; whoever met one raises that.
+        """
+        if self.count == 1:
+            yield
+            return
+        met = None
+        try:
+            yield
+        except Exception as error:  # raised again, once the others know
+            met = error
+        said = self.told(None if met is None else f"{type(met).__name__}: {first_line(met)}")
+        if met is not None:
+            raise met
+        for number, text in enumerate(said):
+            if text is not None:
+                raise WorkerError(f"worker {number} met an error, {text}; mend that and run it again")
+
+    def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Refuse to go on where the workers do not have the very same tensors.
+
+        Raises
+        ------
+        WorkerError
+            If they differ.
+        """
+        if self.count == 1:
+            return
+        said = self.told(digest(tensors))
+        for number, text in enumerate(said):
+            if text != said[0]:
+                raise WorkerError(
+                    f"{what}: worker {number} has others than worker 0, expected the same bits in each process: give "
+                    "all the same data in the same order, on processors of one kind"
+                )
+
+
+ALONE = Workers()
+"""One process: all rows are its own."""
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of shapes, dtypes and bits.
+
+    Examples
+    --------
+    >>> digest([torch.zeros(2)]) == digest([torch.zeros(2)]) != digest([torch.zeros(3)])
+    True
+    """
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def launched() -> bool:
+    """Whether this process is one of several, by what accelerate, torchrun or mpirun say in the environment."""
+    return _from_environment(_COUNTS, 1) > 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints: the first of several, or the only one."""
+    return not launched() or _from_environment(_NUMBERS, 0) == 0
+
+
+@contextlib.contextmanager
+def share(patience: float = PATIENCE) -> Iterator[Workers]:
+    """Be one of the processes that accelerate, torchrun or mpirun started; alone where there is only one.
+
+    They talk over gloo, through the memory of the CPU. When the launcher ends this process because another one is
+    gone, that is a :class:`~netclone.errors.WorkerError` too.
+
+    Parameters
+    ----------
+    patience
+        Seconds to wait for the others, each time, before giving them up.
+
+    Raises
+    ------
+    WorkerError
+        If accelerate is not installed, or the others cannot be reached.
+
+    Examples
+    --------
+    >>> with share() as workers:
+    ...     workers.count
+    1
+    """
+    if not launched():
+        yield ALONE
+        return
+    try:
+        from accelerate import PartialState  # slow to import, and not needed by one process
+    except ImportError as error:
+        raise WorkerError(
+            f"a run of {_from_environment(_COUNTS, 1)} processes needs accelerate, which is not installed: "
+            "pip install netclone[distributed], or start one process"
+        ) from error
+    with warnings.catch_warnings(), _wire():
+        warnings.simplefilter("ignore")  # of how many threads it has chosen
+        state = PartialState(cpu=True, timeout=timedelta(seconds=patience))
+    with _ended_by_the_launcher():
+        yield Workers(state.process_index, state.num_processes)
+
+
+@contextlib.contextmanager
+def _ended_by_the_launcher() -> Iterator[None]:
+    """Take the signal that a launcher sends to the survivors for what it says: another worker is gone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ended(number: int, frame: object) -> None:
+        raise WorkerError("ended by the launcher, as it does when another worker is gone; see what that one said")
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _wire() -> Iterator[None]:
+    """What goes wrong between the processes, as an error of netclone."""
+    try:
+        yield
+    except NetcloneError:
+        raise
+    except RuntimeError as error:  # gloo's and the store's are
+        raise WorkerError(
+            f"another worker is gone or does not answer ({first_line(error)}); expected all to stay until the end: "
+            "run it again"
+        ) from error
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    from accelerate import PartialState
+    from accelerate.utils import gather
+
+    with _wire():
+        gathered: Tensor = gather(tensor.detach().contiguous().to(PartialState().device))
+    return gathered.to(tensor.device)
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    with _wire():
+        total: Tensor = reduce(tensor.detach().to(PartialState().device), reduction="sum")
+    return total.to(tensor.device)
+
+
+def _told(fact: Any) -> list[Any]:
+    from accelerate.utils import gather_object
+
+    with _wire():
+        said: list[Any] = gather_object([fact])
+    return said
+
+
+def _from_environment(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)

@@ -1,0 +1,136 @@
+"""A run that was ended goes on from what it had found, to the very same clone."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from netclone import clone, cloning
+from netclone.errors import ArchiveError
+from netclone.resuming import Findings
+
+
+def network(name, classes, seed):
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=classes).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+    return model
+
+
+def cloned(path=None, **options):
+    source, target = network("test_efficientnet", 4, 1), network("test_resnet", 2, 2)
+    images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(24)
+    settings = {
+        "classes": [2, 3],
+        "target_data": [(images, labels % 2)],
+        "method": "taylor",
+        "without": ["adapter_start"],
+    }
+    settings |= {"method": "taylor", "epochs": 3, "distill_steps": 3, "batch_size": 8, "search": "all", **options}
+    return clone(source, target, [(images, labels % 4)], findings=Findings(path), **settings)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return cloned()
+
+
+def same(one, two):
+    states = one.state_dict(), two.state_dict()
+    bits = all(torch.equal(*pair) for pair in zip(*(state.values() for state in states), strict=True))
+    return one.spec == two.spec and list(states[0]) == list(states[1]) and bits
+
+
+class Gone(BaseException):
+    """As if the process were killed."""
+
+
+@pytest.mark.parametrize(("function", "calls"), [("distill", 1), ("fit", 1), ("fit", 3), ("_finished", 1)])
+def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypatch, function, calls):
+    path, original, done = tmp_path / "x.part", getattr(cloning, function), []
+
+    def interrupted(*arguments, **options):
+        done.append(function)
+        if len(done) == calls:
+            raise Gone
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloning, function, interrupted)
+        with pytest.raises(Gone):
+            cloned(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.part"]
+    counts = {name: 0 for name in ("localize", "distill", "fit")}
+
+    def counted(name):
+        original = getattr(cloning, name)
+
+        def call(*arguments, **options):
+            counts[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(cloning, name, call)
+
+    for name in counts:
+        counted(name)
+    module = cloned(path)
+    assert same(module, whole)
+    tried = len(whole.spec.search)
+    fits = {"distill": tried + 1, "fit": tried + 1 - (calls - 1), "_finished": 1}[function]
+    assert counts == {"localize": 0, "distill": int(function == "distill"), "fit": fits}
+
+
+def test_what_a_run_of_other_arguments_found_is_not_used(whole, tmp_path):
+    path = tmp_path / "x.part"
+    cloned(path, seed=1)
+    assert same(cloned(path), whole)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[:-10],
+        lambda content: content.replace(b"key", b"kez", 1),
+        lambda content: content.replace(b"mask", b"task", 1),
+        lambda content: content.replace(b"0.one", b"7.one", 1),
+        lambda content: b"\xff" * 7,
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_file_counts_as_none(tmp_path, spoil):
+    path = tmp_path / "x.part"
+    findings = Findings(path)
+    findings.open("key of this run")
+    findings.keep("mask", {"one": torch.ones(3)})
+    path.write_bytes(spoil(path.read_bytes()))
+    again = Findings(path)
+    again.open("key of this run")
+    assert again.recall("mask") is None
+
+
+def test_findings_are_plain_files(tmp_path):
+    path = tmp_path / "x.part"
+    findings = Findings(path)
+    findings.open("one")
+    findings.forget()
+    assert len(findings) == 0 and findings.recall("mask") is None
+    transposed = torch.arange(6.0).view(2, 3).T
+    findings.keep("fit", {"a.b": transposed, "scale": torch.tensor(2.0)}, 1 / 3)
+    state = torch.get_rng_state()
+    torch.rand(1)
+    again = Findings(path)
+    again.open("one")
+    tensors, number = again.recall("fit")
+    assert number == 1 / 3 and torch.equal(tensors["a.b"], transposed) and float(tensors["scale"]) == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    other = Findings(path)
+    other.open("two")
+    other.forget()
+    assert len(other) == 0 and path.exists()
+    again.forget()
+    assert not path.exists()
+    with pytest.raises(ArchiveError, match="where what was found is kept"):
+        Findings(tmp_path / "none" / "x.part").keep("mask", {})
