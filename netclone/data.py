@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +77,44 @@ def gather(data: Batches, what: str = "data") -> Samples:
     >>> gather([(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]).images.shape
     torch.Size([2, 3, 8, 8])
     """
+    images, labels = zip(*_checked(data, what), strict=True)
+    return Samples(torch.cat(images), torch.cat(labels), what)
+
+
+def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
+    """The same samples, so many at a time (the last may be fewer): no more of them are held than these and a batch.
+
+    Raises
+    ------
+    DataError
+        As :func:`gather`, once it gets there.
+
+    Examples
+    --------
+    >>> batches = [(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 2]))] * 3
+    >>> [len(part) for part in streamed(batches, 4)]
+    [4, 4, 1]
+    """
     images: list[Tensor] = []
     labels: list[Tensor] = []
+    for image, label in _checked(data, what):
+        images.append(image)
+        labels.append(label)
+        if sum(map(len, labels)) >= rows:
+            whole, known = torch.cat(images), torch.cat(labels)
+            full = len(known) - len(known) % rows
+            for start in range(0, full, rows):
+                yield Samples(whole[start : start + rows], known[start : start + rows], what)
+            images, labels = [whole[full:].clone()], [known[full:].clone()]
+    if sum(map(len, labels)):
+        yield Samples(torch.cat(images), torch.cat(labels), what)
+
+
+def _checked(data: Batches, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches one by one; raises at the first that is none, and at the end if there was no sample."""
     if not isinstance(data, Iterable):
         raise DataError(f"{what}: got {type(data).__name__}; expected an iterable of batches (images, labels)")
+    first, count = "", 0
     for number, batch in enumerate(data):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
             raise DataError(f"{what}: batch {number} is {type(batch).__name__}; expected a pair (images, labels)")
@@ -101,16 +135,15 @@ def gather(data: Batches, what: str = "data") -> Samples:
         if image.is_floating_point() and not bool(torch.isfinite(image).all()):
             bad = int((~torch.isfinite(image)).sum())
             raise DataError(f"{what}: batch {number} holds {bad} values that are NaN or infinite; clean them first")
-        if images and _format(image) != _format(images[0]):
+        if number and _format(image) != first:
             raise DataError(
-                f"{what}: batch {number} has images {_format(image)}, batch 0 has {_format(images[0])}; give all in "
-                "one size and dtype, on one device"
+                f"{what}: batch {number} has images {_format(image)}, batch 0 has {first}; give all in one size and "
+                "dtype, on one device"
             )
-        images.append(image.detach())
-        labels.append(label.detach().to(image.device))
-    if not images or sum(map(len, images)) == 0:
+        first, count = _format(image), count + len(image)
+        yield image.detach(), label.detach().to(image.device)
+    if count == 0:
         raise DataError(f"{what}: empty; expected at least one batch of (images, labels)")
-    return Samples(torch.cat(images), torch.cat(labels), what)
 
 
 def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:

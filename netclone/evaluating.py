@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netclone.archiving import save
 from netclone.capturing import deterministic
-from netclone.data import Batches, Samples, check_number, gather
+from netclone.data import Batches, Samples, check_number, streamed
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import columns
 from netclone.modules import CloneModule
@@ -133,28 +133,33 @@ def evaluate(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 4 (accuracy and locality).
     """
-    samples = gather(data)
     check_number(batch_size, "batch_size", 1)
-    logits = predict(model, samples.images, batch_size, workers)
-    width = logits.shape[1]
-    columns_of = _columns_of_clones(model)
-    added = sum(map(len, columns_of.values()))
+    of_clones = _columns_of_clones(model)
+    added = sum(map(len, of_clones.values()))
+    cloned = None if source is None else _cloned(model, of_clones, name)
+    logits, labels, references, likeness = [], [], [], []
+    for samples in streamed(data, batch_size * workers.count):
+        logits.append(predict(model, samples.images, batch_size, workers))
+        labels.append(samples.labels)
+        if isinstance(reference, nn.Module):
+            references.append(predict(reference, samples.images, batch_size, workers))
+        if source is not None and cloned is not None:
+            likeness.append(_of_source(source, cloned, samples, batch_size, workers))
+    given, known_labels = torch.cat(logits), torch.cat(labels)
+    width = given.shape[1]
     old_columns = tuple(range(width - added)) if old is None else tuple(old)
     new_columns = tuple(range(width - added, width)) if new is None else tuple(new)
-    labels = samples.labels
-    is_old = torch.isin(labels, torch.tensor(old_columns, dtype=labels.dtype, device=labels.device))
-    known = None
-    if isinstance(reference, Tensor):
-        if reference.dim() != 2 or len(reference) != len(samples):
+    known = torch.cat(references) if references else reference if isinstance(reference, Tensor) else None
+    if known is not None:
+        if known.dim() != 2 or len(known) != len(given):
             raise OutputError(
-                f"reference: logits of shape {tuple(reference.shape)} for {len(samples)} images; expected "
-                f"({len(samples)}, columns), or the target itself"
+                f"reference: logits of shape {tuple(known.shape)} for {len(given)} images; expected ({len(given)}, "
+                "columns), or the target itself"
             )
-        known = reference.to(is_old.device)[is_old]
-    elif reference is not None and bool(is_old.any()):
-        known = predict(reference, samples.images[is_old], batch_size, workers)
-    alike = None if source is None else similarity(model, name, source, samples, logits, batch_size, workers)
-    return score(logits, labels, old=old_columns, new=new_columns, known=known, similarity=alike)
+        is_old = torch.isin(known_labels, torch.tensor(old_columns, dtype=known_labels.dtype, device=given.device))
+        known = known.to(given.device)[is_old]
+    alike = None if cloned is None else _likeness(given, known_labels, cloned, torch.cat(likeness))
+    return score(given, known_labels, old=old_columns, new=new_columns, known=known, similarity=alike)
 
 
 def score(
@@ -352,13 +357,7 @@ def _calibration_error(logits: Tensor, right: Tensor) -> float:
 
 
 def similarity(
-    model: nn.Module,
-    name: str | None,
-    source: nn.Module,
-    samples: Samples,
-    logits: Tensor,
-    batch_size: int = 64,
-    workers: Workers = ALONE,
+    model: nn.Module, name: str | None, source: nn.Module, samples: Samples, logits: Tensor, batch_size: int = 64
 ) -> float | None:
     """``Scores.similarity`` of a clone and its source, from the grafted model's logits ``(N, columns)``.
 
@@ -367,26 +366,55 @@ def similarity(
     CloneNameError, ArgumentError
         As :func:`evaluate`.
     """
-    columns_of = _columns_of_clones(model)
-    if not columns_of:
+    cloned = _cloned(model, _columns_of_clones(model), name)
+    if cloned is None:
         return None
-    listed = ", ".join(f"'{clone}'" for clone in columns_of)
-    if name is None and len(columns_of) > 1:
+    return _likeness(logits, samples.labels, cloned, _of_source(source, cloned, samples, batch_size, ALONE))
+
+
+@dataclass(frozen=True)
+class _Cloned:
+    """A clone: its name, its classes among the source's, and its columns among the grafted network's."""
+
+    name: str
+    classes: tuple[int, ...]
+    columns: range
+
+    def own(self, labels: Tensor) -> Tensor:
+        """Which samples are of its classes."""
+        return (labels >= self.columns.start) & (labels < self.columns.stop)
+
+
+def _cloned(model: nn.Module, of_clones: dict[str, range], name: str | None) -> _Cloned | None:
+    if not of_clones:
+        return None
+    listed = ", ".join(f"'{clone}'" for clone in of_clones)
+    if name is None and len(of_clones) > 1:
         raise CloneNameError(f"name: the graph holds the clones {listed}; say which one was cloned from the source")
-    name = next(iter(columns_of)) if name is None else name
-    if name not in columns_of:
+    name = next(iter(of_clones)) if name is None else name
+    if name not in of_clones:
         raise CloneNameError(f"name: no clone {name!r} in the graph, which holds {listed}; name one of these")
-    classes, columns = list(_classes(model, name)), columns_of[name]
-    own = (samples.labels >= columns.start) & (samples.labels < columns.stop)
-    if not bool(own.any()):
-        return None
-    wanted = predict(source, samples.images[own], batch_size, workers)
-    if wanted.shape[1] <= max(classes):
+    return _Cloned(name, _classes(model, name), of_clones[name])
+
+
+def _of_source(source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers) -> Tensor:
+    """The source's logits ``(M, K)`` of the cloned classes for those samples that show one."""
+    own = samples.images[cloned.own(samples.labels)]
+    if not len(own):
+        return torch.empty(0, len(cloned.classes), dtype=own.dtype, device=own.device)
+    wanted = predict(source, own, batch_size, workers)
+    if wanted.shape[1] <= max(cloned.classes):
         raise ArgumentError(
-            f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{name}' was cloned from "
-            f"classes {tuple(classes)}; give the network that it was cloned from, or name another clone"
+            f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{cloned.name}' was cloned "
+            f"from classes {cloned.classes}; give the network that it was cloned from, or name another clone"
         )
-    return _correlation(logits[own][:, columns.start : columns.stop], wanted[:, classes])
+    return wanted[:, list(cloned.classes)]
+
+
+def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -> float | None:
+    if not len(wanted):
+        return None
+    return _correlation(logits[cloned.own(labels)][:, cloned.columns.start : cloned.columns.stop], wanted)
 
 
 def _correlation(one: Tensor, two: Tensor) -> float | None:

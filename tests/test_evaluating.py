@@ -1,13 +1,18 @@
 """Scores and costs against what was counted by hand, and over grafting and removal."""
 
 import functools
+import itertools
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from architectures import untouched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import netclone
@@ -279,3 +284,34 @@ def test_the_cost_of_a_model_that_hands_a_part_of_a_parameter_to_a_module() -> N
     model = Token()
     with untouched(model):
         assert netclone.cost(model, torch.zeros(3, 4), repeats=1).macs == 3 * 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(0, 10), max_size=6), batch_size=st.integers(1, 12))
+def test_how_data_are_cut_into_batches_does_not_matter(cuts: list[int], batch_size: int) -> None:
+    grafted = graft(extracted((0, 2)))
+    images = torch.randn(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10) % 5
+    bounds = [0, *sorted(cuts), 10]
+    batches = [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(bounds)]
+    options = {"reference": netclone.remove(grafted), "source": network(4), "batch_size": batch_size}
+    whole = netclone.evaluate(grafted, [(images, labels)], **options)
+    assert netclone.evaluate(grafted, batches, **options) == whole
+
+
+def test_no_more_data_are_held_than_are_looked_at() -> None:
+    held: list[weakref.ref] = []
+    most = 0
+
+    def batches():
+        nonlocal most
+        for number in range(12):
+            array = np.full((4, 1, 1, 1), number % 6, np.float32)  # lives as long as the memory of its tensor
+            held.append(weakref.ref(array))
+            yield torch.from_numpy(array), torch.tensor([0, 1, 2, 3])
+            del array
+            most = max(most, sum(ref() is not None for ref in held))
+
+    scores = netclone.evaluate(Table(LOGITS), batches(), batch_size=8)
+    assert scores.samples == 48
+    assert most <= 3
