@@ -87,6 +87,11 @@ def learning() -> str:
     return _measured("learning.json")
 
 
+def deployment() -> str:
+    """Where grafted networks go, from the committed measurements."""
+    return _measured("deployment.json")
+
+
 def _measured(file: str) -> str:
     found = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     lines = [
@@ -128,6 +133,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "overview": overview,
     "demo": demo,
     "surgery": surgery,
+    "deployment": deployment,
     "learning": learning,
     "operators": operators,
     "names": names,

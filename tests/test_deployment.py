@@ -112,6 +112,18 @@ def check_channels_last(target, grafted):
     assert {name: tensor.stride() for name, tensor in back.state_dict().items()} == kept
 
 
+def test_compiled_it_is_one_graph_with_the_targets_own_logits(pair):
+    """Inductor's kernels are compared in examples/benchmarks/deployment.py: compiling them takes minutes."""
+    target, grafted = pair
+    torch.compiler.reset()
+    compiled, alone = (torch.compile(model, fullgraph=True, backend="aot_eager") for model in (grafted, target))
+    with torch.no_grad():
+        got, want = compiled(images()), grafted(images())
+        assert same_bits(got[:, :5], alone(images()))
+    assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
+    torch.compiler.reset()
+
+
 def test_channels_last_input_and_model(pair):
     check_channels_last(*pair)
 
