@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from netclone.bars import Bars
-from netclone.cli.application import GRAFT, Json, Source, TargetData, app, print_json, print_written, reported
+from netclone.cli.application import GRAFT, Json, Source, TargetData, app, reported
+from netclone.cli.inspect import show
 
 
 @app.command(
@@ -43,7 +44,7 @@ def clone(
 ) -> None:
     """Write a clone."""
     with reported("Interrupted: the same command goes on from what was found.") as telling:
-        from netclone import deploying, inspecting, sharing  # slow to import, and not needed to show help
+        from netclone import deploying, sharing  # slow to import, and not needed to show help
 
         options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
         options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
@@ -63,9 +64,4 @@ def clone(
             )
         if not sharing.is_main():
             return
-        inspection = inspecting.inspect(out)
-        if as_json:
-            print_json(inspection.as_dict())
-        else:
-            inspecting.show(inspection, Console())
-            print_written(Console(), out)
+        show(out, as_json, written=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from netclone.cli.application import SEE, Json, app, print_json, reported
+from netclone.cli.application import SEE, Json, app, print_json, print_written, reported
 
 
 @app.command(
@@ -23,10 +23,18 @@ def inspect(
 ) -> None:
     """Print a file's header."""
     with reported():
-        from netclone import inspecting  # slow to import, and not needed to show help
+        show(file, as_json)
 
-        inspection = inspecting.inspect(file)
-        if as_json:
-            print_json(inspection.as_dict())
-        else:
-            inspecting.show(inspection, Console())
+
+def show(file: Path, as_json: bool, written: bool = False) -> None:
+    """Print what a clone's file says, and, for a person, that it was written where it was."""
+    from netclone import inspecting  # slow to import, and not needed to show help
+
+    inspection = inspecting.inspect(file)
+    if as_json:
+        print_json(inspection.as_dict())
+        return
+    console = Console()
+    inspecting.show(inspection, console)
+    if written:
+        print_written(console, file)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from netclone.cli.application import SHIP, Json, Token, app, print_json, print_written, reported
+from netclone.cli.application import SHIP, Json, Token, app, reported
+from netclone.cli.inspect import show
 
 
 @app.command(
@@ -25,13 +26,8 @@ def pull(
 ) -> None:
     """Write a published clone."""
     with reported():
-        from netclone import inspecting, publishing  # slow to import, and not needed to show help
+        from netclone import publishing  # slow to import, and not needed to show help
 
         with Console(stderr=True).status(f"Pulling {repo}"):
             publishing.pull(repo, out, revision=revision, token=token)
-        inspection = inspecting.inspect(out)
-        if as_json:
-            print_json(inspection.as_dict())
-        else:
-            inspecting.show(inspection, Console())
-            print_written(Console(), out)
+        show(out, as_json, written=True)
