@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 import netclone
 from netclone import cloning
@@ -29,6 +30,8 @@ from netclone.extracting import slim_down
 from netclone.neighbourhoods import Neighbourhoods
 from netclone.sharing import ALONE, Workers, is_main, launched, share
 from netclone.tracing import same_bits
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
 
 TESTS = Path(__file__).parent
 FIT = cloning.fit
@@ -290,8 +293,8 @@ def noted(tmp_path, kind, rank=""):
 def alone(birds):
     """The clone that one process makes."""
     out = birds / "alone.safetensors"
-    done = subprocess.run([sys.executable, *command(birds, out)], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, command(birds, out)[2:])
+    assert done.exit_code == 0, done.output
     return netclone.load(out)
 
 

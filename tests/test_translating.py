@@ -17,12 +17,12 @@ from netclone.errors import ArchiveError, ArgumentError, TraceError
 from netclone.tracing import same_bits
 from netclone.translating import to_onnx, to_pt2
 
-NAMES = {"resnet": "resnet10t", "mobilenet": "mobilenetv3_small_050", "vit": "vit_tiny_patch16_224"}
+NAMES = {"resnet": "test_resnet", "mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
 PAIRS = (("resnet", "mobilenet"), ("mobilenet", "vit"), ("vit", "resnet"))
 
 
 def network(kind, classes):
-    """Small but real; one size of images for all, and a head that says something."""
+    """One size of images for all, and a head that says something; larger ones are in examples/benchmarks."""
     torch.manual_seed(classes)
     size = {"img_size": 64} if kind == "vit" else {}
     model = timm.create_model(NAMES[kind], num_classes=classes, **size).eval()
