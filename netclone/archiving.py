@@ -152,6 +152,19 @@ def read_header(path: str | os.PathLike[str]) -> ArchiveHeader:
         return _header_from(length + file.read(_header_length(length, size)), size)[0]
 
 
+def header_from_bytes(content: bytes, what: str) -> ArchiveHeader:
+    """As :func:`read_header`, from the bytes of a whole file; ``what`` names them in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`read_header`.
+    """
+    with _only_archive_errors(f"cannot read {what}"):
+        length = _header_length(content[:8], len(content))
+        return _header_from(content[: 8 + length], len(content))[0]
+
+
 @contextmanager
 def _only_archive_errors(what: str) -> Iterator[None]:
     try:

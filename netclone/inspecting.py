@@ -1,10 +1,13 @@
-"""inspect(path) -> Inspection: what a clone's file says about itself, read from its header alone, and shown."""
+"""inspect(path) -> Inspection: what a clone's file says about itself, read from its header alone, and shown.
+
+And inspect_bundle(path), for the file of a grafted network.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.archiving import read_header
+from netclone.archiving import ArchiveHeader, header_from_bytes, read_header
+from netclone.bundling import read_bundle
 from netclone.modules import CloneSpec
 
 _WIDTH = 20  # of a bar, in characters
@@ -56,14 +60,81 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     ...     inspect(f"{folder}/clone.safetensors").spec.classes
     (1, 3)
     """
-    header = read_header(path)
+    return _inspection(read_header(path), Path(path).name, os.path.getsize(path))
+
+
+@dataclass(frozen=True)
+class BundleInspection:
+    """A grafted network's file: its size in bytes, the target, how it wants its images, and its clones by name."""
+
+    file: str
+    bytes: int
+    architecture: str
+    parameters: int
+    config: dict[str, Any]
+    clones: tuple[tuple[str, str | None, Inspection], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        clones = [{"name": name, "at": at, **found.as_dict()} for name, at, found in self.clones]
+        return {**asdict(replace(self, clones=())), "clones": clones}
+
+
+def inspect_bundle(path: str | os.PathLike[str]) -> BundleInspection:
+    """What the file of a grafted network holds; of its clones only the headers are looked at.
+
+    Raises
+    ------
+    ArchiveError
+        If it is none, or a clone in it has no header as :func:`netclone.save` writes it.
+    """
+    bundle = read_bundle(path)
+    clones = []
+    for packed in bundle.clones:
+        header = header_from_bytes(packed.archive, f"clone '{packed.name}'")
+        clones.append((packed.name, packed.at, _inspection(header, packed.name, len(packed.archive))))
+    return BundleInspection(
+        file=Path(path).name,
+        bytes=os.path.getsize(path),
+        architecture=bundle.architecture,
+        parameters=sum(tensor.numel() for tensor in bundle.tensors.values()),
+        config=dict(bundle.config),
+        clones=tuple(clones),
+    )
+
+
+def show_bundle(inspection: BundleInspection, console: Console) -> None:
+    """Print it: the target, and in short what each clone is."""
+    config = inspection.config
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("[bold]target[/bold]", f"{inspection.architecture}, {inspection.parameters:,} numbers")
+    if config:
+        given = (f"{name} {escape(str(value))}" for name, value in config.items() if name != "label_names")
+        table.add_row("[bold]its images[/bold]", ", ".join(given))
+    table.add_row("[bold]size[/bold]", f"{inspection.bytes:,} bytes")
+    console.print(table)
+    table = Table("clone", "classes", "grafted at", title="Clones, in order", title_justify="left")
+    table.add_column("parameters", justify="right")
+    table.add_column("certificate", justify="right")
+    for name, at, found in inspection.clones:
+        facts = (
+            described(found.spec),
+            at or found.spec.at or "",
+            f"{found.parameters:,}",
+            f"{found.spec.certificate:.1e}",
+        )
+        table.add_row(escape(name), *map(escape, facts))
+    console.print(table)
+
+
+def _inspection(header: ArchiveHeader, file: str, size: int) -> Inspection:
     counts = {
         kind: sum(math.prod(entry.shape) for entry in header.tensors if entry.is_parameter == kind)
         for kind in (True, False)
     }
     return Inspection(
-        file=Path(path).name,
-        bytes=os.path.getsize(path),
+        file=file,
+        bytes=size,
         format_version=header.format_version,
         sha256=header.sha256,
         parameters=counts[True],
@@ -119,9 +190,10 @@ def show(inspection: Inspection, console: Console) -> None:
 
 
 def described(spec: CloneSpec) -> str:
-    """The classes of a clone: index in the source, and name where there is one."""
+    """The classes of a clone: index in the source, and name where there is one that says more."""
     names = spec.class_names or ("",) * len(spec.classes)
-    return ", ".join(f"{index} {name}".rstrip() for index, name in zip(spec.classes, names, strict=True))
+    pairs = zip(spec.classes, names, strict=True)
+    return ", ".join(f"{index}" if name in ("", str(index)) else f"{index} {name}" for index, name in pairs)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -104,6 +104,20 @@ def test_an_architecture_of_torchvision_is_found_again(zoo, tmp_path):
         assert same_bits(load_model(str(tmp_path / "both.safetensors"))(IMAGES)[:, :3], network(IMAGES))
 
 
+def test_a_grafted_file_can_be_looked_into(zoo, grafted):
+    _, _, modules = zoo
+    facts = json.loads(run("inspect", grafted, "--json").stdout)
+    assert facts["architecture"] == "timm/test_resnet"
+    assert facts["config"]["input_size"] == [3, 160, 160]
+    assert [clone["name"] for clone in facts["clones"]] == ["herons", "gulls_2"]
+    assert [clone["classes"] for clone in facts["clones"]] == [[5, 7], [1]]
+    assert facts["clones"][0]["parameters"] == sum(tensor.numel() for tensor in modules["herons"].parameters())
+    shown = run("inspect", grafted)
+    assert shown.exit_code == 0, shown.output
+    for part in ("timm/test_resnet", "5 bird 5, 7 bird 7", "gulls_2", "input"):
+        assert part in shown.output, shown.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

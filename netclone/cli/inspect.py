@@ -14,16 +14,26 @@ from netclone.cli.application import SEE, Json, app, print_json, print_written, 
 @app.command(
     rich_help_panel=SEE,
     help="Show what a clone's file says about itself: classes, position, size, certificate, scores, what was kept.\n\n"
-    "Only the header is read and checked, so this is quick and safe for files from anyone.",
+    "Only the header is read and checked: quick, and safe for files from anyone. Of the file of a grafted network: "
+    "the target and its clones.",
     epilog="Example: netclone inspect birds.safetensors",
 )
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file that netclone.save wrote.")],
+    file: Annotated[Path, typer.Argument(help="A clone, or what netclone inject wrote.")],
     as_json: Json = False,
 ) -> None:
     """Print a file's header."""
     with reported():
-        show(file, as_json)
+        from netclone import bundling, inspecting  # slow to import, and not needed to show help
+
+        if not bundling.is_bundle(file):
+            show(file, as_json)
+            return
+        inspection = inspecting.inspect_bundle(file)
+        if as_json:
+            print_json(inspection.as_dict())
+        else:
+            inspecting.show_bundle(inspection, Console())
 
 
 def show(file: Path, as_json: bool, written: bool = False) -> None:
