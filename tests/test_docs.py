@@ -106,11 +106,12 @@ def commands_of(text):
 def all_commands():
     """Every line with netclone in a block of shell of any page, and of README."""
     for page in (*PAGES, ROOT / "README.md"):
-        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.M | re.S):
+        for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", page.read_text(), re.M | re.S):  # sh: run by other tests
             for line in commands_of(block):
                 for part in line.split("&&"):
-                    if part.split()[0] == "netclone":
-                        yield pytest.param(part.strip(), id=f"{page.relative_to(ROOT)}: {part.strip()[:60]}")
+                    found = re.search(r"^(?:.* -m )?(netclone .*)", part.strip())
+                    if found:
+                        yield pytest.param(found[1], id=f"{page.relative_to(ROOT)}: {found[1][:60]}")
 
 
 @pytest.mark.parametrize("line", list(all_commands()))
