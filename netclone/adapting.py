@@ -234,6 +234,7 @@ def fit(
     calibrate: bool = True,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
+    precision: torch.dtype | None = None,
 ) -> float:
     """Train adapter and classifier on cached features; the epoch that is best on validation stays.
 
@@ -242,7 +243,8 @@ def fit(
     the source's other classes; if it does not, it is fitted and gets a threshold afterwards. Without calibration the
     loss is that among the new classes, old-class samples are not used, and there is no threshold.
 
-    Several ``workers`` share the rows of each batch; the branch becomes the same in each.
+    Several ``workers`` share the rows of each batch; the branch becomes the same in each. ``precision`` is as for
+    :func:`netclone.stepping.step`.
 
     Returns
     -------
@@ -272,7 +274,7 @@ def fit(
     weights = balance(train.labels, old, OLD_WEIGHT)
 
     def loss_of(features: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        new_logits = branch(features, logits)
+        new_logits = branch(features, logits).to(logits.dtype)
         if joint:
             losses = F.cross_entropy(torch.cat([logits, new_logits], 1), labels, reduction="none") * weights
         else:
@@ -291,7 +293,7 @@ def fit(
             chosen = order[start : start + batch_size].to(train.labels.device)
             batch = train[chosen]
             rows = batch.features, batch.logits, batch.labels, weights[chosen]
-            step(optimizer, loss_of, rows, f"fitting adapter and classifier, epoch {epoch}", workers)
+            step(optimizer, loss_of, rows, f"fitting adapter and classifier, epoch {epoch}", workers, precision)
             schedule.step()
         if progress is not None:
             progress(epoch + 1, epochs)

@@ -40,6 +40,7 @@ from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, reason
 from netclone.resuming import Findings
 from netclone.sharing import ALONE, Workers, digest
+from netclone.stepping import precision_of
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
 
 SEARCHES = ("early", "all")
@@ -74,6 +75,7 @@ def clone(
     validation: float = 0.2,
     augment: Augment | None = None,
     without: Sequence[str] = (),
+    mixed_precision: str = "no",
     seed: int = 0,
     progress: Progress | None = None,
     workers: Workers = ALONE,
@@ -123,6 +125,9 @@ def clone(
         What to leave out of the method, for ablations: ``"adapter_start"`` (the closed-form start of the adapter; it
         starts at random), ``"target_stream"`` (the target's logits among what the new classifier reads),
         ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
+    mixed_precision
+        ``"bf16"``: mask, distillation and fit learn in bfloat16 where torch.autocast does so; the clone's tensors keep
+        their dtype, and all that is checked or refitted in closed form is computed as without.
     progress
         Called with ``(what, done, total)``.
     workers
@@ -164,6 +169,7 @@ def clone(
     check_number(epochs, "epochs", 0)
     check_number(batch_size, "batch_size", 1)
     check_number(distill_steps, "distill_steps", 0)
+    precision = precision_of(mixed_precision)
     if not 0 < validation < 1:
         raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     tell = progress or (lambda what, done, total: None)
@@ -195,7 +201,7 @@ def clone(
                     [groups.graph_module, target],
                     groups.fingerprint,
                     [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
-                    [batch_size, validation, sorted(without), seed, augment and augment.__qualname__],
+                    [batch_size, validation, sorted(without), seed, augment and augment.__qualname__, mixed_precision],
                     [] if mask is None else [mask.kept],
                 )
             )
@@ -205,7 +211,9 @@ def clone(
         new = new.of_classes(chosen)
         check_agreement(in_batches(groups.graph_module, new.images, batch_size, workers), new, chosen)
         left_out = frozenset(without)
-        task = _Task.of(target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers)
+        task = _Task.of(
+            target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers, precision
+        )
         if mask is None and (found := findings.recall("mask")) is not None:
             mask = ChannelMask.from_kept(groups, {name: flags.tolist() for name, flags in found[0].items()})
         elif mask is None:
@@ -220,6 +228,7 @@ def clone(
                 seed=seed,
                 batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
                 augment=augment,
+                mixed_precision=mixed_precision,
                 progress=lambda done, total: tell("localize", done, total),
                 workers=workers,
             )
@@ -253,6 +262,7 @@ class _Task:
     without: frozenset[str]
     seed: int
     workers: Workers
+    precision: torch.dtype | None
 
     @classmethod
     def of(
@@ -268,6 +278,7 @@ class _Task:
         without: frozenset[str],
         seed: int,
         workers: Workers,
+        precision: torch.dtype | None,
     ) -> _Task:
         traced = trace(target, new.images[:2]).eval()
         width = (shape_of(logits_node(traced)) or (0,))[0]
@@ -308,6 +319,7 @@ class _Task:
             without=without,
             seed=seed,
             workers=workers,
+            precision=precision,
         )
 
     def with_views(self, augment: Augment) -> _Task:
@@ -380,6 +392,7 @@ def _slim(
         generator=torch.Generator().manual_seed(task.seed),
         progress=partial(tell, "distil"),
         workers=task.workers,
+        precision=task.precision,
     )
     findings.keep("refit", slimmed.graph_module.state_dict())
     return slimmed
@@ -408,6 +421,7 @@ class _Fit:
             generator=torch.Generator().manual_seed(task.seed),
             progress=tell,
             workers=task.workers,
+            precision=task.precision,
         )
 
     def resumed(self, task: _Task, epochs: int, findings: Findings, tell: Callable[[int, int], None]) -> float:

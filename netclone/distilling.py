@@ -31,6 +31,7 @@ def distill(
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
+    precision: torch.dtype | None = None,
 ) -> None:
     """Train the slim network's weights, in place, to give the full network's logits around the samples.
 
@@ -48,6 +49,8 @@ def distill(
         The teacher's logits that the student has; None: all.
     workers
         The processes that share the work; the student becomes the same in each.
+    precision
+        As for :func:`netclone.stepping.step`.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def distill(
         return float(_loss(in_batches(student, held_out, batch_size, workers), goal, scale))
 
     def loss_of(points: Tensor, want: Tensor) -> Tensor:
-        return _loss(student(points), want, scale)
+        return _loss(student(points).to(points.dtype), want, scale)
 
     start = distance()
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
@@ -86,7 +89,7 @@ def distill(
         parameter.requires_grad_(True)
     try:
         for done, batch in enumerate(islice(answered(drawn, taught, batch_size, REUSE), steps)):
-            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers)
+            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, precision)
             schedule.step()
             if progress is not None:
                 progress(done + 1, steps)

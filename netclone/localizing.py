@@ -18,7 +18,7 @@ from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.sharing import ALONE, Workers
-from netclone.stepping import step
+from netclone.stepping import precision_of, step
 
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
@@ -41,6 +41,7 @@ def localize(
     steps: int = 100,
     batch_size: int = 64,
     augment: Augment | None = None,
+    mixed_precision: str = "no",
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
@@ -74,6 +75,8 @@ def localize(
     augment
         For ``"local"``: ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the
         generator, on the CPU, alone.
+    mixed_precision
+        ``"bf16"``: for ``"local"``, the masked source's passes are computed in bfloat16 where torch.autocast does so.
     progress
         Called with ``(step, steps)``.
     workers
@@ -101,6 +104,7 @@ def localize(
     check_keep(keep)
     check_number(steps, "steps", 0)
     check_number(batch_size, "batch_size", 1)
+    precision = precision_of(mixed_precision)
     if data is None and method in ("local", "taylor"):
         raise ArgumentError(
             f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
@@ -157,7 +161,8 @@ def localize(
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
     around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
-    return best(_local(groups, around, wanted, start, choose, share, generator, steps, batch_size, progress, workers))
+    length = steps, batch_size
+    return best(_local(groups, around, wanted, start, choose, share, generator, *length, progress, workers, precision))
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -234,6 +239,7 @@ def _local(
     batch_size: int,
     progress: Callable[[int, int], None] | None,
     workers: Workers,
+    precision: torch.dtype | None,
 ) -> list[Tensor]:
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
@@ -267,11 +273,11 @@ def _local(
         vector = gate_vector(groups, gates)
 
         def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
-            got = _local_logits(gated(vector, points), columns)
+            got = _local_logits(gated(vector, points).to(points.dtype), columns)
             agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
             return agreement + 0.1 * F.mse_loss(got / scale, want / scale)
 
-        step(optimizer, loss_of, (points, want), f"localize, step {done}", team)
+        step(optimizer, loss_of, (points, want), f"localize, step {done}", team, precision)
         schedule.step()
         if progress is not None:
             progress(done + 1, steps)

@@ -7,8 +7,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from netclone.errors import FitError
+from netclone.errors import ArgumentError, FitError
 from netclone.sharing import ALONE, Workers
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+"""What steps are computed in, by accelerate's names; float16 would need its losses scaled."""
+
+
+def precision_of(name: str) -> torch.dtype | None:
+    """What :func:`step` takes for a name of :data:`PRECISIONS`.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    if name not in PRECISIONS:
+        raise ArgumentError(f"mixed_precision: got {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
+    return PRECISIONS[name]
 
 
 def step(
@@ -17,6 +33,7 @@ def step(
     batch: Sequence[Tensor],
     what: str,
     workers: Workers = ALONE,
+    precision: torch.dtype | None = None,
 ) -> None:
     """Move the optimizer's parameters down the mean loss of a batch.
 
@@ -28,6 +45,8 @@ def step(
         The loss of some rows: ``loss_of(*parts)``, a mean over rows, so that the batch's is the rows' mean.
     batch
         Tensors ``(N, ...)`` of as many rows each.
+    precision
+        What :class:`torch.autocast` computes the loss in; None: in the tensors' own dtype.
 
     Raises
     ------
@@ -45,7 +64,8 @@ def step(
     rows = len(batch[0])
     team = workers.team(rows)
     own = team.own(rows)
-    loss = loss_of(*(tensor[own] for tensor in batch))
+    with torch.autocast(batch[0].device.type, precision, enabled=precision is not None):
+        loss = loss_of(*(tensor[own] for tensor in batch))
     if team.count > 1:
         loss = loss * ((own.stop - own.start) / rows)
     total = loss.detach().clone()

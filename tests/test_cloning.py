@@ -120,6 +120,20 @@ def test_the_same_seed_gives_the_same_clone_bit_by_bit() -> None:
     assert made[0].spec == made[1].spec
 
 
+def test_learning_in_bfloat16_is_learning_and_leaves_float32() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    masks = [netclone.localize(source, samples(4), classes=[2, 3], steps=12, mixed_precision=m) for m in ("no", "bf16")]
+    flags = [torch.tensor([flag for _, kept in mask.kept for flag in kept]) for mask in masks]
+    assert (flags[0] == flags[1]).double().mean() > 0.9
+    options = dict(classes=[2, 3], target_data=samples(2), at="layer3", method="taylor", epochs=2)
+    exact, rough = (clone(source, target, samples(4), mixed_precision=m, **options) for m in ("no", "bf16"))  # type: ignore[arg-type]
+    assert rough.certificate < 1e-9
+    assert {tensor.dtype for tensor in rough.parameters()} == {torch.float32}
+    pairs = list(zip(exact.state_dict().values(), rough.state_dict().values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert all(torch.isfinite(b).all() for _, b in pairs)
+
+
 def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     told: list[str] = []
@@ -440,6 +454,11 @@ def test_a_learned_clone_beats_its_own_closed_form_start() -> None:
         ({"classes": []}, netclone.ArgumentError, "classes: empty"),
         ({"keep": 0.0}, netclone.ArgumentError, r"keep: got 0.0, expected a share in \(0, 1\]"),
         ({"budget": "size"}, netclone.ArgumentError, "budget: got 'size', expected one of 'channels', 'params'"),
+        (
+            {"mixed_precision": "fp8"},
+            netclone.ArgumentError,
+            "mixed_precision: got 'fp8', expected one of 'no', 'bf16'",
+        ),
         ({"search": "deep"}, netclone.ArgumentError, "search: got 'deep', expected one of 'early', 'all'"),
         ({"at": "input", "source_at": "blocks.1"}, netclone.ArgumentError, "source_at: got 'blocks.1'.*leave it out"),
         ({"validation": 1.0}, netclone.ArgumentError, "validation: got 1.0"),

@@ -39,6 +39,7 @@ def clone(
     distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
     batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
+    mixed_precision: Annotated[str, typer.Option(help="no, or bf16: learn in bfloat16 where torch can.")] = "no",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +48,12 @@ def clone(
         from netclone import deploying, sharing  # slow to import, and not needed to show help
 
         options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
-        options |= {"distill_steps": distill_steps, "batch_size": batch_size, "seed": seed}
+        options |= {
+            "distill_steps": distill_steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "mixed_precision": mixed_precision,
+        }
         telling.warnings = sharing.is_main()
         with Bars(Console(stderr=True) if sharing.is_main() else None) as bars:
             deploying.clone(
