@@ -207,8 +207,22 @@ def share(patience: float = PATIENCE) -> Iterator[Workers]:
     with warnings.catch_warnings(), _wire():
         warnings.simplefilter("ignore")  # of how many threads it has chosen
         state = PartialState(cpu=True, timeout=timedelta(seconds=patience))
-    with _ended_by_the_launcher():
-        yield Workers(state.process_index, state.num_processes)
+    try:
+        with _ended_by_the_launcher():
+            yield Workers(state.process_index, state.num_processes)
+    except NetcloneError:
+        _leave(state)
+        raise
+    with contextlib.suppress(RuntimeError):  # whoever is gone by now had nothing left to do
+        state.wait_for_everyone()
+    _leave(state)
+
+
+def _leave(state: Any) -> None:
+    """Talk to the others no more: threads that do when Python ends would end it with an abort."""
+    with contextlib.suppress(RuntimeError):
+        state.destroy_process_group()
+    type(state)._reset_state()
 
 
 @contextlib.contextmanager
