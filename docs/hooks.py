@@ -51,9 +51,15 @@ def _listed(match: re.Match[str], claims: dict[str, str]) -> str:
 
 
 def zoo() -> str:
-    """The committed table of the zoo, the long command that wrote it folded away."""
-    text = (ROOT / "docs" / "zoo" / "zoo.md").read_text(encoding="utf-8")
-    title, written, rest = text.split("\n\n", 2)
+    """The committed tables of the zoo."""
+    folder = ROOT / "docs" / "zoo"
+    return "\n\n".join([_swept(folder, "# The zoo"), _swept(folder / "rest", "## More of it")])
+
+
+def _swept(folder: Path, title: str) -> str:
+    """A committed table under another title, the long command that wrote it folded away."""
+    text = (folder / "zoo.md").read_text(encoding="utf-8")
+    _, written, rest = text.split("\n\n", 2)
     command, _, when = written.rpartition("`, ")
     folded = f'??? note "The command"\n\n    {command}`'
     return f'{title}\n\nWritten on {when}\n\n{folded}\n\n<div class="wide" markdown>\n\n{rest}\n\n</div>'

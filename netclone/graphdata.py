@@ -82,11 +82,14 @@ def check_shape(value: object, where: str) -> tuple[int, ...]:
 
 
 def check_tensor_name(name: str) -> str:
-    """The name itself: dotted, each segment an identifier or digits, none of them an attribute of every module."""
+    """The name itself: dotted, each segment an identifier or digits, none of them an attribute of every module.
+
+    Hyphens may be in an identifier, as in torchvision's RegNets: fx reads such an attribute by its name in quotes.
+    """
     segments = name.split(".")
     for position, segment in enumerate(segments):
         if not (segment.isascii() and segment.isdigit()):
-            _check_identifier(segment, f"tensor name {shown(name)}")
+            _check_identifier(segment.replace("-", "_"), f"tensor name {shown(name)}")
         if segment in (_MODULE_NAMES if position else _BODY_NAMES):
             raise ArchiveError(
                 f"tensor name {shown(name)}: '{segment}' is an attribute of every module; rename the tensor"

@@ -505,6 +505,7 @@ def _rules() -> dict[Any, Rule]:
     add(_move, "view reshape _unsafe_view expand", resize=_reshaped(1))
     add(_move, "unflatten.int", resize=_reshaped(2))
     add(_move, "split.Tensor split_with_sizes split.sizes chunk", resize=_split_sizes)
+    add(_move, "tensor_split.indices tensor_split.sections", resize=_split_sizes)
     add(_slice, "slice.Tensor", resize=_slice_bounds)
     add(_move, "select.int", resize=_select_index)
     add(_move_fixed_axes(lambda args: list(args[2]) if len(args) > 2 else []), "roll")

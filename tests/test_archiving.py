@@ -102,6 +102,17 @@ def assert_same(one: CloneModule, other: CloneModule) -> None:
     assert torch.equal(one(x), other(x))
 
 
+def test_names_with_hyphens_round_trip(folder: Path) -> None:
+    root = nn.Module()
+    root.add_module("block1-0", nn.Linear(2, 2))
+    graph = fx.Graph()
+    tensors = [graph.get_attr(f"block1-0.{name}") for name in ("weight", "bias")]
+    graph.output(graph.call_function(aten.linear.default, (graph.placeholder("x"), *tensors)))
+    module = CloneModule(fx.GraphModule(root, graph), CloneSpec((0, 1), (), None, (2,), 0.0)).eval()
+    save(module, folder / "hyphens.safetensors")
+    assert_same(load(folder / "hyphens.safetensors"), module)
+
+
 @contextmanager
 def guard(seconds: int = 20) -> Iterator[None]:
     """Fail instead of hanging."""

@@ -590,3 +590,18 @@ def test_slim_equals_masked_for_an_architecture(architecture):
             assert stored(module) == expected_shapes(groups, mask)
             assert sum(p.numel() for p in module.parameters()) < groups.parameters
             assert macs(module, x[:1]) < cost
+
+
+def test_a_tensor_split_by_indices_or_sections_is_slimmed_in_its_parts() -> None:
+    def forward(net, x):
+        one, two = torch.tensor_split(net.stem(x), [3], 1)
+        top, low = torch.tensor_split(net.one(one) + net.two(two), 2, dim=2)
+        return net.head(top.mean((2, 3)) - low.mean((2, 3)))
+
+    layers = dict(stem=nn.Conv2d(3, 8, 3), one=nn.Conv2d(3, 4, 1), two=nn.Conv2d(5, 4, 1), head=nn.Linear(4, 3))
+    net, x = Net(forward, **layers), torch.randn(2, 3, 9, 9)
+    groups = channel_groups(net, x)
+    assert sorted(group.size for group in groups.groups) == [3, 4, 5]
+    module = extract(groups, localize(groups, method="magnitude", keep=0.5))
+    assert module.certificate < 1e-12
+    assert module.body.get_parameter("stem.weight").shape == (4, 3, 3, 3)  # 1 or 2 of 3, and 2 or 3 of 5
