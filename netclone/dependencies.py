@@ -30,7 +30,9 @@ def code_digest(*modules: str) -> str:
             continue
         found[name] = text = _file(name).read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("netclone."):
+            if isinstance(node, ast.ImportFrom) and node.module == "netclone":
+                todo += [module for name in node.names if _file(module := f"netclone.{name.name}").is_file()]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("netclone."):
                 todo.append(node.module or "")
     return hashlib.sha256("\n".join(f"{name}\n{found[name]}" for name in sorted(found)).encode()).hexdigest()
 

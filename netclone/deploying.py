@@ -19,7 +19,7 @@ from netclone.cloning import clone as netclone_clone
 from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError, WorkerError
 from netclone.injecting import columns
 from netclone.injecting import inject as graft
-from netclone.inspecting import described
+from netclone.inspecting import classes_of
 from netclone.loading import architecture_of, grafted, load_model, load_target
 from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
@@ -158,7 +158,7 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
     of_clones = columns(network)
     found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
     for name, own in of_clones.items():
-        found.append((own.start, own.stop - 1, name, described(cast(CloneModule, network.get_submodule(name)).spec)))
+        found.append((own.start, own.stop - 1, name, classes_of(cast(CloneModule, network.get_submodule(name)).spec)))
     return tuple(found)
 
 

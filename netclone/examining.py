@@ -47,7 +47,7 @@ class Subject:
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """Names of the target's own columns: their numbers where nobody says; empty if nobody says any."""
+        """Names of the target's own columns: their numbers where nobody says."""
         new = _new_columns(self.network).values()
         count = min(new, default=len(self.names))
         return tuple(self.names.get(column, str(column)) for column in range(count))

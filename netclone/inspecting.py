@@ -118,7 +118,7 @@ def show_bundle(inspection: BundleInspection, console: Console) -> None:
     table.add_column("certificate", justify="right")
     for name, at, found in inspection.clones:
         facts = (
-            described(found.spec),
+            classes_of(found.spec),
             at or found.spec.at or "",
             f"{found.parameters:,}",
             f"{found.spec.certificate:.1e}",
@@ -149,7 +149,7 @@ def facts(inspection: Inspection) -> dict[str, str]:
     """What a file says about its clone, in words, by name; empty where it does not say."""
     spec = inspection.spec
     return {
-        "classes": described(spec),
+        "classes": classes_of(spec),
         "grafted at": spec.at or "not fitted to a target: extracted only",
         "cut behind": spec.source_at or "the source's input",
         "takes": _shape(spec.input_shape)
@@ -189,7 +189,7 @@ def show(inspection: Inspection, console: Console) -> None:
         console.print(table)
 
 
-def described(spec: CloneSpec) -> str:
+def classes_of(spec: CloneSpec) -> str:
     """The classes of a clone: index in the source, and name where there is one that says more."""
     names = spec.class_names or ("",) * len(spec.classes)
     pairs = zip(spec.classes, names, strict=True)

@@ -50,8 +50,6 @@ def measure(graph: fx.GraphModule, *inputs: Tensor) -> dict[str, Measured]:
     with running(graph):
         try:
             meter.run(*(tensor.clone() for tensor in inputs))
-        except (
-            Exception
-        ):  # torch's counter trips over some operators: the nodes before are measured, the others are not
+        except Exception:  # torch's counter trips over some operators: nodes before are measured, the others are not
             return meter.found
     return meter.found

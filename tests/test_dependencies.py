@@ -9,7 +9,8 @@ FILES = {
     "top.py": "from netclone.middle import one\n",
     "middle.py": "def one():\n    from netclone.part.low import two\n    return two\n",
     "part/__init__.py": "",
-    "part/low.py": "two = 2\n",
+    "part/low.py": "from netclone import beside, clone\n",
+    "beside.py": "three = 3\n",
     "aside.py": "from netclone.top import one\n",
 }
 
@@ -26,7 +27,8 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "matters"), [("top.py", True), ("middle.py", True), ("part/low.py", True), ("aside.py", False)]
+    ("changed", "matters"),
+    [("top.py", True), ("middle.py", True), ("part/low.py", True), ("beside.py", True), ("aside.py", False)],
 )
 def test_what_is_imported_matters_even_from_within_a_function_and_nothing_else(package, changed, matters):
     before = code_digest("netclone.top")

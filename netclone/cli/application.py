@@ -35,6 +35,8 @@ Model = Annotated[str, typer.Argument(help=f"{_NAMED}, or a file that netclone i
 Source = Annotated[str, typer.Argument(help=f"Knows the classes: {_NAMED}.")]
 Data = Annotated[str | None, typer.Option(help="Pictures of new classes: a folder for each, a tar file, torch/...")]
 TargetData = Annotated[str | None, typer.Option(help="Pictures of the target's classes.")]
+Split = Annotated[str, typer.Option(help="Part of the data, where there are several.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub; none: the one you logged in with.")]
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from netclone.bars import Bars
-from netclone.cli.application import GRAFT, Json, Source, TargetData, app, reported
+from netclone.cli.application import GRAFT, Json, Source, Split, TargetData, app, reported
 from netclone.cli.inspect import show
 
 
@@ -29,7 +29,7 @@ def clone(
     data: Annotated[str, typer.Option(help="Pictures of them.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     target_data: TargetData = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "train",
+    split: Split = "train",
     keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
     budget: Annotated[str, typer.Option(help="Of what: params, macs or channels.")] = "params",
     at: Annotated[str, typer.Option(help="Position in the target; auto: search.")] = "auto",

@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from netclone.bars import Bars
-from netclone.cli.application import SEE, Data, Json, Model, TargetData, app, percent, print_json, reported
+from netclone.cli.application import (
+    SEE,
+    BatchSize,
+    Data,
+    Json,
+    Model,
+    Split,
+    TargetData,
+    app,
+    percent,
+    print_json,
+    reported,
+)
 
 if TYPE_CHECKING:
     from netclone.evaluating import Cost, Scores
@@ -27,10 +39,10 @@ def evaluate(
     model: Model,
     data: Data = None,
     target_data: TargetData = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "validation",
+    split: Split = "validation",
     source: Annotated[str | None, typer.Option(help="What the clone was cloned from.")] = None,
     name: Annotated[str | None, typer.Option(help="Which clone that is, where there are several.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 64,
+    batch_size: BatchSize = 64,
     as_json: Json = False,
 ) -> None:
     """Print scores and cost."""

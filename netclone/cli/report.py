@@ -10,7 +10,20 @@ import typer
 from rich.console import Console
 
 from netclone.bars import Bars
-from netclone.cli.application import SEE, Data, Json, Model, TargetData, app, print_json, print_written, reported, shown
+from netclone.cli.application import (
+    SEE,
+    BatchSize,
+    Data,
+    Json,
+    Model,
+    Split,
+    TargetData,
+    app,
+    print_json,
+    print_written,
+    reported,
+    shown,
+)
 
 
 @app.command(
@@ -24,10 +37,10 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")],
     data: Data = None,
     target_data: TargetData = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where there are several.")] = "validation",
+    split: Split = "validation",
     source: Annotated[str | None, typer.Option(help="What the clone was cloned from, to be compared.")] = None,
     name: Annotated[str | None, typer.Option(help="Which clone, where there are several.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 64,
+    batch_size: BatchSize = 64,
     as_json: Json = False,
 ) -> None:
     """Write a page about a clone."""
