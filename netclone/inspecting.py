@@ -65,12 +65,15 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 @dataclass(frozen=True)
 class BundleInspection:
-    """A grafted network's file: its size in bytes, the target, how it wants its images, and its clones by name."""
+    """A grafted network's file: its size in bytes, the target, how it wants its images, and its clones by name.
+
+    ``values`` is how many numbers the target's tensors hold, buffers included: a checkpoint does not tell them apart.
+    """
 
     file: str
     bytes: int
     architecture: str
-    parameters: int
+    values: int
     config: dict[str, Any]
     clones: tuple[tuple[str, str | None, Inspection], ...]
 
@@ -97,7 +100,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> BundleInspection:
         file=Path(path).name,
         bytes=os.path.getsize(path),
         architecture=bundle.architecture,
-        parameters=sum(tensor.numel() for tensor in bundle.tensors.values()),
+        values=sum(tensor.numel() for tensor in bundle.tensors.values()),
         config=dict(bundle.config),
         clones=tuple(clones),
     )
@@ -107,7 +110,7 @@ def show_bundle(inspection: BundleInspection, console: Console) -> None:
     """Print it: the target, and in short what each clone is."""
     config = inspection.config
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("[bold]target[/bold]", f"{inspection.architecture}, {inspection.parameters:,} numbers")
+    table.add_row("[bold]target[/bold]", f"{inspection.architecture}, {inspection.values:,} numbers")
     if config:
         given = (f"{name} {escape(str(value))}" for name, value in config.items() if name != "label_names")
         table.add_row("[bold]its images[/bold]", ", ".join(given))

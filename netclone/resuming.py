@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from netclone.errors import ArchiveError
@@ -17,7 +16,6 @@ from netclone.writing import write_bytes
 
 FORMAT_VERSION = 1
 _KEY = "netclone_partial"
-_RANDOM = "random state"
 
 
 class Findings:
@@ -28,6 +26,7 @@ class Findings:
 
     Examples
     --------
+    >>> import torch
     >>> findings = Findings()
     >>> findings.keep("mask", {"layer1": torch.ones(2)}, 0.5)
     >>> findings.recall("mask")
@@ -54,13 +53,8 @@ class Findings:
         self._stages = _stages_from(self.workers.told(content)[0], key)
 
     def recall(self, name: str) -> tuple[dict[str, Tensor], float] | None:
-        """What was found at a stage, and the random state as it was behind it; None if the stage is still to come."""
-        if name not in self._stages:
-            return None
-        tensors, number = self._stages[name]
-        if self.path is not None:
-            torch.set_rng_state(tensors[_RANDOM])
-        return {name: tensor for name, tensor in tensors.items() if name != _RANDOM}, number
+        """What was found at a stage; None if the stage is still to come."""
+        return self._stages.get(name)
 
     def keep(self, name: str, tensors: Mapping[str, Tensor], number: float = 0.0) -> None:
         """Keep what was found at a stage.
@@ -74,7 +68,7 @@ class Findings:
             self._stages[name] = dict(tensors), number
             return
         copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        self._stages[name] = {**copies, _RANDOM: torch.get_rng_state()}, number
+        self._stages[name] = copies, number
         with self.workers.agreed():
             if self.workers.main:
                 try:

@@ -1,10 +1,13 @@
-"""What every test starts from: the same seed, as many threads as asked for, and no display."""
+"""What every test starts from: the same seed, one thread unless more are asked for, and no display."""
 
 import os
 
 import pytest
 import torch
 
+# Of this process, for fixtures too, and of those that tests start: sums, and so learned masks, depend on it.
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+torch.set_num_threads(THREADS)
 os.environ["MPLBACKEND"] = "Agg"  # matplotlib reads it once, when first imported: a fixture would come too late
 
 
@@ -12,4 +15,4 @@ os.environ["MPLBACKEND"] = "Agg"  # matplotlib reads it once, when first importe
 def _reproducible() -> None:
     """Seed torch and bound its threads, so that a test gives the same numbers alone and in the whole suite."""
     torch.manual_seed(0)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.set_num_threads(THREADS)

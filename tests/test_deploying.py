@@ -105,9 +105,10 @@ def test_an_architecture_of_torchvision_is_found_again(zoo, tmp_path):
 
 
 def test_a_grafted_file_can_be_looked_into(zoo, grafted):
-    _, _, modules = zoo
+    _, target, modules = zoo
     facts = json.loads(run("inspect", grafted, "--json").stdout)
     assert facts["architecture"] == "timm/test_resnet"
+    assert facts["values"] == sum(tensor.numel() for tensor in target.state_dict().values())
     assert facts["config"]["input_size"] == [3, 160, 160]
     assert [clone["name"] for clone in facts["clones"]] == ["herons", "gulls_2"]
     assert [clone["classes"] for clone in facts["clones"]] == [[5, 7], [1]]
