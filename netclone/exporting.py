@@ -181,7 +181,7 @@ def _program(
         tapped = _Tapped(copied(model).eval(), overwritten)
         with _refusals(model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
-            with _LSTMsByShape():
+            with _ByShape():
                 program = torch.export.export(
                     tapped,
                     tuple(example.clone() for example in examples),  # one tensor given twice would be one input
@@ -241,16 +241,68 @@ def _(
     return out, hidden.clone(), cell.clone()
 
 
-class _LSTMsByShape(TorchFunctionMode):
-    """Export LSTMs by the shapes they return; torch's own way, step by step of the sequence, takes minutes."""
+@torch.library.custom_op("netclone::batch_norm", mutates_args=())
+def _batch_norm(
+    source: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """A BatchNorm by running statistics in a program that is being exported; in the graph, torch's own operator."""
+    out: Tensor = torch.batch_norm(source, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled)
+    return out
+
+
+@_batch_norm.register_fake
+def _(source: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(source)
+
+
+def _by_running_statistics(
+    source: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.batch_norm``, where it is one that is exported by its shape."""
+    if mean is None or variance is None or training:
+        return nn.functional.batch_norm(source, mean, variance, weight, bias, training, momentum, eps)
+    out: Tensor = _batch_norm(source, weight, bias, mean, variance, False, momentum, eps, torch.backends.cudnn.enabled)
+    return out
+
+
+class _ByShape(TorchFunctionMode):
+    """Export some operators by the shapes they return; torch works these out from their parts.
+
+    For an LSTM that is step by step of the sequence, and takes minutes; for BatchNorm, a quarter of an export's time.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.lstm and isinstance(args[1], (list, tuple)):  # else a packed sequence
             func = _lstm
+        elif func is nn.functional.batch_norm:
+            func = _by_running_statistics
         return func(*args, **(kwargs or {}))
 
 
-def _as_torch_has_it(graph: fx.Graph, lstm: fx.Node) -> None:
+def _as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
+    """Turn an operator that was exported by its shapes into torch's own."""
+    if node.target is torch.ops.netclone.batch_norm.default:
+        node.target = torch.ops.aten.batch_norm.default
+    elif node.target is torch.ops.netclone.lstm.default:
+        _lstm_as_torch_has_it(graph, node)
+
+
+def _lstm_as_torch_has_it(graph: fx.Graph, lstm: fx.Node) -> None:
     """Turn an exported LSTM into torch's operator; a state that starts as zeros takes the dtype of the input."""
     source, state, *rest = lstm.args
     starts = []
@@ -319,8 +371,7 @@ def _written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any], own
         return args[0][args[1]]
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         new = graph.node_copy(node, copies.__getitem__)
-        if new.target is torch.ops.netclone.lstm.default:
-            _as_torch_has_it(graph, new)
+        _as_torch_has_it(graph, new)
         new.meta = _described(node)
         return new
     part_at = _MODES.get(node.target)

@@ -6,6 +6,7 @@ from architectures import CachingByKey, CountingInto, WritesLater, returned, unt
 from torch import fx, nn
 
 from netclone.archiving import load, save
+from netclone.capturing import capture
 from netclone.channels import channel_groups
 from netclone.errors import OutputError, TraceError
 from netclone.exporting import copied, export, one_of
@@ -115,3 +116,29 @@ def test_an_lstm_is_one_operator_that_follows_the_dtype_and_is_slimmed_around(tm
     with torch.no_grad():
         assert torch.equal(again(more), slim(more))
         assert again.double()(more.double()).dtype == torch.float64
+
+
+class Norms(nn.Module):
+    """BatchNorm in every form: with and without weights, by running and by the batch's statistics, as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.full, self.plain = nn.BatchNorm2d(4, eps=1e-2), nn.BatchNorm2d(4, affine=False)
+        self.by_batch, self.flat = nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm1d(4)
+        for norm in (self.full, self.plain, self.flat):
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = self.by_batch(self.plain(self.full(x)))
+        x = nn.functional.batch_norm(x, self.full.running_mean, running_var=self.full.running_var, bias=self.full.bias)
+        return self.flat(self.flat(x.flatten(2).transpose(1, 2).transpose(1, 2)).mean(2))
+
+
+def test_batch_norms_are_torchs_own_in_the_graph():
+    model = Norms().eval()
+    graph = capture(model, torch.randn(2, 4, 3, 3))
+    norms = [node for node in graph.graph.nodes if node.op == "call_function" and "norm" in str(node.target)]
+    assert [str(node.target) for node in norms] == ["aten.batch_norm.default"] * 6
+    assert [node.args[7] for node in norms] == [1e-2, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5]
+    fresh = torch.randn(5, 4, 3, 3)
+    assert torch.equal(graph(fresh), model(fresh))
