@@ -79,6 +79,23 @@ def test_the_smallest_of_each_family():
 
 
 @pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm/pnasnet5large", (3, 331, 331)),  # as stated
+        ("timm/vit_small_patch16_dinov3", (3, 256, 256)),
+        ("timm/deepseek_vit_412m", (3, 252, 252)),  # states 546, takes multiples of 126
+        ("timm/tf_efficientnet_b7", (3, 256, 256)),  # states 600, takes any
+        ("timm/eva_large_patch14_336", (3, 336, 336)),
+        ("timm/vit_base_patch16_siglip_512", (3, 512, 512)),  # takes no other
+        ("torchvision/ssd300_vgg16", (3, 300, 300)),
+        ("torchvision/fcos_resnet50_fpn", (3, 128, 128)),
+    ],
+)
+def test_images_are_of_the_size_a_network_states_and_small_where_any_will_do(name, size):
+    assert zoo.build(name, "meta").size == size
+
+
+@pytest.mark.parametrize(
     "name", ["timm/test_resnet", "torchvision/lraspp_mobilenet_v3_large", "torchvision/r3d_18", "transformers/deit"]
 )
 def test_a_network_of_the_zoo_returns_one_matrix_and_is_the_same_at_every_call(name):

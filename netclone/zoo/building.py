@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from netclone.loading import load_model
 from netclone.zoo.naming import TRANSFORMERS, kind, known
 
 CLASSES = 10
+_LARGE = 384  # pixels; beyond, images are made smaller where the network takes any size
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Logits(nn.Module):
 def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
     """The network of a name with random weights, on the CPU or without memory (``"meta"``), and its size of images.
 
-    Classifiers get ten classes. What is no classifier is wrapped to return columns: segmentation networks, encoders
+    Classifiers get ten classes. Images are of the size that timm or torchvision states, but small where that is over
+    384 pixels and any will do. What is no classifier is wrapped to return columns: segmentation networks, encoders
     without a head, and of detectors the backbone.
 
     Raises
@@ -109,11 +111,20 @@ def _built(name: str, device: str, seed: int) -> Network:
             return _of_torchvision(name)
         if library == "timm":
             model = load_model(name, weights=None, num_classes=CLASSES)
-            size = tuple(model.pretrained_cfg["input_size"])  # type: ignore[index, arg-type]
+            size = _affordable(model.pretrained_cfg)  # type: ignore[arg-type]
             if model.num_classes == 0:  # an encoder, which takes no head
                 model = Averaged(model, first=True).eval()
             return Network(name, model, size)
     raise ArgumentError(f"name: no library '{library}' in the zoo; expected timm/, torchvision/ or transformers/")
+
+
+def _affordable(preparation: Mapping[str, Any]) -> tuple[int, ...]:
+    """The size of images that timm states; of large ones, if the network takes any, a small multiple of the least."""
+    channels, *sides = preparation["input_size"]
+    if preparation.get("fixed_input_size") or max(sides) <= _LARGE:
+        return (channels, *sides)
+    least = preparation.get("min_input_size", (channels, 256, 256))[-1]
+    return (channels, *2 * [least * -(-224 // least)])
 
 
 def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
@@ -140,7 +151,8 @@ def _of_torchvision(name: str) -> Network:
     what = kind(name)
     if what == "detection":
         detector = load_model(name, weights=None)
-        return Network(name, Averaged(detector.backbone, first=False).eval(), (3, 128, 128))  # type: ignore[arg-type]
+        size = detector.transform.fixed_size or (128, 128)  # type: ignore[union-attr, operator]
+        return Network(name, Averaged(detector.backbone, first=False).eval(), (3, *size))  # type: ignore[arg-type, misc]
     if what == "segmentation":
         network = load_model(name, weights=None, num_classes=CLASSES)
         return Network(name, Averaged(network, first=True).eval(), (3, 128, 128))
