@@ -19,8 +19,9 @@ from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
+from netclone.benchmarking.planning import JOINT, REFITS
 from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
-from netclone.benchmarking.running import JOINT, REFITS, changed
+from netclone.benchmarking.running import changed
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 from netclone.journal import Journal
@@ -156,7 +157,7 @@ def test_a_torn_run_is_made_again_with_the_same_figures(ran: Path, monkeypatch: 
     cut = len(lines) - 2
     assert studies[cut] is not None
     path.write_bytes(b"".join(lines[:cut]) + lines[cut][:40])
-    monkeypatch.setattr(benchmarking.running, "train_network", None)  # would fail if it were called
+    monkeypatch.setattr(benchmarking.training, "train_network", None)  # would fail if it were called
     result = runner.invoke(cli.app, ["bench", "digits", "--seeds", "1", "--out", str(ran)])
     assert result.exit_code == 0, result.output
     assert f"{len(before) - 2} of {len(before)} runs are finished" in result.output
@@ -170,9 +171,10 @@ def test_other_settings_run_again_and_the_cache_serves_another_folder(
     """A tuned baseline, whose search the first folder holds, comes out the same when searched anew."""
     suite = SUITES["digits"]
     small = replace(suite, settings=suite.settings[-1:], curve=(), localize=(), ablations=())
-    monkeypatch.setattr(benchmarking.running, "train_network", None)
+    monkeypatch.setattr(benchmarking.training, "train_network", None)
     methods = {"kernel modulation": TUNING["kernel modulation"]}
-    monkeypatch.setattr(benchmarking.running, "TUNING", methods)
+    for module in (benchmarking.planning, benchmarking.running):
+        monkeypatch.setattr(module, "TUNING", methods)
     first = benchmarking.run(small, out=tmp_path / "a", seeds=1, cache=ran / "cache")
     whole = {run["key"]: run for run in results_in(ran)["runs"]}
     for run in first["runs"]:

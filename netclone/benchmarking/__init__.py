@@ -2,7 +2,8 @@
 
     python -m netclone bench digits --seeds 1 --out bench-digits
 
-``suites`` says what is run on, ``networks`` what no library supplies, ``running`` runs it, ``reporting`` writes it up.
+``suites`` says what is run on, ``networks`` what no library supplies, ``training`` trains and keeps these, ``planning``
+lists the runs, ``running`` makes them, ``reporting`` writes them up.
 """
 
 from netclone.benchmarking.reporting import report

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,56 +17,29 @@ from typing import Any
 import timm
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 import netclone
 from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, Tuned, stages, validated
 from netclone.baselines.ensembling import Columns
 from netclone.benchmarking.bars import Bars
-from netclone.benchmarking.networks import train_network
+from netclone.benchmarking.planning import Job, bound, planned, sized
 from netclone.benchmarking.reporting import write
 from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
-from netclone.benchmarking.suites import Dataset, Network, Options, Setting, Suite, needed
+from netclone.benchmarking.suites import Options, Suite
+from netclone.benchmarking.training import Networks, Tell, described, find, hashed, renamed
 from netclone.cloning import clone
 from netclone.data import Samples
 from netclone.dependencies import code_digest
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
-from netclone.evaluating import evaluate, predict
+from netclone.evaluating import evaluate
 from netclone.injecting import inject
 from netclone.journal import Journal
-from netclone.placing import candidates, reason
-from netclone.tracing import INPUT, same_bits, trace
+from netclone.placing import reason
+from netclone.tracing import same_bits
 
-JOINT, GIVEN = "joint, 100%", "source, as given"
-"""The upper bound: the source, trained here on all training images, or with weights that were given."""
-REFITS: dict[str, Options] = {
-    "plain copy": {"reconstruct": False},
-    "refitted": {"distill_steps": 0},
-    "refitted and distilled": {},
-}
-"""What is done to a slim source after its mask: nothing, least squares, or least squares and distillation."""
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
-
-Tell = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a method, with its options, in a setting, with a share of the training images, for a seed."""
-
-    study: str
-    setting: Setting
-    fraction: float
-    seed: int
-    method: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def key(self, suite: Suite) -> str:
-        """What names this run in ``runs.jsonl``."""
-        return "|".join([suite.name, str(self.seed), self.setting.name, f"{self.fraction:g}", self.study, self.method])
 
 
 def run(
@@ -111,8 +83,9 @@ def run(
     except OSError as error:
         raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
     with _threads() as threads, Bars(console) as bars:
-        bench = _Bench(suite, suite.load(Path(data)), Path(data), kept, journal, bars.tell)
-        jobs = bench.jobs(seeds)
+        networks = Networks(suite, suite.load(Path(data)), Path(data), kept, bars.tell)
+        bench = _Bench(networks, journal, bars.tell)
+        jobs = planned(suite, seeds, networks)
         todo = [job for job in jobs if not bench.finished(job)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished in '{out.name}': skipped.")
@@ -135,11 +108,7 @@ def run(
             bars.overall(f"{job.setting.name} {job.fraction:.0%}, seed {job.seed}: {job.method}", number, len(todo))
             bench.run(job)
             after = todo[number + 1] if number + 1 < len(todo) else None
-            if after is None or (after.study, after.setting.group, after.fraction) != (
-                job.study,
-                job.setting.group,
-                job.fraction,
-            ):
+            if after is None or after.part != job.part:
                 results = bench.results(jobs, facts)
                 write(results, out, plots=after is None)
         bars.overall("done", len(todo), len(todo))
@@ -150,73 +119,19 @@ def run(
 
 
 class _Bench:
-    """A suite with its data, and what was made of it so far."""
+    """The runs of a suite: makes a network, measures it, writes down what was found."""
 
-    def __init__(self, suite: Suite, dataset: Dataset, folder: Path, cache: Path, journal: Journal, tell: Tell) -> None:
-        self.suite, self.dataset, self.folder, self.cache = suite, dataset, folder, cache
-        self.journal, self.tell = journal, tell
-        self.networks: dict[tuple[str, int], nn.Module] = {}
-        self.training: dict[str, dict[str, Any]] = {}
-        self.bound = GIVEN if suite.source.weights else JOINT
-        self.references: dict[int, Tensor] = {}
-        self.data_digest = _digest(
-            *(
-                str(x.shape) + hashlib.sha256(x[:: max(1, len(x) // 500)].contiguous().numpy().tobytes()).hexdigest()
-                for x in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-            )
-        )
-
-    # What to do
-
-    def jobs(self, seeds: int) -> list[Job]:
-        """Every run, the most important first: all settings with the smallest clone set, the studies, larger sets."""
-        suite = self.suite
-        groups = list(dict.fromkeys(setting.group for setting in suite.settings))
-        most = max(len(setting.fractions) for setting in suite.settings)
-        first = suite.settings[0]
-
-        def clones(study: str, seed: int, name: str, **options: Any) -> Job:
-            return Job(study, first, first.fractions[0], seed, name, tuple({**suite.clone, **options}.items()))
-
-        main = [
-            [
-                job
-                for seed in range(seeds)
-                for setting in suite.settings
-                if setting.group == group and i < len(setting.fractions)
-                for job in self._main(setting, setting.fractions[i], seed)
-            ]
-            for i in range(most)
-            for group in groups
-        ]
-        jobs = [job for part in main[: len(groups)] for job in part]
-        for seed in range(min(seeds, suite.localize_seeds)):
-            for method in suite.localize:
-                for words, change in REFITS.items():
-                    name = f"{method}, {words}"
-                    jobs.append(clones("localize", seed, name, keep=0.5, at=INPUT, method=method, **change))
-        for seed in range(min(seeds, suite.study_seeds)):
-            jobs += [clones("curve", seed, _sized(keep), keep=keep) for keep in suite.curve]
-            jobs += [clones("ablation", seed, name, keep=0.5, **change) for name, change in suite.ablations]
-            if suite.positions:
-                traced = trace(self.target(seed), self.dataset.images[:2])
-                for at in (*(place.at for place in candidates(traced)), INPUT):
-                    jobs.append(clones("ablation", seed, f"position: {at}", keep=0.5, at=at))
-        return jobs + [job for part in main[len(groups) :] for job in part]
-
-    def _main(self, setting: Setting, fraction: float, seed: int) -> list[Job]:
-        ours = [(_sized(keep), tuple({**self.suite.clone, "keep": keep}.items())) for keep in setting.keeps]
-        others = [(name, ()) for name in (*TUNING, *ENSEMBLES, self.bound)]
-        return [Job("main", setting, fraction, seed, name, options) for name, options in [*ours, *others]]
+    def __init__(self, networks: Networks, journal: Journal, tell: Tell) -> None:
+        self.networks, self.journal, self.tell = networks, journal, tell
+        self.suite, self.dataset = networks.suite, networks.dataset
+        self.bound = bound(self.suite)
 
     def digest(self, job: Job) -> str:
         """Of everything that a run depends on, the code included: where it differs, the run is made again."""
         suite = self.suite
         parts: list[Any] = [
             _code("cloning" if job.options else "baselines"),
-            self.data_digest,
-            *(_described(network) for network in (suite.source, suite.target)),
-            *(_weights_digest(self.folder, network) for network in (suite.source, suite.target)),
+            *self.networks.depend_on(),
             suite.old,
             job.setting.new,
             job.options,
@@ -230,70 +145,11 @@ class _Bench:
                 suite.depths,
             ]
         parts.append(getattr(suite.augment, "__name__", ""))
-        return _digest(*map(str, parts))
+        return hashed(*map(str, parts))
 
     def finished(self, job: Job) -> bool:
         record = self.journal.records.get(job.key(self.suite))
         return record is not None and record["digest"] == self.digest(job) and not record["error"]
-
-    # What it takes
-
-    def source(self, seed: int) -> nn.Module:
-        """The network that knows all classes."""
-        return self._network("source", self.suite.source, seed, None)
-
-    def target(self, seed: int) -> nn.Module:
-        """The network that knows the old classes."""
-        return self._network("target", self.suite.target, seed, self.suite.old)
-
-    def target_logits(self, seed: int) -> Tensor:
-        """The target's logits of all test images: what old classes are compared with, in every run of a seed."""
-        if seed not in self.references:
-            self.references[seed] = predict(self.target(seed), self.dataset.test_images)
-        return self.references[seed]
-
-    def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
-        """Given weights, or trained ones from the cache, or trained now."""
-        if (role, seed) in self.networks:
-            return self.networks[role, seed]
-        if network.weights is not None:
-            path = needed(self.folder, network.weights)
-            weights = load_file(path)
-            model = network.build(max(1, _rows(weights)), seed)
-            model.load_state_dict(weights)
-            about: dict[str, Any] = {"name": network.name, "weights": network.weights, "seconds": None}
-        else:
-            assert network.training is not None
-            labels = self.dataset.labels
-            known = tuple(range(len(self.dataset.columns))) if classes is None else classes
-            model = network.build(len(known), seed)
-            augment = getattr(self.suite.augment, "__name__", "")
-            key = _digest(_described(network), augment, str(seed), str(known), self.data_digest, torch.__version__)
-            path = self.cache / f"{self.suite.name}-{role}-seed{seed}-{key[:16]}.safetensors"
-            seconds = _cached(path, model)
-            if seconds is None:
-                index = _find(labels, known)
-                started = time.perf_counter()
-                train_network(
-                    model,
-                    self.dataset.images[index],
-                    _renamed(labels[index], known),
-                    network.training,
-                    seed,
-                    augment=self.suite.augment,
-                    progress=lambda done, total: self.tell(f"train the {role}, seed {seed}", done, total),
-                )
-                seconds = time.perf_counter() - started
-                part = path.with_suffix(".part")
-                state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-                save_file(state, part, metadata={"seconds": repr(seconds)})
-                os.replace(part, path)
-            about = {"name": network.name, "training": asdict(network.training), "seconds": seconds}
-        model.eval()
-        self.networks[role, seed] = model
-        about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        self.training[f"{role}, seed {seed}"] = about
-        return model
 
     def problem(self, job: Job) -> Problem:
         """The clone set, a fifth of it for validation: for each class the first samples of an order set by the seed."""
@@ -301,7 +157,7 @@ class _Bench:
         train, validation = [], []
         for label in known:
             generator = torch.Generator().manual_seed(1000 * job.seed + label)
-            index = _find(self.dataset.labels, (label,))
+            index = find(self.dataset.labels, (label,))
             order = index[torch.randperm(len(index), generator=generator)]
             chosen = order[: max(5, round(job.fraction * len(order)))]
             held = max(1, round(0.2 * len(chosen)))
@@ -309,19 +165,17 @@ class _Bench:
             train.append(chosen[held:])
         parts = []
         for what, chosen in (("data", torch.cat(train)), ("validation", torch.cat(validation))):
-            labels = _renamed(self.dataset.labels[chosen], known)
+            labels = renamed(self.dataset.labels[chosen], known)
             parts.append(Samples(self.dataset.images[chosen], labels, what))
         return Problem(
-            self.target(job.seed),
-            self.source(job.seed),
+            self.networks.target(job.seed),
+            self.networks.source(job.seed),
             tuple(self.dataset.columns[label] for label in job.setting.new),
             train=parts[0],
             validation=parts[1],
             keep=0.5,
             augment=self.suite.augment,
         )
-
-    # Doing it
 
     def run(self, job: Job) -> None:
         """Make a network, evaluate it on the test split, and write down what was found, or why it failed."""
@@ -356,7 +210,7 @@ class _Bench:
             return self._cloned(job, problem, record)
         if job.method == self.bound:
             columns = tuple(self.dataset.columns[label] for label in self.suite.old) + problem.classes
-            record["seconds"] = self.training[f"source, seed {job.seed}"]["seconds"]
+            record["seconds"] = self.networks.facts[f"source, seed {job.seed}"]["seconds"]
             model: nn.Module = Columns(problem.source, columns, problem.train.images.device).eval()
         elif job.method in ENSEMBLES:
             model = ENSEMBLES[job.method](problem, Recipe(lr=0, steps=0, seed=job.seed))
@@ -399,7 +253,7 @@ class _Bench:
         if known is None or known["digest"] != self.digest(origin):
             rates = self.suite.rates[job.method]
             depths = self.suite.depths if job.method in DEPTHS else ()
-            target = self.target(0)
+            target = self.networks.target(0)
             depths = tuple(depth for depth in depths if depth < len(stages(target)))
 
             def tell(done: int, total: int) -> None:
@@ -435,11 +289,11 @@ class _Bench:
     def _figures(self, job: Job, problem: Problem, model: nn.Module) -> dict[str, Any]:
         """Accuracies on the test split, and the share of weights that are not the target's own."""
         known = (*self.suite.old, *job.setting.new)
-        index = _find(self.dataset.test_labels, known)
-        labels = _renamed(self.dataset.test_labels[index], known)
+        index = find(self.dataset.test_labels, known)
+        labels = renamed(self.dataset.test_labels[index], known)
         test = [(self.dataset.test_images[index], labels)]
         old, new = range(problem.old), range(problem.old, problem.columns)
-        reference = self.target_logits(job.seed)[index]
+        reference = self.networks.target_logits(job.seed)[index]
         scores = evaluate(model, test, old=old, new=new, reference=reference)
         is_old = labels < problem.old
         before = float((reference.argmax(1) == labels)[is_old].double().mean())
@@ -464,8 +318,8 @@ class _Bench:
         """The suite as data."""
         suite = self.suite
         return {
-            "source": _described(suite.source),
-            "target": _described(suite.target),
+            "source": described(suite.source),
+            "target": described(suite.target),
             "old": list(suite.old),
             "settings": [asdict(setting) for setting in suite.settings],
             "augment": getattr(suite.augment, "__name__", ""),
@@ -477,7 +331,7 @@ class _Bench:
             "tuning": list(TUNING),
             "ensembles": list(ENSEMBLES),
             "joint": self.bound,
-            "ours": _sized(suite.settings[0].keeps[0]),
+            "ours": sized(suite.settings[0].keeps[0]),
         }
 
     def results(self, jobs: list[Job], facts: dict[str, Any]) -> dict[str, Any]:
@@ -486,14 +340,14 @@ class _Bench:
         runs = [record for record in records if record is not None]
         searches = [r for key, r in self.journal.records.items() if key.startswith(f"search|{self.suite.name}|")]
         for seed in facts["seeds"]:
-            self.source(seed), self.target(seed)
+            self.networks.source(seed), self.networks.target(seed)
         spent = [r["seconds"] or 0 for r in runs if r["method"] != self.bound and "seconds" in r]
-        made = [about["seconds"] or 0 for about in self.training.values()]
+        made = [about["seconds"] or 0 for about in self.networks.facts.values()]
         return {
             **facts,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": {"runs": sum(spent), "searches": sum(s["seconds"] for s in searches), "networks": sum(made)},
-            "networks": self.training,
+            "networks": self.networks.facts,
             "searches": searches,
             "runs": runs,
         }
@@ -516,32 +370,6 @@ def changed(target: nn.Module, model: nn.Module) -> int:
     )
 
 
-def _sized(keep: float) -> str:
-    return f"netclone {100 * keep:g}%"
-
-
-def _find(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
-    """Indices of the samples of some classes."""
-    return torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
-
-
-def _renamed(labels: Tensor, known: tuple[int, ...]) -> Tensor:
-    """Labels as positions in ``known``."""
-    place = torch.full((max(known) + 1,), -1)
-    place[list(known)] = torch.arange(len(known))
-    return place[labels]
-
-
-def _rows(weights: dict[str, Tensor]) -> int:
-    """Rows of the last matrix: the number of classes."""
-    return [len(tensor) for tensor in weights.values() if tensor.dim() == 2][-1]
-
-
-def _described(network: Network) -> str:
-    how = network.weights if network.training is None else asdict(network.training)
-    return f"{network.name}: {how}"
-
-
 @functools.cache
 def _code(kind: str) -> str:
     """A digest of the sources that make a clone; of a baseline, those that are its own, or it would never be kept."""
@@ -551,29 +379,7 @@ def _code(kind: str) -> str:
     folder = Path(netclone.__file__).parent
     files = [folder / "data.py", folder / "evaluating.py", *sorted((folder / "baselines").glob("*.py"))]
     files += [folder / "benchmarking" / name for name in ("networks.py", "searching.py")]
-    return _digest(*(path.read_text(encoding="utf-8") for path in files))
-
-
-def _weights_digest(folder: Path, network: Network) -> str:
-    """A digest of the weights a network is given; nothing for one that is trained here."""
-    if network.weights is None:
-        return ""
-    return hashlib.sha256(needed(folder, network.weights).read_bytes()).hexdigest()
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _cached(path: Path, model: nn.Module) -> float | None:
-    """Load a trained network and say how long its training took; None if it is not there whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            seconds = float(file.metadata()["seconds"])
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        return None
-    return seconds
+    return hashed(*(path.read_text(encoding="utf-8") for path in files))
 
 
 @contextlib.contextmanager

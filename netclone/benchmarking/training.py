@@ -1,0 +1,151 @@
+"""Networks: sources and targets of a suite, trained, kept in a folder, or with the weights that were given."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from netclone.benchmarking.networks import train_network
+from netclone.benchmarking.suites import Dataset, Network, Suite, needed
+from netclone.evaluating import predict
+
+Tell = Callable[[str, int, int], None]
+
+
+class Networks:
+    """The sources and targets of a suite by seed; ``facts`` says of each what it is and how long it was trained."""
+
+    def __init__(self, suite: Suite, dataset: Dataset, folder: Path, cache: Path, tell: Tell) -> None:
+        self.suite, self.dataset, self.folder, self.cache, self.tell = suite, dataset, folder, cache, tell
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.data_digest = hashed(
+            *(
+                str(x.shape) + hashlib.sha256(x[:: max(1, len(x) // 500)].contiguous().numpy().tobytes()).hexdigest()
+                for x in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
+            )
+        )
+        self._built: dict[tuple[str, int], nn.Module] = {}
+        self._logits: dict[int, Tensor] = {}
+
+    def source(self, seed: int) -> nn.Module:
+        """The network that knows all classes."""
+        return self._network("source", self.suite.source, seed, None)
+
+    def target(self, seed: int) -> nn.Module:
+        """The network that knows the old classes."""
+        return self._network("target", self.suite.target, seed, self.suite.old)
+
+    def target_logits(self, seed: int) -> Tensor:
+        """The target's logits of all test images: what old classes are compared with, in every run of a seed."""
+        if seed not in self._logits:
+            self._logits[seed] = predict(self.target(seed), self.dataset.test_images)
+        return self._logits[seed]
+
+    def depend_on(self) -> list[str]:
+        """What the networks are made of: the data, how they are trained, the weights that were given."""
+        both = (self.suite.source, self.suite.target)
+        weights = [_weights_digest(self.folder, network) for network in both]
+        return [self.data_digest, *map(described, both), *weights]
+
+    def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
+        """Given weights, or trained ones from the cache, or trained now."""
+        if (role, seed) not in self._built:
+            if network.weights is not None:
+                model, about = self._given(network, network.weights, seed)
+            else:
+                model, about = self._trained(role, network, seed, classes)
+            about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            self._built[role, seed], self.facts[f"{role}, seed {seed}"] = model.eval(), about
+        return self._built[role, seed]
+
+    def _given(self, network: Network, file: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+        weights = load_file(needed(self.folder, file))
+        model = network.build(max(1, _rows(weights)), seed)
+        model.load_state_dict(weights)
+        return model, {"name": network.name, "weights": file, "seconds": None}
+
+    def _trained(
+        self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        assert network.training is not None
+        labels, augment = self.dataset.labels, self.suite.augment
+        known = tuple(range(len(self.dataset.columns))) if classes is None else classes
+        model = network.build(len(known), seed)
+        made_of = (described(network), getattr(augment, "__name__", ""), str(seed), str(known), self.data_digest)
+        key = hashed(*made_of, torch.__version__)
+        path = self.cache / f"{self.suite.name}-{role}-seed{seed}-{key[:16]}.safetensors"
+        seconds = _cached(path, model)
+        if seconds is None:
+            index = find(labels, known)
+            started = time.perf_counter()
+            train_network(
+                model,
+                self.dataset.images[index],
+                renamed(labels[index], known),
+                network.training,
+                seed,
+                augment=augment,
+                progress=lambda done, total: self.tell(f"train the {role}, seed {seed}", done, total),
+            )
+            seconds = time.perf_counter() - started
+            part = path.with_suffix(".part")
+            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            save_file(state, part, metadata={"seconds": repr(seconds)})
+            os.replace(part, path)
+        return model, {"name": network.name, "training": asdict(network.training), "seconds": seconds}
+
+
+def find(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Indices of the samples of some classes."""
+    return torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
+
+
+def renamed(labels: Tensor, known: tuple[int, ...]) -> Tensor:
+    """Labels as positions in ``known``."""
+    place = torch.full((max(known) + 1,), -1)
+    place[list(known)] = torch.arange(len(known))
+    return place[labels]
+
+
+def described(network: Network) -> str:
+    """A network and where its weights come from."""
+    how = network.weights if network.training is None else asdict(network.training)
+    return f"{network.name}: {how}"
+
+
+def hashed(*parts: str) -> str:
+    """A digest of texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _rows(weights: dict[str, Tensor]) -> int:
+    """Rows of the last matrix: the number of classes."""
+    return [len(tensor) for tensor in weights.values() if tensor.dim() == 2][-1]
+
+
+def _weights_digest(folder: Path, network: Network) -> str:
+    """A digest of the weights a network is given; nothing for one that is trained here."""
+    if network.weights is None:
+        return ""
+    return hashlib.sha256(needed(folder, network.weights).read_bytes()).hexdigest()
+
+
+def _cached(path: Path, model: nn.Module) -> float | None:
+    """Load a trained network and say how long its training took; None if it is not there whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            seconds = float(file.metadata()["seconds"])
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
+        return None
+    return seconds
