@@ -383,7 +383,7 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
     # The branch, from left to right below it.
     low, lane = 2.55, 4.72
     sheet.axes.add_patch(Circle((ends[at], middle), 0.1, facecolor="white", edgecolor=_TAP, lw=3, zorder=6))
-    trained = [key for key in module.state_dict() if key.startswith(("body.adapter.", "body.classifier."))]
+    trained = _trained(module)
     down = [(ends[at], middle - 0.1), (ends[at], lane), (1.4, lane)]
     to_left = ends[at] > 3.5
     sheet.text(
@@ -397,13 +397,12 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
         align="right" if to_left else "left",
     )
     begin, end = 2.85, 11.15
-    weights = dict(module.named_parameters())
     if any(key.startswith("body.adapter.") for key in trained):
         sheet.line([*down, (1.4, low + 0.8)], _TAP)
         sheet.box(0.5, low - 0.8, 1.8, 1.6, _GREEN)
-        matrix = weights.get("body.adapter.map.weight")
+        matrix = trained.get("body.adapter.map.weight")
         inside = "" if matrix is None else f"{matrix.shape[1]} → {matrix.shape[0]} channels"
-        _lines(sheet, 1.4, low, 1.7, ["adapter", inside, f"{_count(weights, 'body.adapter.'):,} params"])
+        _lines(sheet, 1.4, low, 1.7, ["adapter", inside, f"{_count(trained, 'body.adapter.'):,} params"])
         sheet.line([(2.3, low), (begin, low)], _ORANGE)
     else:
         sheet.line([*down, (1.4, low), (begin, low)], _TAP)
@@ -415,9 +414,9 @@ def _show(sheet: _Sheet, grafted: fx.GraphModule, name: str) -> None:
         sheet.text(10.9, lane + 0.3, "target's logits", width=1.6, size=11, colour=_BLUE)
         sheet.line([(end, low), (11.6, low)], _ORANGE)
         sheet.box(11.6, low - 0.8, 1.8, 1.6, _GREEN)
-        matrix = weights.get("body.classifier.linear.weight")
+        matrix = trained.get("body.classifier.linear.weight")
         inside = "" if matrix is None else f"{matrix.shape[1]} → {matrix.shape[0]} logits"
-        _lines(sheet, 12.5, low, 1.7, ["classifier", inside, f"{_count(weights, 'body.classifier.'):,} params"])
+        _lines(sheet, 12.5, low, 1.7, ["classifier", inside, f"{_count(trained, 'body.classifier.'):,} params"])
         end = 13.4
     sheet.line([(end, low), (13.7, low), (13.7, joins), (14.0, joins)], _ORANGE)
     _legend(sheet, bool(trained))
@@ -463,8 +462,8 @@ def _module_panel(sheet: _Sheet, module: CloneModule, name: str, begin: float, e
     bottom, top = 0.95, 4.15
     sheet.box(begin, bottom, end - begin, top - bottom, _ORANGE)
     found = rows(module)
-    weights = dict(module.named_parameters())
-    size = sum(p.numel() for key, p in weights.items() if not key.startswith(("body.adapter.", "body.classifier.")))
+    fitted = _trained(module)
+    size = sum(parameter.numel() for key, parameter in module.named_parameters() if key not in fitted)
     cut = "at its input" if module.source_at is None else f"behind '{module.source_at}'"
     words = f"clone '{name}': the source, cut {cut}"
     sheet.text(begin + 0.2, top - 0.25, words, width=end - begin - 0.4, size=13, bold=True, colour=_BROWN)
@@ -515,6 +514,14 @@ def _lines(sheet: _Sheet, x: float, y: float, width: float, words: Sequence[str]
         elif line:
             last = index == len(words) - 1
             sheet.text(x, below, line, width=width, size=11, colour=_FAINT if last else _INK, align="center")
+
+
+def _trained(module: CloneModule) -> dict[str, nn.Parameter]:
+    """Parameters of the adapter and the classifier that were fitted to a target; a plain extract has none."""
+    if module.spec.feature_shape is None:
+        return {}
+    parts = ("body.adapter.", "body.classifier.")
+    return {key: parameter for key, parameter in module.named_parameters() if key.startswith(parts)}
 
 
 def _count(weights: Mapping[str, nn.Parameter], prefix: str) -> int:

@@ -54,11 +54,11 @@ def vit() -> fx.GraphModule:
     return _graft(target, source, "blocks.1", "blocks.2", "a_clone_with_a_rather_long_name", [3])
 
 
-def _extracted() -> fx.GraphModule:
+def _extracted(name: str, at: str) -> fx.GraphModule:
     """A clone without adapter and classifier, tapped at the first layer, beside a second clone."""
-    source = timm.create_model("test_resnet", num_classes=4)
+    source = timm.create_model(name, num_classes=4)
     mask = netclone.localize(source, method="magnitude", keep=0.25)
-    module = netclone.extract(source, mask, at="layer2", classes=[1, 3])
+    module = netclone.extract(source, mask, at=at, classes=[1, 3])
     channels, height, width = module.spec.input_shape
     first = nn.Sequential(nn.AdaptiveAvgPool2d((height, width)), nn.Conv2d(3, channels, 1))
     target = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 25))
@@ -113,13 +113,19 @@ def test_vit(vit: fx.GraphModule, tmp_path: Path) -> None:
     _check_readable(figure)
 
 
-def test_without_adapter(tmp_path: Path) -> None:
-    grafted = _extracted()
+@pytest.mark.parametrize(
+    ("source", "at"),
+    [("test_resnet", "layer2"), ("test_efficientnet", "blocks.2")],  # the latter's own head is its `classifier`
+)
+def test_without_adapter(source: str, at: str, tmp_path: Path) -> None:
+    grafted = _extracted(source, at)
+    size = sum(parameter.numel() for parameter in grafted.get_submodule("odd").parameters())
     for name in ("odd", "even"):
         figure = draw(grafted, name, tmp_path / "extracted.png")
         words = [text.get_text() for text in _texts(figure)]
         assert "tap: 0" in words
-        assert "adapter" not in words and "classifier" not in words
+        assert "adapter" not in words and not [word for word in words if word.startswith("trained to fit")]
+        assert [word for word in words if word.startswith(f"{size:,} parameters, frozen")]
         _check_readable(figure)
 
 
