@@ -482,7 +482,7 @@ _POSITIONS = """
 # known, and safe in an archive, but what they touch stays
 _KEPT_WHOLE = """
     col2im cumsum topk sort gather scatter.src grid_sampler cross copy baddbmm lstm.input index_select zeros ones
-    full tile fill.Scalar fill.Tensor new_zeros new_ones new_full zeros_like ones_like full_like
+    full tile one_hot fill.Scalar fill.Tensor new_zeros new_ones new_full zeros_like ones_like full_like
 """
 
 

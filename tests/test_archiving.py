@@ -113,6 +113,29 @@ def test_names_with_hyphens_round_trip(folder: Path) -> None:
     assert_same(load(folder / "hyphens.safetensors"), module)
 
 
+class Positions(nn.Module):
+    """What an encoder adds to its tokens, picked from a table by a product with ones and zeros, and tiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.table, self.head = nn.Linear(3, 8), nn.Parameter(torch.randn(4, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = nn.functional.one_hot(torch.arange(2).expand(x.shape[0], 2), num_classes=4).to(self.table)
+        tokens = self.embed(x).relu() + torch.tile(places @ self.table, (1, 3, 1))
+        return self.head(tokens.mean(1))
+
+
+def test_embeddings_by_one_hot_and_tile_round_trip(folder: Path) -> None:
+    model, x = Positions().eval(), torch.randn(2, 6, 3)
+    groups = netclone.channel_groups(model, x)
+    module = netclone.extract(groups, netclone.localize(groups, method="magnitude", keep=0.5))
+    save(module, folder / "positions.safetensors")
+    again = load(folder / "positions.safetensors")
+    fresh = torch.randn(4, 6, 3)
+    assert torch.equal(again(fresh), module(fresh))
+
+
 @contextmanager
 def guard(seconds: int = 20) -> Iterator[None]:
     """Fail instead of hanging."""
