@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -274,10 +275,10 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     groups, new = slimmed.groups, Resizer(slimmed.groups.labelling, slimmed.removed)
     example = groups.example[:1]
     example = example.double() if example.is_floating_point() else example
-    masked = silence(copy.deepcopy(groups.graph_module).double(), groups.labelling, slimmed.removed)
+    masked = silence(_in_float64(copy.deepcopy(groups.graph_module)), groups.labelling, slimmed.removed)
     exact = copy.deepcopy(slimmed.graph_module)
     exact.load_state_dict(slimmed.plain)
-    exact = exact.double()
+    exact = _in_float64(exact)
     with torch.no_grad(), deterministic():
         seen = _WithNode(masked, None if cut_node is None else cut_node.name)
         try:
@@ -285,8 +286,8 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
         except RuntimeError as failed:
             raise CertificateError(
                 f"the masked source cannot be run in float64, so the slim one cannot be held against it: {failed}. "
-                "A constant or state of a fixed dtype in forward() is the usual cause: let it follow the input's "
-                "(x.new_zeros(...), .to(x.dtype))"
+                "Operators that take no float64 or read the bits of a number (x.view(torch.int32)) are the usual "
+                "cause: take them out of forward()"
             ) from failed
         given = example
         if cut_node is not None:
@@ -307,6 +308,32 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
             "a fault of netclone, please report the model"
         )
     return error
+
+
+def _in_float64(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The graph in float64, in place: its tensors, and what ``forward()`` casts or makes in a dtype of its own."""
+    for node in graph_module.graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            continue
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _double)
+        kinds = {argument.name: str(argument.type) for argument in target._schema.arguments}
+        value = node.meta.get("val")
+        makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
+        if makes and isinstance(value, Tensor) and "dtype" not in node.kwargs:  # it would be made in torch's default
+            node.kwargs = {**node.kwargs, "dtype": _double(value.dtype)}
+    for name, tensor in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
+        if tensor.is_complex():  # which Module.double() leaves as they are
+            set_tensor(graph_module, name, tensor.detach().to(torch.complex128))
+    graph_module.recompile()
+    return graph_module.double()
+
+
+def _double(value: Any) -> Any:
+    """A dtype of floating point or complex numbers in the precision of float64; anything else as it is."""
+    if not isinstance(value, torch.dtype):
+        return value
+    return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value
 
 
 class _WithNode(fx.Interpreter):

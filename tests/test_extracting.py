@@ -486,10 +486,35 @@ def test_a_convolution_padded_to_the_same_size_is_refitted_as_one_padded_by_hand
         assert relative_error(made[0][name], made[1][name]) < 1e-9
 
 
-def test_a_source_that_cannot_run_in_float64_is_refused_with_the_way_out():
-    net = Net(lambda net, x: net.head(net.stem(x).double().float()), stem=nn.Linear(4, 6), head=nn.Linear(6, 3))
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.head(net.stem(x).double().float()),
+        lambda net, x: net.head(net.stem(x).to(torch.float16).to(net.head.weight)),
+        lambda net, x: net.head(net.stem(x) @ torch.eye(6)),
+        lambda net, x: net.head(net.stem(x) + torch.full((x.shape[0], 6), 0.1)),
+        lambda net, x: net.head(net.stem(x).cumsum(1, dtype=torch.float32)),
+        lambda net, x: net.head(net.stem(x) @ torch.arange(36, dtype=torch.float32).view(6, 6)),
+        lambda net, x: net.head((net.stem(x).to(torch.complex64) @ torch.eye(6, dtype=torch.complex64)).real),
+    ],
+)
+def test_what_a_source_casts_or_makes_in_a_dtype_of_its_own_is_certified_in_float64(forward):
+    net = Net(forward, stem=nn.Linear(4, 6), head=nn.Linear(6, 3))
     groups = channel_groups(net, torch.randn(2, 4))
-    with pytest.raises(CertificateError, match=r"(?s)cannot be run in float64.*let it follow the input's"):
+    module = extract(groups, localize(groups, method="magnitude", keep=0.5))
+    assert module.certificate < 1e-14
+    x = torch.randn(3, 4)
+    masked = localize(groups, method="magnitude", keep=0.5).apply(groups)
+    assert relative_error(module(x), masked(x)) < 1e-2  # its own dtypes are as they were
+    assert {str(tensor.dtype) for tensor in module.parameters()} == {"torch.float32"}
+
+
+def test_a_source_that_cannot_run_in_float64_is_refused_with_the_way_out():
+    net = Net(
+        lambda net, x: net.head(net.stem(x).view(torch.int32).float()), stem=nn.Linear(4, 6), head=nn.Linear(6, 3)
+    )
+    groups = channel_groups(net, torch.randn(2, 4))
+    with pytest.raises(CertificateError, match=r"(?s)cannot be run in float64.*take them out of forward"):
         extract(groups, ChannelMask.from_kept(groups, {}))
 
 
