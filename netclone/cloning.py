@@ -107,8 +107,8 @@ def clone(
     source_at
         Where the source is cut; None: the cut point that matches the target position in size and depth.
     search
-        ``"early"``: from the deepest position to the input, stopping when validation stops improving (the paper's
-        rule); ``"all"``: every candidate position.
+        ``"early"``: from the deepest position on, stopping when validation stops improving (the paper's rule), and then
+        the input; ``"all"``: every candidate position.
     method, mask
         How to localise (see :func:`netclone.localize`), or a mask made before.
     reconstruct, distill_steps
@@ -446,8 +446,9 @@ def _search(
     findings: Findings,
     tell: Progress,
 ) -> CloneModule:
-    """Fit candidates briefly from deep to shallow, stop when validation no longer improves, and fit the best fully."""
+    """Fit candidates briefly from deep to shallow until validation improves no more, then the input; the best fully."""
     tried: list[Candidate] = []
+    stopped = False
     best: tuple[float, _Fit] | None = None
     if at == "auto":
         todo = candidates(task.target) + ((_place(task.target, INPUT),) if source_at is None else ())
@@ -457,6 +458,8 @@ def _search(
     brief = len(todo) > 1 and task.epochs > 1
     epochs, train = (1, task.some(BRIEF * task.batch_size)) if brief else (task.epochs, task.train)
     for number, place in enumerate(todo):
+        if stopped and place.at != INPUT:
+            continue
         tell(f"fit at {place.at}", 0, epochs)
         cut = source_at
         try:
@@ -472,8 +475,8 @@ def _search(
         tell("search", number + 1, len(todo))
         if best is None or score > best[0]:
             best = score, candidate
-        elif not every:
-            break
+        else:
+            stopped = not every
     if best is None:
         reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
         raise PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")

@@ -103,7 +103,7 @@ ABLATIONS: tuple[tuple[str, Options], ...] = (
     ("no distillation", {"distill_steps": 0}),
     ("plain copy: neither refitted nor distilled", {"reconstruct": False}),
     ("one epoch after the closed-form start", {"epochs": 1}),
-    ("the paper's early stop", {"search": "early"}),
+    ("early stop, then the input", {"search": "early"}),
     ("no sample of old classes", {"target_data": None}),
     ("without the target's stream", {"without": ("target_stream",)}),
     ("without calibration", {"without": ("calibration",)}),

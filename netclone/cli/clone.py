@@ -33,7 +33,9 @@ def clone(
     keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
     budget: Annotated[str, typer.Option(help="Of what: params, macs or channels.")] = "params",
     at: Annotated[str, typer.Option(help="Position in the target; auto: search.")] = "auto",
-    search: Annotated[str, typer.Option(help="early: stop when it gets no better; all: try every position.")] = "early",
+    search: Annotated[
+        str, typer.Option(help="early: until it gets no better, and the input; all: every position.")
+    ] = "early",
     method: Annotated[str, typer.Option(help="How channels are chosen: local, taylor, magnitude or random.")] = "local",
     epochs: Annotated[int, typer.Option(min=1, help="Length of the last fit.")] = 20,
     distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
