@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.node import map_aggregate
+from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from netclone.capturing import FACTS, capture, deterministic
 from netclone.describing import describe, described
@@ -18,6 +19,22 @@ from netclone.exporting import copied
 
 INPUT = "input"
 """The position before everything: a clone there reads the images and is the whole slim source."""
+
+
+class _Shapes(fx.Interpreter):
+    """Notes at every node what tensors it gave, as torch's ShapeProp does; that one prints every failure, too."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        found: list[Any] = []
+        map_aggregate(out, found.append)
+        if any(isinstance(value, Tensor) for value in found):
+            n.meta["tensor_meta"] = map_aggregate(out, _described)
+        return out
+
+
+def _described(value: Any) -> Any:
+    return _extract_tensor_metadata(value) if isinstance(value, Tensor) else value
 
 
 class _PositionTracer(fx.Tracer):
@@ -98,7 +115,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             traced = fx.GraphModule(working, tracer.trace(working), type(model).__name__)
             _restore_tensors(traced, model)
             with torch.no_grad():
-                got = ShapeProp(traced).propagate(example.clone())
+                got = _Shapes(traced).run(example.clone())
             _restore_tensors(traced, model)
         traced.meta[FACTS] = {
             "positions": tracer.positions,

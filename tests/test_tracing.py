@@ -387,3 +387,25 @@ def test_a_buffer_that_forward_makes_anew_for_another_size_is_the_models_again()
     with torch.no_grad():
         assert same_bits(traced(images), model(images))
         assert same_bits(traced(images), model(images))
+
+
+class LooksForWeights(nn.Module):
+    """What symbolic tracing takes one way and running the other: attention gives None for its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        out, weights = self.attention(x, x, x, need_weights=False)
+        if weights is not None:
+            out = out + weights.view(-1, 1, 1)
+        return self.head(out.mean(1))
+
+
+def test_a_trace_that_fails_on_the_way_prints_nothing(capfd):
+    model, x = LooksForWeights().eval(), torch.randn(2, 5, 4)
+    traced = trace(model, x)
+    assert is_captured(traced)
+    assert torch.allclose(traced(x), model(x), atol=1e-6)
+    assert capfd.readouterr() == ("", "")
