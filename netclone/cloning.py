@@ -370,7 +370,7 @@ def _slim(
 ) -> Slimmed:
     """The masked source, slim, refitted on the training samples: once, for every position."""
     whole = features_node(task.groups.graph_module) is not None  # else the logits of other classes are never needed
-    slimmed = slim_down(task.groups, mask, None if whole else task.classes)
+    slimmed = slim_down(task.groups, mask, None if whole else task.classes, refit)
     if not refit:
         return slimmed
     if (found := findings.recall("refit")) is not None:

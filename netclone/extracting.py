@@ -87,21 +87,22 @@ def extract(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3.
     """
     groups = channel_groups(source, example_inputs)
-    slimmed = slim_down(groups, mask, classes)
+    slimmed = slim_down(groups, mask, classes, refit=reconstruct is not None)
     if reconstruct is not None:
         slimmed.reconstruct(gather(reconstruct, "reconstruct"), at)
     return slimmed.module(at, class_names=class_names, fold=fold_batch_norm)
 
 
-def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None) -> Slimmed:
-    """The masked source, physically slim and whole: what modules are cut from."""
+def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool) -> Slimmed:
+    """The masked source, physically slim and whole: what modules are cut from, after a refit of its weights, if any."""
     chosen = check_classes(classes, groups.outputs)
     removed = mask.removed_units(groups)
     removed_outputs = unused_outputs(groups, chosen)
     if removed_outputs is not None:
         removed = torch.cat([removed, removed_outputs]).sort().values
     graph_module = slim(groups.labelling, removed)
-    plain = {name: tensor.detach().clone() for name, tensor in graph_module.state_dict().items()}
+    state = graph_module.state_dict()
+    plain = {name: tensor.clone() for name, tensor in state.items()} if refit else state
     return Slimmed(groups, mask, chosen, removed, removed_outputs is not None, graph_module, plain)
 
 
@@ -276,9 +277,10 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     example = groups.example[:1]
     example = example.double() if example.is_floating_point() else example
     masked = silence(_in_float64(copy.deepcopy(groups.graph_module)), groups.labelling, slimmed.removed)
-    exact = copy.deepcopy(slimmed.graph_module)
-    exact.load_state_dict(slimmed.plain)
-    exact = _in_float64(exact)
+    root = nn.Module()
+    for name, tensor in slimmed.plain.items():
+        set_tensor(root, name, tensor)
+    exact = _in_float64(fx.GraphModule(root, copy.deepcopy(slimmed.graph_module.graph)))
     with torch.no_grad(), deterministic():
         seen = _WithNode(masked, None if cut_node is None else cut_node.name)
         try:
@@ -301,6 +303,8 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
         got = exact(given)
     if slimmed.narrowed and len(slimmed.classes) < want.shape[1]:
         want = want[:, sorted(slimmed.classes)]
+    for graph in (masked, exact):  # cycles, which Python may collect much later: let go of the memory now
+        graph.to("meta")
     error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
     if not error <= TOLERANCE:
         raise CertificateError(
