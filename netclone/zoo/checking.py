@@ -286,11 +286,13 @@ def _as_source(network: Network) -> SourceResult:
     _holds(_relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
     _holds(mask.share == 1 or _relative(masked, full) > 1e-6, "the check is empty: the mask changes nothing")
     error = _difference(groups, mask, module, fresh)
+    _in_fixed_target(module, fresh)
+    whole, part = (cost(net, fresh[:1], repeats=1) for net in (model, module))
+    latency = _latency_ratio(module.float(), model.float(), fresh[:1].float())
+    del module, model  # as large as what comes next
     through = channel_groups(groups.graph_module, through_norms=True)
     mask_through = localize(through, method="magnitude", keep=KEEP)
     error_through = _difference(through, mask_through, extract(through, mask_through), fresh)
-    _in_fixed_target(module, fresh)
-    whole, part = (cost(net, fresh[:1], repeats=1) for net in (model, module))
     return SourceResult(
         passed=True,
         error=error,
@@ -299,7 +301,7 @@ def _as_source(network: Network) -> SourceResult:
         error_through_norms=error_through,
         parameters=part.parameters / max(whole.parameters, 1),
         macs=part.macs / max(whole.macs, 1),
-        latency=_latency_ratio(module.float(), model.float(), fresh[:1].float()),
+        latency=latency,
         nodes=len(groups.graph_module.graph.nodes),
         seconds=seconds,
         stays=_stays(groups),
