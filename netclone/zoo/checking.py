@@ -235,9 +235,11 @@ def _as_target(network: Network) -> TargetResult:
         some = next(iter(traced.parameters()))
         module = copy.deepcopy(probe(shape)).to(some.device, some.dtype)
         grafted = inject(grafted, module, at=at, name=name)
+        _let_go(some)
     back = grafted
     for name in (*names[1:], names[0]):
         back = remove(back, name)
+        _let_go(next(iter(back.parameters())))
     _holds(_state(back) == before, "removal left names, shapes, flags or code that are not the target's")
     held, own = back.state_dict(), traced.state_dict()
     _holds(all(same_bits(held[n], own[n]) for n in own), "removal left other tensors than the target's")
@@ -254,6 +256,12 @@ def _as_target(network: Network) -> TargetResult:
         positions=places,
         seconds=time.perf_counter() - started,
     )
+
+
+def _let_go(tensor: Tensor) -> None:
+    """Collect graphs that are no longer needed: they are cycles, and what comes next takes as much memory again."""
+    if not tensor.is_meta:
+        gc.collect()
 
 
 def _state(traced: fx.GraphModule) -> tuple[Any, ...]:
@@ -316,7 +324,7 @@ def _difference(groups: ChannelGroups, mask: ChannelMask, module: CloneModule, i
     error = _relative(got, want)
     _holds(error <= TOLERANCE, f"masked and slim differ by {error:.1e}")
     _holds(bool(want.isfinite().all()), "the masked network's logits are not finite")
-    gc.collect()  # graphs are cycles: what comes next needs their memory
+    _let_go(want)
     return error
 
 
