@@ -290,6 +290,7 @@ def _as_source(network: Network) -> SourceResult:
     with torch.no_grad():
         full = model(fresh.clone())
         masked = mask.apply(groups)(fresh.clone())
+    _let_go(masked)
     _holds(bool(full.isfinite().all()), "the network's logits are not finite")
     _holds(_relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
     _holds(mask.share == 1 or _relative(masked, full) > 1e-6, "the check is empty: the mask changes nothing")
