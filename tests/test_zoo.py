@@ -88,6 +88,7 @@ def test_the_smallest_of_each_family():
         ("timm/eva_large_patch14_336", (3, 336, 336)),
         ("timm/vit_base_patch16_siglip_512", (3, 512, 512)),  # takes no other
         ("torchvision/ssd300_vgg16", (3, 300, 300)),
+        ("torchvision/vit_h_14", (3, 224, 224)),  # its best weights are for 518
         ("torchvision/fcos_resnet50_fpn", (3, 128, 128)),
     ],
 )

@@ -160,7 +160,8 @@ def _of_torchvision(name: str) -> Network:
     options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
     network = load_model(name, weights=None, num_classes=CLASSES, **options)
     weights = models.get_model_weights(model)["DEFAULT"]
-    crop = weights.transforms.keywords["crop_size"]
+    # a ViT is built for one size, which need not be that of its best weights
+    crop = getattr(network, "image_size", weights.transforms.keywords["crop_size"])
     size = (crop, crop) if isinstance(crop, int) else tuple(crop[-2:])
     if what == "video":  # those that take clips of any size get small ones
         return Network(name, network, (3, 4, 56, 56) if weights.meta["min_size"] == (1, 1) else (3, 16, *size))
