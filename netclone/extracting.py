@@ -93,7 +93,7 @@ def extract(
     return slimmed.module(at, class_names=class_names, fold=fold_batch_norm)
 
 
-def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool) -> Slimmed:
+def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool = True) -> Slimmed:
     """The masked source, physically slim and whole: what modules are cut from, after a refit of its weights, if any."""
     chosen = check_classes(classes, groups.outputs)
     removed = mask.removed_units(groups)
