@@ -29,11 +29,11 @@ class _Shapes(fx.Interpreter):
         found: list[Any] = []
         map_aggregate(out, found.append)
         if any(isinstance(value, Tensor) for value in found):
-            n.meta["tensor_meta"] = map_aggregate(out, _described)
+            n.meta["tensor_meta"] = map_aggregate(out, _metadata)
         return out
 
 
-def _described(value: Any) -> Any:
+def _metadata(value: Any) -> Any:
     return _extract_tensor_metadata(value) if isinstance(value, Tensor) else value
 
 

@@ -227,19 +227,18 @@ def _as_target(network: Network) -> TargetResult:
     traced = trace(model, images)
     before = _state(traced)
     places = three_positions(traced)
-    grafted = traced
+    grafted, some = traced, next(iter(traced.parameters()))
     names = tuple(f"probe_{number}" for number in range(len(places)))
     for at, name in zip(places, names, strict=True):
         shape = shape_of(position(traced, at))
         assert shape is not None
-        some = next(iter(traced.parameters()))
         module = copy.deepcopy(probe(shape)).to(some.device, some.dtype)
         grafted = inject(grafted, module, at=at, name=name)
         _let_go(some)
     back = grafted
     for name in (*names[1:], names[0]):
         back = remove(back, name)
-        _let_go(next(iter(back.parameters())))
+        _let_go(some)
     _holds(_state(back) == before, "removal left names, shapes, flags or code that are not the target's")
     held, own = back.state_dict(), traced.state_dict()
     _holds(all(same_bits(held[n], own[n]) for n in own), "removal left other tensors than the target's")
