@@ -495,6 +495,7 @@ def test_a_convolution_padded_to_the_same_size_is_refitted_as_one_padded_by_hand
         lambda net, x: net.head(net.stem(x).to(torch.float16).to(net.head.weight)),
         lambda net, x: net.head(net.stem(x) @ torch.eye(6)),
         lambda net, x: net.head(net.stem(x) + torch.full((x.shape[0], 6), 0.1)),
+        lambda net, x: net.head(net.stem(x)) + net.head(torch.ones(x.shape[0], 6)),
         lambda net, x: net.head(net.stem(x).cumsum(1, dtype=torch.float32)),
         lambda net, x: net.head(net.stem(x) @ torch.arange(36, dtype=torch.float32).view(6, 6)),
         lambda net, x: net.head((net.stem(x).to(torch.complex64) @ torch.eye(6, dtype=torch.complex64)).real),
@@ -531,6 +532,16 @@ def test_certificates_leave_no_copies_behind():
     held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
     size = sum(parameter.numel() * 4 for parameter in module.parameters())
     assert sum(held.values()) < 2.5 * size  # the module, and the slim network it was cut from
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_only_what_is_refitted_is_kept_twice(refit):
+    net = Net(lambda net, x: net.head(net.stem(x).relu()), stem=nn.Linear(4, 6), head=nn.Linear(6, 3))
+    groups = channel_groups(net, torch.randn(2, 4))
+    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None, refit)
+    for name, tensor in slimmed.graph_module.state_dict().items():
+        assert torch.equal(tensor, slimmed.plain[name])
+        assert (tensor.data_ptr() == slimmed.plain[name].data_ptr()) == (not refit)
 
 
 def test_a_source_that_cannot_run_in_float64_is_refused_with_the_way_out():

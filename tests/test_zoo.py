@@ -238,6 +238,15 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
         zoo.read(tmp_path / "absent")
 
 
+def test_a_table_of_targets_alone_says_nothing_of_sources(tmp_path):
+    row = zoo.check("timm/test_resnet", source=False)
+    zoo.write([row], tmp_path, "netclone zoo --targets-only")
+    for kind in ("md", "html"):
+        text = (tmp_path / f"zoo.{kind}").read_text()
+        assert "1 of 1 networks pass as targets" in text
+        assert "source" not in text and "prunable" not in text and "peak, MB" in text
+
+
 def test_the_command_writes_the_table_and_says_what_failed(tmp_path, monkeypatch):
     out = tmp_path / "zoo"
     result = CliRunner().invoke(app, ["zoo", "test_resnet", "--targets-only", "--out", str(out)])

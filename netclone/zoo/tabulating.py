@@ -35,6 +35,7 @@ HEADINGS = (
     "peak, MB",
     "why not; what stays",
 )
+_OF_SOURCES = range(HEADINGS.index("source"), HEADINGS.index("slimming, s") + 1)  # columns
 
 
 def write(rows: Sequence[Row], out: Path, command: str) -> None:
@@ -118,10 +119,14 @@ def _told(facts: dict[str, Any]) -> list[str]:
         f"{s['targets']} of {s['networks']} networks pass as targets: traced, a fixed module injected at three "
         "positions and removed in another order; the target's logits bitwise as before where it has weights, and code, "
         "names, shapes and flags after removal (values too where it has weights).",
-        f"{s['sources']} of {s['sources_asked']} pass as sources: captured, grouped and slimmed to half of every "
-        "group's channels by magnitude; masked and slim are one function, to 1e-9 in float64 on fresh images with "
-        "every constant randomised; the batch size is free; in a fixed target, that one's logits are bitwise its own.",
     ]
+    if s["sources_asked"]:
+        lines.append(
+            f"{s['sources']} of {s['sources_asked']} pass as sources: captured, grouped and slimmed to half of every "
+            "group's channels by magnitude; masked and slim are one function, to 1e-9 in float64 on fresh images with "
+            "every constant randomised; the batch size is free; in a fixed target, that one's logits are bitwise its "
+            "own."
+        )
     if "prunable" in s:
         latency = f", at {s['latency']['median']:.0%} of the latency (float32, one image)" if "latency" in s else ""
         lines.append(
@@ -167,23 +172,32 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and cells; without the columns of sources where none was asked for."""
+    asked = any(row.source is not None for row in rows)
+    shown = [column for column in range(len(HEADINGS)) if asked or column not in _OF_SOURCES]
+    return tuple(HEADINGS[c] for c in shown), [tuple(cells(row)[c] for c in shown) for row in rows]
+
+
 def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
     """The summary and the table as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = ["# The zoo", "", f"`{facts['command']}`, {facts['date'][:10]}; {versions}.", ""]
     for told in _told(facts):
         lines += [told, ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    headings, body = table(rows)
+    lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in body]
     return "\n".join(lines) + "\n"
 
 
 def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
     """The summary and the table as one HTML page that needs nothing else."""
+    headings, body = table(rows)
     return render(
         "zoo/table.html.jinja",
         facts=facts,
         told=_told(facts),
-        headings=HEADINGS,
-        rows=[(row.passed, cells(row)) for row in rows],
+        headings=headings,
+        rows=[(row.passed, line) for row, line in zip(rows, body, strict=True)],
     )
