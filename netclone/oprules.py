@@ -462,7 +462,7 @@ _ELEMENTWISE = """
     sin cos tan clamp clamp.Tensor clamp_min clamp_max floor ceil round logical_not logical_and logical_or bitwise_not
     bitwise_and.Tensor bitwise_or.Tensor masked_fill.Scalar masked_fill.Tensor eq.Scalar ne.Scalar gt.Scalar ge.Scalar
     lt.Scalar le.Scalar eq.Tensor ne.Tensor gt.Tensor ge.Tensor lt.Tensor le.Tensor to.dtype to.device to.dtype_layout
-    _to_copy type_as contiguous clone floor_divide floor_divide.Scalar remainder.Scalar remainder.Tensor
+    _to_copy type_as contiguous clone floor_divide
 """
 _MOVEMENT = """
     permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze stack unbind.int pixel_shuffle

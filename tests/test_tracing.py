@@ -389,6 +389,20 @@ def test_a_buffer_that_forward_makes_anew_for_another_size_is_the_models_again()
         assert same_bits(traced(images), model(images))
 
 
+def test_a_node_says_what_tensors_it_gives_and_a_size_says_nothing():
+    class Sized(nn.Module):
+        def forward(self, x):
+            first, second = x.chunk(2, 1)
+            return (first + second).reshape(x.shape[0], -1)
+
+    traced = trace(Sized(), torch.randn(2, 4, 3))
+    told = {node.name: node.meta.get("tensor_meta") for node in traced.graph.nodes}
+    assert told["add"].shape == (2, 2, 3) and told["reshape"].shape == (2, 6)
+    assert [part.shape for part in told["chunk"]] == [(2, 2, 3)] * 2
+    sizes = [node for node in traced.graph.nodes if node.target is getattr or "getattr" in node.name]
+    assert sizes and not any("tensor_meta" in node.meta for node in sizes)
+
+
 class LooksForWeights(nn.Module):
     """What symbolic tracing takes one way and running the other: attention gives None for its weights."""
 
