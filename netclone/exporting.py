@@ -101,13 +101,15 @@ class _Taps:
 
     def take(self, path: str, out: Tensor) -> None:
         """Note a value; only what a later in-place operator moves is copied (a copy costs as much as a layer)."""
-        if out.is_inference():  # such a tensor does not count its changes
+        with torch._C.DisableTorchFunction():  # a question each, that would go through all of export's modes
+            version = None if out.is_inference() else out._version  # inference tensors do not count their changes
+        if version is None:
             self.overwritten.add(path)
-        if path in self.overwritten:
+        if version is None or path in self.overwritten:
             self.values[path] = out.clone()
         else:
             self.values[path] = out
-            self.versions[path] = (out, out._version)
+            self.versions[path] = (out, version)
 
     def hook(self, path: str) -> Any:
         """A forward hook that takes what a module returns."""

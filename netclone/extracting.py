@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError
 from netclone.folding import fold_batch_norms
 from netclone.functionalizing import in_place_again
-from netclone.masks import ChannelMask, silence
+from netclone.masks import ChannelMask, leave_out_of_norms, silent_columns
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
 from netclone.sharing import ALONE, Workers
@@ -276,13 +276,20 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     groups, new = slimmed.groups, Resizer(slimmed.groups.labelling, slimmed.removed)
     example = groups.example[:1]
     example = example.double() if example.is_floating_point() else example
-    masked = silence(_in_float64(copy.deepcopy(groups.graph_module)), groups.labelling, slimmed.removed)
-    root = nn.Module()
-    for name, tensor in slimmed.plain.items():
-        set_tensor(root, name, tensor)
-    exact = _in_float64(fx.GraphModule(root, copy.deepcopy(slimmed.graph_module.graph)))
+    silent = silent_columns(groups.labelling, slimmed.removed)
+    full = groups.graph_module
+    if groups.labelling.norms:
+        full = fx.GraphModule(full, copy.deepcopy(full.graph))
+        leave_out_of_norms(full, groups.labelling, slimmed.removed)
+
+    def masked(name: str) -> Tensor:
+        tensor = tensor_at(full, name)
+        for axis, columns in silent.get(name, ()):
+            tensor = tensor.index_fill(axis, columns.to(tensor.device), 0)
+        return tensor
+
     with torch.no_grad(), deterministic():
-        seen = _WithNode(masked, None if cut_node is None else cut_node.name)
+        seen = _InFloat64(full, masked, None if cut_node is None else cut_node.name)
         try:
             want = seen.run(example)
         except RuntimeError as failed:
@@ -291,20 +298,18 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
                 "Operators that take no float64 or read the bits of a number (x.view(torch.int32)) are the usual "
                 "cause: take them out of forward()"
             ) from failed
-        given = example
+        given, part = example, slimmed.graph_module
         if cut_node is not None:
-            exact = cut(exact, cut_node.name)
+            part = cut(part, cut_node.name)
             assert seen.value is not None
             given = seen.value
             labels = groups.labelling.data(cut_node)
             for axis in range(1, given.dim()):
                 kept = new.kept(labels, axis)
                 given = given.index_select(axis, kept.nonzero().flatten().to(given.device))
-        got = exact(given)
+        got = _InFloat64(part, slimmed.plain.__getitem__).run(given)
     if slimmed.narrowed and len(slimmed.classes) < want.shape[1]:
         want = want[:, sorted(slimmed.classes)]
-    for graph in (masked, exact):  # cycles, which Python may collect much later: let go of the memory now
-        graph.to("meta")
     error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
     if not error <= TOLERANCE:
         raise CertificateError(
@@ -314,23 +319,41 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     return error
 
 
-def _in_float64(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The graph in float64, in place: its tensors, and what ``forward()`` casts or makes in a dtype of its own."""
-    for node in graph_module.graph.nodes:
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload):
-            continue
-        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _double)
-        kinds = {argument.name: str(argument.type) for argument in target._schema.arguments}
-        value = node.meta.get("val")
-        makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
-        if makes and isinstance(value, Tensor) and "dtype" not in node.kwargs:  # it would be made in torch's default
-            node.kwargs = {**node.kwargs, "dtype": _double(value.dtype)}
-    for name, tensor in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
-        if tensor.is_complex():  # which Module.double() leaves as they are
-            set_tensor(graph_module, name, tensor.detach().to(torch.complex128))
-    graph_module.recompile()
-    return graph_module.double()
+class _InFloat64(fx.Interpreter):
+    """Runs an operator graph in float64, and remembers what one node gave.
+
+    A tensor of the graph is taken from ``tensor(name)`` where an operator reads it, so that there is never a copy of
+    more than one layer. What ``forward()`` casts, or makes in a dtype of its own, is float64 too.
+    """
+
+    def __init__(self, module: fx.GraphModule, tensor: Callable[[str], Tensor], wanted: str | None = None) -> None:
+        super().__init__(module)
+        self.tensor = tensor
+        self.wanted = wanted
+        self.value: Tensor | None = None
+
+    def run_node(self, n: fx.Node) -> object:
+        out = None if n.op == "get_attr" else super().run_node(n)
+        if n.name == self.wanted:
+            self.value = out
+        return out
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        given = fx.node.map_arg((n.args, n.kwargs), self._given)
+        args, kwargs = fx.node.map_aggregate(given, _double)
+        if isinstance(n.target, torch._ops.OpOverload):
+            kinds = {argument.name: str(argument.type) for argument in n.target._schema.arguments}
+            value = n.meta.get("val")
+            makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
+            if makes and isinstance(value, Tensor) and "dtype" not in kwargs:  # it would be made in torch's default
+                kwargs = {**kwargs, "dtype": _double(value.dtype)}
+        return args, kwargs
+
+    def _given(self, node: fx.Node) -> Any:
+        if node.op != "get_attr":
+            return self.env[node]
+        tensor = self.tensor(str(node.target))
+        return tensor.to(_double(tensor.dtype))
 
 
 def _double(value: Any) -> Any:
@@ -338,18 +361,3 @@ def _double(value: Any) -> Any:
     if not isinstance(value, torch.dtype):
         return value
     return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value
-
-
-class _WithNode(fx.Interpreter):
-    """Runs a graph and remembers what one node gave."""
-
-    def __init__(self, module: fx.GraphModule, name: str | None) -> None:
-        super().__init__(module)
-        self.wanted = name
-        self.value: Tensor | None = None
-
-    def run_node(self, n: fx.Node) -> object:
-        out = super().run_node(n)
-        if n.name == self.wanted:
-            self.value = out
-        return out

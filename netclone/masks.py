@@ -122,19 +122,34 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
 
     Norms over channels that can be removed leave the removed ones out.
     """
-    gone = labelling.labels.marked(removed)
     with torch.no_grad():
-        for (name, axis), labels in labelling.slots.items():
-            if labelling.roles[name, axis] == "in":
-                columns = gone[labelling.labels.roots(labels)]
-                if columns.any():
-                    tensor = tensor_at(graph_module, name)
-                    tensor.index_fill_(axis, columns.nonzero().flatten().to(tensor.device), 0)
+        for name, columns in silent_columns(labelling, removed).items():
+            for axis, indices in columns:
+                tensor = tensor_at(graph_module, name)
+                tensor.index_fill_(axis, indices.to(tensor.device), 0)
+    if labelling.norms:
+        leave_out_of_norms(graph_module, labelling, removed)
+        graph_module.recompile()
+    return graph_module
+
+
+def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
+    """Per parameter that reads removed units: along which axes, and where."""
+    gone = labelling.labels.marked(removed)
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] == "in":
+            columns = gone[labelling.labels.roots(labels)]
+            if columns.any():
+                found.setdefault(name, []).append((axis, columns.nonzero().flatten()))
+    return found
+
+
+def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:
+    """Let norms over channels look at those that stay, in place, in a copy of the labelled graph (not recompiled)."""
+    gone = labelling.labels.marked(removed)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     for name, labels in labelling.norms.items():
         kept = ~gone[labelling.labels.roots(labels)]
         if not bool(kept.all()):
             leave_out(graph_module, nodes[name], kept)
-    if labelling.norms:
-        graph_module.recompile()
-    return graph_module
