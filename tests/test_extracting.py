@@ -1,6 +1,7 @@
 """Slim equals masked: on small networks against models written by hand, at cuts, and for 23 architectures."""
 
 import gc
+import weakref
 
 import pytest
 import timm
@@ -17,6 +18,8 @@ from architectures import (
 )
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from netclone.capturing import tensor_at
@@ -532,6 +535,46 @@ def test_certificates_leave_no_copies_behind():
     held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
     size = sum(parameter.numel() * 4 for parameter in module.parameters())
     assert sum(held.values()) < 2.5 * size  # the module, and the slim network it was cut from
+
+
+class _Peak(TorchDispatchMode):
+    """The most memory, in bytes, that what operators returned took at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
+        for one in tree_leaves(out):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in given:
+                self._count(one.untyped_storage().nbytes())
+                weakref.finalize(one, self._count, -one.untyped_storage().nbytes())
+        return out
+
+    def _count(self, size):
+        self.held += size
+        self.most = max(self.most, self.held)
+
+
+@pytest.mark.parametrize("through_norms", [False, True])
+def test_a_certificate_takes_the_memory_of_one_layer(through_norms):
+    """Twelve layers, and norms that leave channels out: never all of them, silenced or in float64, at once."""
+    width, count = 128, 12
+    norm = nn.LayerNorm if through_norms else nn.Identity
+    layers = [nn.Sequential(nn.Linear(width, width), norm(width), nn.ReLU()) for _ in range(count)]
+    net = nn.Sequential(*layers, nn.Linear(width, 3)).eval()
+    groups = channel_groups(net, torch.randn(2, width), through_norms=through_norms)
+    mask = localize(groups, method="magnitude", keep=0.5)
+    assert mask.share == 0.5
+    slimmed = slim_down(groups, mask, None)
+    with _Peak() as peak:
+        assert slimmed.certify(None) < 1e-12
+    layer = 8 * width**2
+    assert layer <= peak.most < 3 * layer
 
 
 @pytest.mark.parametrize("refit", [False, True])
