@@ -1,6 +1,9 @@
 """The zoo: networks by pattern, one row each whatever happens to it, and the table; two dozen are checked."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -217,6 +220,44 @@ def test_limits_end_one_network_and_not_the_sweep(tmp_path):
     assert time.monotonic() - started < 60  # it was not waited for
     with pytest.raises(ArgumentError, match="expected seconds and MB above 0"):
         zoo.sweep([], tmp_path, limits=zoo.Limits(processes=0))
+
+
+def test_a_killed_sweep_leaves_no_process_behind(tmp_path):
+    (tmp_path / "sleeping.py").write_text(
+        "import os, pathlib, time\n"
+        "def task(name):\n"
+        "    pathlib.Path(name).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    pid = tmp_path / "pid"
+    script = (
+        "import sleeping\n"
+        "from netclone.zoo.processes import Limits, each\n"
+        f"list(each(sleeping.task, [{str(pid)!r}], Limits(seconds=600)))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}) as sweep:
+        try:
+            _until(lambda: pid.is_file() and pid.read_text() != "")
+        finally:
+            sweep.kill()
+    _until(lambda: not _runs(int(pid.read_text())))
+
+
+def _until(holds, seconds=120):
+    """Wait for what another process does; the limit is for a fault, not for speed."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_the_table_holds_every_row_and_its_reasons(tmp_path):

@@ -122,7 +122,7 @@ def _end(one: _Running) -> None:
 
 def _child(result: Connection, task: Task, name: str, memory_mb: float) -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_watch_memory, args=(memory_mb,), daemon=True).start()
+    threading.Thread(target=_watch, args=(memory_mb,), daemon=True).start()
     value, reason = None, ""
     try:
         value = task(name)
@@ -132,8 +132,12 @@ def _child(result: Connection, task: Task, name: str, memory_mb: float) -> None:
     result.close()
 
 
-def _watch_memory(memory_mb: float) -> None:
+def _watch(memory_mb: float) -> None:
+    """End this process once it takes too much memory, or nobody is there to hear its result."""
+    parent = multiprocessing.parent_process()
     while _peak_mb() <= memory_mb:
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
         time.sleep(0.1)
     os._exit(_TOO_LARGE)
 
