@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from netclone.channels import ChannelGroup, ChannelGroups, unused_outputs
+from netclone.counting import MacCounter
 from netclone.errors import ArgumentError
 from netclone.slimming import slim
 from netclone.tracing import shape_of
@@ -185,9 +185,9 @@ class Allocation:
         slimmed = slim(self.groups.labelling, (units if every_class else torch.cat([units, self._gone])).sort().values)
         if self.budget == "params":
             return sum(parameter.numel() for parameter in slimmed.parameters())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with MacCounter() as counter, torch.no_grad():
             slimmed(self.groups.example[:1])
-        return int(counter.get_total_flops()) // 2
+        return counter.macs
 
 
 def _check_reachable(least: float, keep: float, budget: str) -> None:

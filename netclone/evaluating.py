@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from netclone.archiving import save
 from netclone.capturing import deterministic
+from netclone.counting import MacCounter
 from netclone.data import Batches, Samples, check_number, streamed
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import columns
@@ -286,7 +286,7 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
     8
     """
-    with running(model), FlopCounterMode(display=False) as counter:
+    with running(model), MacCounter() as counter:
         model(*inputs)
     with _in_eval_mode(model):
         times = []
@@ -298,7 +298,7 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
             times.append(time.perf_counter() - start)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=counter.macs,
         latency_ms=1000 * statistics.median(times),
         archive_bytes=_archive_bytes(model) if isinstance(model, CloneModule) else None,
     )

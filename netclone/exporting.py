@@ -103,13 +103,12 @@ class _Taps:
         """Note a value; only what a later in-place operator moves is copied (a copy costs as much as a layer)."""
         with torch._C.DisableTorchFunction():  # a question each, that would go through all of export's modes
             version = None if out.is_inference() else out._version  # inference tensors do not count their changes
-        if version is None:
-            self.overwritten.add(path)
-        if version is None or path in self.overwritten:
-            self.values[path] = out.clone()
-        else:
+        if version is not None and path not in self.overwritten:
             self.values[path] = out
             self.versions[path] = (out, version)
+        else:
+            self.overwritten.add(path)
+            self.values[path] = out.clone()
 
     def hook(self, path: str) -> Any:
         """A forward hook that takes what a module returns."""

@@ -20,10 +20,10 @@ from netclone.capturing import (
 )
 from netclone.channels import ChannelGroups, channel_groups, unused_outputs
 from netclone.data import Batches, Samples, check_classes, check_names, gather
-from netclone.errors import CertificateError, PositionError
+from netclone.errors import CertificateError, PositionError, first_line
 from netclone.folding import fold_batch_norms
 from netclone.functionalizing import in_place_again
-from netclone.masks import ChannelMask, leave_out_of_norms, silent_columns
+from netclone.masks import ChannelMask, leave_out_of_norms, silenced, silent_columns
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
 from netclone.sharing import ALONE, Workers
@@ -274,8 +274,7 @@ def _end_before_classifier(slimmed: fx.GraphModule) -> None:
 def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
     """max |masked - slim| / max |masked| in float64 on the example input."""
     groups, new = slimmed.groups, Resizer(slimmed.groups.labelling, slimmed.removed)
-    example = groups.example[:1]
-    example = example.double() if example.is_floating_point() else example
+    example = groups.example[:1].to(_double(groups.example.dtype))
     silent = silent_columns(groups.labelling, slimmed.removed)
     full = groups.graph_module
     if groups.labelling.norms:
@@ -283,20 +282,19 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
         leave_out_of_norms(full, groups.labelling, slimmed.removed)
 
     def masked(name: str) -> Tensor:
-        tensor = tensor_at(full, name)
-        for axis, columns in silent.get(name, ()):
-            tensor = tensor.index_fill(axis, columns.to(tensor.device), 0)
-        return tensor
+        return silenced(tensor_at(full, name), silent.get(name, ()))
 
     with torch.no_grad(), deterministic():
         seen = _InFloat64(full, masked, None if cut_node is None else cut_node.name)
         try:
             want = seen.run(example)
-        except RuntimeError as failed:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as failed:
             raise CertificateError(
-                f"the masked source cannot be run in float64, so the slim one cannot be held against it: {failed}. "
-                "Operators that take no float64 or read the bits of a number (x.view(torch.int32)) are the usual "
-                "cause: take them out of forward()"
+                "the masked source cannot be run in float64, so the slim one cannot be held against it: "
+                f"{first_line(failed)}. Operators that take no float64 or read the bits of a number "
+                "(x.view(torch.int32)) are the usual cause: take them out of forward()"
             ) from failed
         given, part = example, slimmed.graph_module
         if cut_node is not None:
@@ -307,7 +305,7 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
             for axis in range(1, given.dim()):
                 kept = new.kept(labels, axis)
                 given = given.index_select(axis, kept.nonzero().flatten().to(given.device))
-        got = _InFloat64(part, slimmed.plain.__getitem__).run(given)
+        got = _InFloat64(part, lambda name: slimmed.plain[name].clone()).run(given)
     if slimmed.narrowed and len(slimmed.classes) < want.shape[1]:
         want = want[:, sorted(slimmed.classes)]
     error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
@@ -322,8 +320,8 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
 class _InFloat64(fx.Interpreter):
     """Runs an operator graph in float64, and remembers what one node gave.
 
-    A tensor of the graph is taken from ``tensor(name)`` where an operator reads it, so that there is never a copy of
-    more than one layer. What ``forward()`` casts, or makes in a dtype of its own, is float64 too.
+    A tensor of the graph is taken from ``tensor(name)``, a copy, where an operator reads it, so that there are never
+    copies of more than one layer. What ``forward()`` casts, or makes in a dtype of its own, is float64 too.
     """
 
     def __init__(self, module: fx.GraphModule, tensor: Callable[[str], Tensor], wanted: str | None = None) -> None:
@@ -339,8 +337,7 @@ class _InFloat64(fx.Interpreter):
         return out
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
-        given = fx.node.map_arg((n.args, n.kwargs), self._given)
-        args, kwargs = fx.node.map_aggregate(given, _double)
+        args, kwargs = fx.node.map_aggregate((n.args, n.kwargs), self._given)
         if isinstance(n.target, torch._ops.OpOverload):
             kinds = {argument.name: str(argument.type) for argument in n.target._schema.arguments}
             value = n.meta.get("val")
@@ -349,10 +346,12 @@ class _InFloat64(fx.Interpreter):
                 kwargs = {**kwargs, "dtype": _double(value.dtype)}
         return args, kwargs
 
-    def _given(self, node: fx.Node) -> Any:
-        if node.op != "get_attr":
-            return self.env[node]
-        tensor = self.tensor(str(node.target))
+    def _given(self, argument: Any) -> Any:
+        if not isinstance(argument, fx.Node):
+            return _double(argument)
+        if argument.op != "get_attr":
+            return self.env[argument]
+        tensor = self.tensor(str(argument.target))
         return tensor.to(_double(tensor.dtype))
 
 

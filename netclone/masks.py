@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,9 +124,8 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
     """
     with torch.no_grad():
         for name, columns in silent_columns(labelling, removed).items():
-            for axis, indices in columns:
-                tensor = tensor_at(graph_module, name)
-                tensor.index_fill_(axis, indices.to(tensor.device), 0)
+            tensor = tensor_at(graph_module, name)
+            tensor.copy_(silenced(tensor, columns))
     if labelling.norms:
         leave_out_of_norms(graph_module, labelling, removed)
         graph_module.recompile()
@@ -134,7 +133,7 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
 
 
 def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
-    """Per parameter that reads removed units: along which axes, and where."""
+    """Per tensor by which removed units are read: along which axes, and at which indices."""
     gone = labelling.labels.marked(removed)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, axis), labels in labelling.slots.items():
@@ -143,6 +142,14 @@ def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tupl
             if columns.any():
                 found.setdefault(name, []).append((axis, columns.nonzero().flatten()))
     return found
+
+
+def silenced(tensor: Tensor, columns: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """A copy of a tensor that is zero at some indices of its axes."""
+    copied = tensor.clone()
+    for axis, indices in columns:
+        copied.index_fill_(axis, indices.to(tensor.device), 0)
+    return copied
 
 
 def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
+from netclone.counting import MacCounter
 from netclone.evaluating import running
 
 
@@ -27,10 +27,10 @@ class _Meter(fx.Interpreter):
         self.found: dict[str, Measured] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with MacCounter() as counter:
             value = super().run_node(n)
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
-        self.found[n.name] = Measured(shape, counter.get_total_flops() // 2)
+        self.found[n.name] = Measured(shape, counter.macs)
         return value
 
 

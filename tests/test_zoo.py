@@ -253,11 +253,8 @@ def _until(holds, seconds=120):
 
 
 def _runs(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state.strip() not in ("", "Z")  # one that nobody waits for stays as a zombie
 
 
 def test_the_table_holds_every_row_and_its_reasons(tmp_path):

@@ -140,8 +140,10 @@ def check(name: str, *, source: bool = True, real: int = REAL) -> Row:
         why = TargetResult(False, _reason(error))
         return Row(name, known().get(name, ""), 0, (), "", why, None, time.perf_counter() - started)
     target = _attempted(lambda: _as_target(network), TargetResult)
-    gc.collect()  # graphs are cycles: what the check as a target held goes before the check as a source takes as much
-    as_source = _attempted(lambda: _as_source(network), SourceResult) if source and small else None
+    as_source = None
+    if source and small:
+        gc.collect()  # graphs are cycles: what the check as a target held goes before this one takes as much
+        as_source = _attempted(lambda: _as_source(network), SourceResult)
     return Row(
         name=name,
         family=known().get(name, ""),
@@ -289,15 +291,17 @@ def _as_source(network: Network) -> SourceResult:
     fresh = network.images(3, seed=2).double()
     with torch.no_grad():
         full = model(fresh.clone())
-    masked = _masked(groups, mask, fresh)
     _holds(bool(full.isfinite().all()), "the network's logits are not finite")
+    masked = _masked(groups, mask, fresh)
     _holds(_relative(full[:1], full[1:]) > 1e-6, "the check is empty: logits are constant")
     _holds(mask.share == 1 or _relative(masked, full) > 1e-6, "the check is empty: the mask changes nothing")
     error = _difference(masked, module, fresh)
     _in_fixed_target(module, fresh)
     whole, part = (cost(net, fresh[:1], repeats=1) for net in (model, module))
     latency = _latency_ratio(module.float(), model.float(), fresh[:1].float())
-    del module, model  # as large as what comes next
+    del module
+    model.to("meta")
+    gc.collect()  # the two are as large as what comes next
     through = channel_groups(groups.graph_module, through_norms=True)
     mask_through = localize(through, method="magnitude", keep=KEEP)
     error_through = _difference(_masked(through, mask_through, fresh), extract(through, mask_through), fresh)
