@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,48 @@ def _measured(file: str) -> str:
     return "\n".join(lines)
 
 
+def pruning() -> str:
+    """netclone and Torch-Pruning on the same networks, from the committed measurements."""
+    found = json.loads((RESULTS / "against-torch-pruning.json").read_text(encoding="utf-8"))
+    networks, latency = found["networks"], found["latency"]
+    lines = [
+        "Measured with " + ", ".join(f"{library} {version}" for library, version in found["versions"].items()) + ".",
+        "",
+        f"| {len(networks)} networks | passed | stopped at a limit | parameters left, median | s, median | s, worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for library in ("netclone", "torch-pruning"):
+        results = [network[library] for network in networks.values()]
+        passed = [one for one in results if one["passed"]]
+        stopped = sum(one["reason"].startswith("stopped: ") for one in results)
+        left, times = ([one[what] for one in passed] for what in ("parameters", "seconds"))
+        middle = f"{statistics.median(left):.0%} | {statistics.median(times):.1f}"
+        lines.append(f"| {library} | {len(passed)} | {stopped} | {middle} | {max(times):.1f} |")
+    both = [network["both"] for network in networks.values() if network.get("both", {}).get("passed")]
+    lines += [
+        "",
+        f"Latency at the MACs that Torch-Pruning left, over {latency['networks']} networks: median "
+        f"{latency['median']:.2f}, {latency['least']:.2f} to {latency['most']:.2f} of Torch-Pruning's. In "
+        f"{sum(one['through_norms'] for one in both)} of {len(both)} networks netclone went through norms to reach "
+        f"these; in {latency['further_apart']} it ended more than 5% below them, which are left out.",
+        "",
+        '??? note "Every network"',
+        "",
+        "    | network | netclone | Torch-Pruning | latency |",
+        "    |---|---|---|---|",
+    ]
+    for name, network in networks.items():
+        told = [_told(network[library], "{seconds:.1f} s") for library in ("netclone", "torch-pruning")]
+        told.append(_told(network["both"], "{latency:.2f}") if "both" in network else "")
+        lines.append(f"    | `{name}` | " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
+def _told(one: dict[str, Any], figure: str) -> str:
+    """A figure of a network that passed, or why it did not, for a cell of a table."""
+    return figure.format(**one) if one["passed"] else html.escape(one["reason"]).replace("|", "&#124;")
+
+
 def operators() -> str:
     """The operators that a graph in an archive may call."""
     from netclone.oprules import OPERATORS
@@ -141,6 +184,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "surgery": surgery,
     "deployment": deployment,
     "learning": learning,
+    "pruning": pruning,
     "operators": operators,
     "names": names,
     "zoo": zoo,

@@ -51,7 +51,7 @@ def test_costs_and_budgets_count_fused_attention():
     fused = cost(model, image, repeats=1).macs
     mask = netclone.localize(model, method="magnitude", keep=0.7, budget="macs")
     module = netclone.extract(model, mask)
-    assert 0.68 * fused < macs(module, image) <= 0.7 * fused
+    assert 0.65 * fused < macs(module, image) <= 0.7 * fused
     attentions = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     assert attentions
     for attention in attentions:
