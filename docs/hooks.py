@@ -132,7 +132,7 @@ def pruning() -> str:
         f"Latency at the MACs that Torch-Pruning left, over {latency['networks']} networks: median "
         f"{latency['median']:.2f}, {latency['least']:.2f} to {latency['most']:.2f} of Torch-Pruning's. In "
         f"{sum(one['through_norms'] for one in both)} of {len(both)} networks netclone went through norms to reach "
-        f"these; in {latency['further_apart']} it ended more than 5% below them, which are left out.",
+        f"these. Left out: {latency['further_apart']}, where it ended more than 5% below.",
         "",
         '??? note "Every network"',
         "",
