@@ -47,12 +47,14 @@ def _multi_head_attention(query: Any, key: Any, value: Any, width: int, *_: Any,
 
 
 def _encoder_layer(source: Any, width: int, *rest: Any, **_: Any) -> int:
+    """Attention, and the two layers after it: the first one's weight (hidden, width) is the 13th of the rest."""
     batch, long, _width = source
-    hidden = rest[12][0]
+    hidden, _width = rest[12]
     return _multi_head_attention(source, source, source, width) + int(2 * batch * long * 2 * width * hidden)
 
 
 def _lstm_layer(source: Any, of_source: Any, of_state: Any, *_: Any, **__: Any) -> int:
+    """Both weights of one layer in one direction, at every step of every sequence."""
     return int(2 * source[0] * source[1] * (math.prod(of_source) + math.prod(of_state)))
 
 

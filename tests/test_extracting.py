@@ -577,6 +577,24 @@ def test_a_certificate_takes_the_memory_of_one_layer(through_norms):
     assert layer <= peak.most < 3 * layer
 
 
+def test_a_certificate_changes_neither_network():
+    """In float64, and with an operator that moves its statistics though its schema does not say so."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        return net.head(F.batch_norm(x, net.norm.running_mean, net.norm.running_var, training=True).relu().mean(2))
+
+    net = Net(forward, stem=nn.Conv1d(4, 6, 1), norm=nn.BatchNorm1d(6), head=nn.Linear(6, 3)).double()
+    groups = channel_groups(net, torch.randn(2, 4, 5, dtype=torch.float64))
+    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None, refit=False)
+    graphs = groups.graph_module, slimmed.graph_module
+    before = [{name: tensor.clone() for name, tensor in graph.state_dict().items()} for graph in graphs]
+    assert any("mean" in name for name in before[0])
+    slimmed.certify(None)
+    for graph, state in zip(graphs, before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in graph.state_dict().items())
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_only_what_is_refitted_is_kept_twice(refit):
     net = Net(lambda net, x: net.head(net.stem(x).relu()), stem=nn.Linear(4, 6), head=nn.Linear(6, 3))
