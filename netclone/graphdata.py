@@ -130,25 +130,52 @@ def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
         If a node is of another kind than an archive holds, calls an operator that is not on the allow-list, or has
         an argument that cannot be written.
     """
-    data = []
+    return [_node_to_data(node) for node in graph.nodes]
+
+
+def unsavable(graph: fx.Graph) -> list[str]:
+    """Why a clone of a captured graph could not be saved: one reason for each node at fault, none if it could.
+
+    What :func:`netclone.save` says at the end, asked before anything is learned.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> x = graph.placeholder("x")
+    >>> _ = graph.output(graph.call_function(torch.ops.aten.fft_fft.default, (graph.call_function(torch.relu, (x,)),)))
+    >>> [reason.partition(";")[0] for reason in unsavable(graph)]  # doctest: +NORMALIZE_WHITESPACE
+    ["node 'relu': operator 'torch.relu' is not on the allow-list",
+     "node 'fft_fft_default': operator 'aten.fft_fft.default' is not on the allow-list"]
+    """
+    reasons = []
     for node in graph.nodes:
-        where = f"node '{node.name}'"
-        target = node.target
-        if node.op == "call_function":
-            target = operator_name(target)
-            if OPERATORS.get(target) is not node.target:
-                raise ArchiveError(
-                    f"{where}: operator {shown(target)} is not on the allow-list; express it in operators of "
-                    f"netclone.oprules.OPERATORS, or cut the source after it"
-                )
-        elif node.op not in ("placeholder", "get_attr", "output"):
+        try:
+            _node_to_data(node)
+        except ArchiveError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def _node_to_data(node: fx.Node) -> dict[str, Any]:
+    where = f"node '{node.name}'"
+    target = node.target
+    if node.op == "call_function":
+        target = operator_name(target)
+        if OPERATORS.get(target) is not node.target:
             raise ArchiveError(
-                f"{where} is a {node.op}; an archive holds operator calls only: capture it with netclone.extract"
+                f"{where}: operator {shown(target)} is not on the allow-list; express it in operators of "
+                f"netclone.oprules.OPERATORS, or cut the source after it"
             )
-        args = [_literal_to_data(value, where) for value in node.args]
-        kwargs = {key: _literal_to_data(value, where) for key, value in node.kwargs.items()}
-        data.append(dict(zip(_FIELDS, (node.op, node.name, target, args, kwargs), strict=True)))
-    return data
+    elif node.op not in ("placeholder", "get_attr", "output"):
+        raise ArchiveError(
+            f"{where} is a {node.op}; an archive holds operator calls only: capture it with netclone.extract"
+        )
+    value = node.meta.get("val")
+    if node.op == "get_attr" and isinstance(value, Tensor) and value.dtype not in _LITERALS["dtype"].values():
+        raise ArchiveError(f"{where}: tensor '{target}' is of {value.dtype}, which an archive cannot hold")
+    args = [_literal_to_data(value, where) for value in node.args]
+    kwargs = {key: _literal_to_data(value, where) for key, value in node.kwargs.items()}
+    return dict(zip(_FIELDS, (node.op, node.name, target, args, kwargs), strict=True))
 
 
 def _literal_to_data(value: object, where: str) -> Any:
