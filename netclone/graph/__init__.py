@@ -1,0 +1,1 @@
+"""A model as a graph of operators, and what is known of operators."""
