@@ -25,6 +25,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from netclone.capturing import FACTS
 from netclone.describing import NAMES, describe, described, widened
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError
+from netclone.graph.holding import hold
 from netclone.modules import CloneModule, CloneSpec
 from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
 
@@ -90,6 +91,12 @@ class GraftedModule(fx.GraphModule):
         self.training = mode
         return self
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """torch's name for parameters that DistributedDataParallel shall not wait for: the target's get no gradient."""
+        names = self.meta[_RECORD].names
+        return [path for path, _ in self.named_parameters() if path.partition(".")[0] not in names]
+
 
 def inject(
     target: nn.Module,
@@ -102,9 +109,11 @@ def inject(
 ) -> fx.GraphModule:
     """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
 
-    The target's parameters are frozen in the copy and its modules stay in eval mode, whatever ``train()`` says;
-    :func:`remove` restores both. Neither ``target`` nor ``module`` is touched. By timm's conventions the graph has
-    ``num_classes``, all of them, and what else the target says of itself: its ``pretrained_cfg`` with as many classes.
+    Nothing of the target learns: its modules stay in eval mode, whatever ``train()`` says, and its parameters get no
+    gradient. They keep their ``requires_grad``, since torch chooses kernels by it, and with it the bits; what the
+    target hands on is detached instead. Neither ``target`` nor ``module`` is touched. By timm's conventions the graph
+    has ``num_classes``, all of them, and what else the target says of itself: its ``pretrained_cfg`` with as many
+    classes.
 
     Parameters
     ----------
@@ -219,6 +228,24 @@ def columns(grafted: fx.GraphModule) -> dict[str, range]:
         found[name] = range(first, first + width)
         first += width
     return found
+
+
+def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
+    """The target's own nodes of a grafted graph, in order, with its inputs and the output."""
+    return [node for node in grafted.graph.nodes if _BRANCH not in node.meta]
+
+
+def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
+    """The target's nodes that a clone reads: the tapped one, then the features it takes as a second input, if any.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    nodes = {node.name: node for node in own_nodes(grafted)}
+    (branch,) = (branch for branch in _record(grafted).branches if branch.name == name)
+    return tuple(nodes[read] for read in branch.reads)
 
 
 def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
@@ -441,7 +468,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
         if _BRANCH not in node.meta:
             copied[node] = graph.node_copy(node, copied.__getitem__)
         elif node.target is torch.cat:
-            copied[node] = copied[node.args[0][0]]
+            copied[node] = copied[node.args[0][0].args[0]]  # the target's logits, which a node holds
     own = list(graph.nodes)
     assert [node.name for node in own] == [node.name for node in old.nodes if _BRANCH not in node.meta]
     if record.branches:
@@ -456,7 +483,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
             part.training = not record.branches and path in record.training
     for path, parameter in result.named_parameters():
         if path.partition(".")[0] not in clone_paths:
-            parameter.requires_grad_(not record.branches and path in record.trainable)
+            parameter.requires_grad_(path in record.trainable)
     if record.branches:
         result.meta[_RECORD] = record
         describe(result, _said(result, record))
@@ -492,23 +519,25 @@ def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...
         return node
 
     output = nodes[-1]
+    images = next(node for node in nodes if node.op == "placeholder")
     logits = output.args[0]
     assert isinstance(logits, fx.Node)
     calls = []
     for branch in branches:
         reads = [nodes[own[name]] for name in branch.reads]
         last = max(reads, key=lambda node: own[node.name])
-        args = tuple(
-            insert(node, "call_method", "clone", (node,), f"{branch.name}_input")
-            if node is not last and _may_be_written(result, nodes, node, last)
-            else node
-            for node in reads
-        )
-        calls.append(insert(last, "call_module", branch.name, args, branch.name))
+        args = []
+        for node in reads:
+            copied = node is not last and _may_be_written(result, nodes, node, last)
+            given = (node, images, True) if copied else (node, images)
+            direct = node is images and not copied
+            args.append(node if direct else insert(node, "call_function", hold, given, f"{branch.name}_input"))
+        calls.append(insert(last, "call_module", branch.name, tuple(args), branch.name))
         clone = result.get_submodule(branch.name)
         assert isinstance(clone, CloneModule)
         calls[-1].meta["tensor_meta"] = _logits_meta(result, logits, len(clone.spec.classes))
-    joined = insert(output.prev, "call_function", torch.cat, ([logits, *calls], 1))
+    held = insert(output.prev, "call_function", hold, (logits, images), f"{logits.name}_held")
+    joined = insert(output.prev, "call_function", torch.cat, ([held, *calls], 1))
     joined.meta["tensor_meta"] = _logits_meta(result, logits, sum((shape_of(n) or (0,))[0] for n in (logits, *calls)))
     output.replace_input_with(logits, joined)
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from netclone.capturing import FACTS, tensor_at
 from netclone.errors import ArgumentError, CloneNameError
-from netclone.injecting import clones
+from netclone.injecting import clones, own_nodes, read_by
 from netclone.modules import CloneModule
 from netclone.rendering import times
 from netclone.tracing import INPUT, shape_of
@@ -184,29 +184,17 @@ def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
 
 def reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, fx.Node | None]:
     """The target's own nodes, the one a clone is tapped from, and the one with the features it reads, if any."""
-    names = clones(grafted)
-    branch = set(names) | {f"{other}_input" for other in names}
-    nodes = list(grafted.graph.nodes)
-    own = [
-        node
-        for node in nodes[: nodes.index(_logits(grafted)) + 1]
-        if node.op != "placeholder" and not (node.name in branch and node.op in ("call_module", "call_method"))
-    ]
-    call = next(node for node in nodes if node.op == "call_module" and node.target == name)
-    given = [
-        node.args[0] if node.op == "call_method" and node.name == f"{name}_input" else node
-        for node in call.args
-        if isinstance(node, fx.Node)
-    ]
-    tap, *features = [node for node in given if isinstance(node, fx.Node)]
+    nodes = own_nodes(grafted)
+    own = [node for node in nodes[: nodes.index(_logits(grafted)) + 1] if node.op != "placeholder"]
+    tap, *features = read_by(grafted, name)
     return own, tap, features[0] if features else None
 
 
 def _logits(grafted: fx.GraphModule) -> fx.Node:
-    """The node with the target's own logits: the first that the cat at the end joins."""
+    """The node with the target's own logits: the first that the cat at the end joins, held by a node between."""
     joined = next(node for node in grafted.graph.nodes if node.op == "output").args[0]
     assert isinstance(joined, fx.Node)
-    logits = joined.args[0][0]  # type: ignore[index]
+    logits = joined.args[0][0].args[0]  # type: ignore[index, union-attr]
     assert isinstance(logits, fx.Node)
     return logits
 

@@ -18,7 +18,8 @@ from torch import fx, nn
 
 from netclone.capturing import FACTS, capture
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, OutputError, PositionError
-from netclone.injecting import GraftedModule, clones, inject, remove
+from netclone.graph.holding import hold
+from netclone.injecting import GraftedModule, clones, inject, own_nodes, read_by, remove
 from netclone.modules import CloneModule, CloneSpec
 from netclone.tracing import logits_node, shape_of, trace
 
@@ -141,6 +142,11 @@ def branch_nodes(grafted):
     return [node.name for node in grafted.graph.nodes if node.name not in names]
 
 
+def copied_nodes(grafted):
+    """Nodes of the branches that give memory of their own."""
+    return [node.name for node in grafted.graph.nodes if node.target is hold and node.args[2:] == (True,)]
+
+
 def remove_all(grafted):
     for name in clones(grafted):
         grafted = remove(grafted, name)
@@ -191,12 +197,13 @@ def test_graph_gets_one_call_behind_the_tap_and_one_cat_at_the_end():
     grafted = inject(grafted, probe_at("test_resnet", "layer2"), "layer2", name="bags")
     names = [node.name for node in grafted.graph.nodes]
     tap = names.index("layer2_0_act2")
-    assert names[tap : tap + 3] == ["layer2_0_act2", "shirts", "bags"]
-    assert names[-3:] == ["fc", "cat", "output"]
-    assert "cat = torch.cat([fc, shirts, bags], 1)" in grafted.code
+    assert names[tap : tap + 5] == ["layer2_0_act2", "shirts_input", "shirts", "bags_input", "bags"]
+    assert names[-4:] == ["fc", "fc_held", "cat", "output"]
+    assert "cat = torch.cat([fc_held, shirts, bags], 1)" in grafted.code
     assert isinstance(grafted.get_submodule("shirts"), CloneModule)
     assert shape_of(logits_node(grafted)) == (8,)
-    assert [n for n in names if n not in ("shirts", "bags", "cat")] == [node.name for node in traced.graph.nodes]
+    assert [node.name for node in own_nodes(grafted)] == [node.name for node in traced.graph.nodes]
+    assert [node.name for node in read_by(grafted, "bags")] == ["layer2_0_act2"]
 
 
 def test_plain_module_is_traced_and_left_alone():
@@ -249,7 +256,7 @@ def test_a_target_captured_by_export_takes_clones():
     module = clone_for(shape_at(captured, "bn"), second=(4,), feature_node="flatten")
     images = torch.randn(3, *IMAGES)
     grafted = inject(captured, module, "bn")
-    assert branch_nodes(grafted) == ["clone", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "linear_held", "cat"]
     assert not any(part.training for path, part in grafted.named_modules() if not path.startswith("clone"))
     assert torch.equal(run(grafted, images)[:, :3], run(captured, images))
     assert shape_of(logits_node(grafted)) == (5,)
@@ -275,7 +282,8 @@ def test_clone_reads_the_tap_before_it_is_written_to():
     images = torch.randn(3, *IMAGES)
     bn, _, _ = tapped_by_hand(traced, images)
     grafted = inject(traced, module, "bn")
-    assert branch_nodes(grafted) == ["clone", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone", "fc_held", "cat"]
+    assert copied_nodes(grafted) == []
     assert torch.equal(run(grafted, images)[:, 3:], run(module, bn))
 
 
@@ -287,12 +295,13 @@ def test_tap_written_before_the_second_input_is_there_is_copied_first():
     before = state(model)
     grafted = inject(model, module, "bn", name="a")
     grafted = inject(grafted, module, "bn", name="b")
-    assert branch_nodes(grafted) == ["a_input", "b_input", "a", "b", "cat"]
+    assert branch_nodes(grafted) == ["a_input", "b_input", "a_input_1", "a", "b_input_1", "b", "fc_held", "cat"]
+    assert copied_nodes(grafted) == ["a_input", "b_input"]
     out = run(grafted, images)
     assert torch.equal(out[:, :3], run(model, images))
     assert torch.equal(out[:, 3:5], module(bn, pooled).detach())
     assert torch.equal(out[:, 5:], out[:, 3:5])
-    assert branch_nodes(remove(grafted, "a")) == ["b_input", "b", "cat"]
+    assert branch_nodes(remove(grafted, "a")) == ["b_input", "b_input_1", "b", "fc_held", "cat"]
     assert state(remove_all(grafted)) == before
 
 
@@ -302,11 +311,11 @@ def test_second_input_written_before_the_tap_is_there_is_copied_through_views():
     _, pooled, _ = tapped_by_hand(model, images)
     module = clone_for((3,), second=(4,), feature_node="flatten")
     grafted = inject(model, module, "fc")
-    assert branch_nodes(grafted) == ["clone_input", "clone", "cat"]
+    assert copied_nodes(grafted) == ["clone_input_1"]
     assert torch.equal(run(grafted, images)[:, 3:], module(run(model, images), pooled).detach())
     reads_pool = clone_for((4, 1, 1), second=(3,), feature_node="fc")  # `late` writes into a view of what pool gave
     grafted = inject(model, reads_pool, "pool")
-    assert branch_nodes(grafted) == ["clone_input", "clone", "cat"]
+    assert copied_nodes(grafted) == ["clone_input"]
     assert torch.equal(run(grafted, images)[:, 3:], reads_pool(pooled[:, :, None, None], run(model, images)).detach())
 
 
@@ -314,12 +323,13 @@ def test_nothing_is_copied_where_nothing_writes():
     traced = traced_target("resnet18")  # its ReLUs work in place, on tensors of their own
     module = probe_at("resnet18", "layer2", second=(512,), feature_node="global_pool")
     grafted = inject(traced, module, "layer2")
-    assert branch_nodes(grafted) == ["clone", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "fc_held", "cat"]
+    assert copied_nodes(grafted) == []
     images = torch.randn(2, *IMAGES)
     assert torch.equal(run(grafted, images)[:, :4], run(traced, images))
 
 
-# Flags: the target is frozen, the clones are not
+# Flags: they stay as they were, and still the target never learns
 
 
 def test_train_moves_clones_and_never_the_target():
@@ -342,7 +352,7 @@ def test_train_moves_clones_and_never_the_target():
         grafted.train("yes")
 
 
-def test_target_is_frozen_and_clone_keeps_its_flags():
+def test_target_and_clone_keep_their_flags():
     traced = copy.deepcopy(traced_target("test_resnet"))
     for index, parameter in enumerate(traced.parameters()):
         parameter.requires_grad_(index % 3 == 0)
@@ -354,7 +364,9 @@ def test_target_is_frozen_and_clone_keeps_its_flags():
     grafted = inject(traced, module, "layer2", name="a")
     grafted = inject(grafted, module, "layer2", name="b")
     trainable = {path for path, parameter in grafted.named_parameters() if parameter.requires_grad}
-    assert trainable == {"a.body.linear.weight", "b.body.linear.weight"}
+    own = {path for path, parameter in traced.named_parameters() if parameter.requires_grad}
+    assert 0 < len(own) < len(list(traced.parameters()))
+    assert trainable == own | {"a.body.linear.weight", "b.body.linear.weight"}
     assert {path.partition(".")[0] for path, part in grafted.named_modules() if part.training} == {"a", "b"}
     grafted.eval().train()
     for part in grafted.modules():
@@ -364,19 +376,103 @@ def test_target_is_frozen_and_clone_keeps_its_flags():
     assert state(remove_all(copy.deepcopy(grafted))) == state(traced)
 
 
-def test_only_the_clone_learns():
+@pytest.mark.parametrize("images_ask", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_the_clone_learns(optimizer, images_ask, shared):
+    """With every parameter in the optimizer, decay of weights, and old logits in the loss."""
     traced = traced_target("test_resnet")
-    grafted = inject(traced, probe_at("test_resnet", "layer2"), "layer2").train()
-    images = torch.randn(4, *IMAGES)
+    grafted = inject(traced, probe_at("test_resnet", "layer2"), "layer2", share_parameters=shared).train()
+    images = torch.randn(4, *IMAGES, requires_grad=images_ask)
     before = everything(traced)
     old, new = run(grafted, images).split([4, 2], 1)
-    optimizer = torch.optim.SGD([p for p in grafted.parameters() if p.requires_grad], lr=0.1)
-    grafted(images)[:, 4:].square().sum().backward()
-    optimizer.step()
+    optimizer = optimizer(grafted.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        grafted(images).square().sum().backward()
+        optimizer.step()
+    assert all((parameter.grad is None) != name.startswith("clone.") for name, parameter in grafted.named_parameters())
     assert torch.equal(run(grafted, images)[:, :4], old)
     assert not torch.equal(run(grafted, images)[:, 4:], new)
     assert everything(traced) == before
     assert state(remove(grafted)) == state(traced)
+
+
+class Saliency(nn.Module):
+    """Smooth, so that second derivatives are not zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(torch.tanh(self.conv(x)).mean((2, 3)))
+
+
+def frozen(grafted):
+    """What computes the same with the clone and the target in a row, the target frozen."""
+    target, clone = remove(grafted).requires_grad_(False), grafted.clone
+
+    def forward(x):
+        maps = target.conv(x)
+        return torch.cat([target.fc(torch.tanh(maps).mean((2, 3))), clone(maps)], 1)
+
+    return forward
+
+
+def saliency():
+    images = torch.randn(2, 3, 8, 8)
+    traced = trace(Saliency(), images)
+    return inject(traced, clone_for(shape_at(traced, "conv")), "conv")
+
+
+def test_gradients_of_the_images_are_those_through_a_frozen_target():
+    grafted, want = saliency(), []
+    for model in (grafted, frozen(grafted)):
+        grafted.zero_grad()
+        before = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        model(before.tanh()).square().sum().backward()  # the images themselves come from something that learns
+        want.append((before.grad, grafted.clone.get_parameter("body.linear.weight").grad.clone()))
+    for got, expected in zip(*want, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert all(p.grad is None for name, p in grafted.named_parameters() if not name.startswith("clone."))
+
+
+def test_a_penalty_on_gradients_of_the_images_teaches_the_clone_alone():
+    grafted, found = saliency(), []
+    for model in (grafted, frozen(grafted)):
+        grafted.zero_grad()
+        images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        (gradient,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), images, create_graph=True)
+        (gradient.square().sum() + second.square().sum()).backward()
+        found.append((images.grad, grafted.clone.get_parameter("body.linear.weight").grad.clone()))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert all(p.grad is None for name, p in grafted.named_parameters() if not name.startswith("clone."))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # jvp loads it
+def test_functional_transforms_see_the_images_through_the_target():
+    grafted = saliency()
+    reference, images = frozen(grafted), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(torch.func.jacrev(grafted)(images), torch.func.jacrev(reference)(images))
+    tangents = [torch.func.jvp(model, (images,), (torch.ones_like(images),))[1] for model in (grafted, reference)]
+    torch.testing.assert_close(*tangents)
+    torch.testing.assert_close(torch.func.vmap(grafted)(images[:, None]), reference(images)[:, None])
+
+
+def test_a_graph_traced_once_more_still_holds_the_target():
+    grafted, images = saliency(), torch.randn(2, 3, 8, 8)
+
+    class Leaves(fx.Tracer):
+        def is_leaf_module(self, m, path):
+            return isinstance(m, CloneModule) or super().is_leaf_module(m, path)
+
+    again = fx.GraphModule(grafted, Leaves().trace(grafted))
+    assert torch.equal(again(images), grafted(images))
+    again(images).sum().backward()
+    assert again.get_parameter("fc.weight").grad is None
 
 
 # Several clones
