@@ -8,7 +8,6 @@ network's, and every clone is an archive that is checked as :func:`netclone.load
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from netclone.errors import ArchiveError, CloneNameError
 from netclone.graphdata import check_keys, check_list, shown
 from netclone.injecting import inject
 from netclone.modules import CloneModule
-from netclone.preparing import preparation
+from netclone.preparing import IMAGES, preparation, prepared_as
 from netclone.writing import write_file
 
 FORMAT_VERSION = 1
@@ -33,8 +32,8 @@ _KEY = "netclone_bundle"
 _TARGET = "target."  # before the names of the target's tensors
 _CLONE = "clone."  # and before those of its clones, whose tensors are the bytes of their archives
 
-Build = Callable[[str, Mapping[str, Tensor]], nn.Module]
-"""A network from the name of its architecture and its tensors."""
+Build = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
+"""A network from the name of its architecture, its constructor's options and its tensors."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,20 @@ class Packed:
 class Bundle:
     """A target, named as ``"timm/..."`` or ``"torchvision/..."``, with its tensors, and its clones in order.
 
-    ``config`` is how it wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
+    ``options`` are those of its constructor, as data: what :func:`checked_options` lets pass. ``config`` is how it
+    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
     """
 
     architecture: str
     tensors: Mapping[str, Tensor]
     clones: tuple[Packed, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self, build: Build) -> nn.Module:
         """The target with its clones grafted onto it; without any, the target."""
-        network = build(self.architecture, self.tensors).eval()
-        if self.config:
-            about = getattr(network, "pretrained_cfg", None) or {}
-            network.pretrained_cfg = {**about, **self.config}  # type: ignore[assignment]
-            network.default_cfg = network.pretrained_cfg
+        network = build(self.architecture, checked_options(self.options), self.tensors).eval()
+        prepared_as(network, self.config)
         for packed in self.clones:
             network = inject(network, packed.module(), packed.at, name=packed.name)
         return network
@@ -121,6 +119,8 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
             "clones": [{"name": packed.name, "at": packed.at} for packed in bundle.clones],
             "config": checked_config(bundle.config),
         }
+        if bundle.options:
+            header["options"] = checked_options(bundle.options)
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
         content = safetensors.torch.save(plain, metadata={"format": "pt"})
@@ -142,14 +142,15 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     if text is None:
         raise ArchiveError(f"cannot read '{path}': no grafted network is in it; netclone inject writes such files")
     try:
-        keys = ["format_version", "architecture", "clones", "config"]
-        facts = check_keys(json.loads(text), keys, "the bundle's header")
+        facts = json.loads(text)
+        options = facts.pop("options", {}) if isinstance(facts, dict) else {}
+        facts = check_keys(facts, ["format_version", "architecture", "clones", "config"], "the bundle's header")
         if facts["format_version"] != FORMAT_VERSION:
             raise ArchiveError(f"format {shown(facts['format_version'])}, this netclone reads {FORMAT_VERSION}")
         architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
         if not isinstance(architecture, str) or not architecture.startswith(("timm/", "torchvision/")):
             raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
-        config = checked_config(facts["config"])
+        config, options = checked_config(facts["config"]), checked_options(options)
         tensors = safetensors.torch.load_file(path)
         clones = tuple(_packed(item, tensors) for item in items)
     except ArchiveError as error:
@@ -160,20 +161,12 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     if left:
         raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} belongs to nothing")
     own = {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}
-    return Bundle(architecture, own, clones, config)
+    return Bundle(architecture, own, clones, config, options)
 
 
 def config_of(network: nn.Module) -> dict[str, Any]:
     """What a bundle says about how a network wants its images, and what its classes are called."""
-    given = preparation(network)
-    config: dict[str, Any] = {
-        "input_size": list(given.size),
-        "mean": list(given.mean),
-        "std": list(given.std),
-        "interpolation": given.interpolation,
-        "crop_pct": given.crop_pct,
-        "crop_mode": given.crop_mode,
-    }
+    config = preparation(network).as_config()
     labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
     return config | ({"label_names": list(labels)} if labels else {})
 
@@ -194,42 +187,50 @@ def checked_config(config: Any) -> dict[str, Any]:
     return dict(config)
 
 
-def _is_size(value: Any) -> bool:
-    sizes = isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
-    return sizes and min(value) >= 1 and math.prod(value) <= _MOST_VALUES
+def checked_options(options: Any) -> dict[str, Any]:
+    """Options of a constructor, which are data: literals, of which none says where to get weights or code.
+
+    Raises
+    ------
+    ArchiveError
+        If one is something else.
+
+    Examples
+    --------
+    >>> checked_options({"pad_type": "same", "img_size": (64, 64)})
+    {'pad_type': 'same', 'img_size': [64, 64]}
+    """
+    if not isinstance(options, Mapping) or len(options) > _MOST_OPTIONS:
+        raise ArchiveError(f"options: got {shown(options)}, expected an object of at most {_MOST_OPTIONS} options")
+    made = {}
+    for name, value in options.items():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith(_NO_OPTIONS):
+            raise ArchiveError(f"options: {shown(name)} is none that a network is made from")
+        made[name] = _literal(value, name)
+    return made
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= _LARGEST
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and 1 <= len(value) <= _LARGEST and all(_is_number(number) for number in value)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _LARGEST
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _LARGEST
+def _literal(value: Any, name: str, depth: int = 0) -> Any:
+    """A JSON literal of moderate size, a tuple as a list."""
+    if value is None or type(value) is bool or (type(value) is str and len(value) <= _MOST_LETTERS):
+        return value
+    if type(value) in (int, float) and abs(value) <= _LARGEST:
+        return value
+    if type(value) in (list, tuple) and len(value) <= _MOST_OPTIONS and depth < 3:
+        return [_literal(item, name, depth + 1) for item in value]
+    raise ArchiveError(
+        f"options: {name} is {shown(value)}, which is no data: expected text, a number, true or false, or a list"
+    )
 
 
 def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= _LARGEST and all(_is_word(word) for word in value)
+    return isinstance(value, list) and len(value) <= _LARGEST and all(isinstance(word, str) for word in value)
 
 
-_MOST_VALUES = 2**26  # of an image
-_LARGEST = 100_000  # of a size, a number, a text's letters, a list
-CONFIG: dict[str, Callable[[Any], bool]] = {
-    "input_size": _is_size,
-    "mean": _are_numbers,
-    "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
-    "interpolation": _is_word,
-    "crop_pct": _is_positive,
-    "crop_mode": _is_word,
-    "label_names": _are_words,
-}
+_LARGEST = 100_000  # of a number, of names of labels
+_MOST_OPTIONS, _MOST_LETTERS = 100, 1000
+_NO_OPTIONS = ("pretrained", "weights", "checkpoint", "cache", "custom", "hf_", "features_only", "device", "dtype")
+CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
 """What a bundle may say about how a target wants its images, by timm's names, and what is a value of each."""
 
 

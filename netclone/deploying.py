@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,10 @@ from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneErr
 from netclone.injecting import columns
 from netclone.injecting import inject as graft
 from netclone.inspecting import classes_of
-from netclone.loading import architecture_of, grafted, load_model, load_target
+from netclone.loading import Note, checked_images, grafted, open_model, open_target, silent
 from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
-from netclone.preparing import converted, preparation
+from netclone.preparing import converted
 from netclone.reading import chosen, read
 from netclone.resuming import Findings
 from netclone.sharing import share
@@ -44,7 +44,10 @@ def clone(
     target_data: str | None = None,
     split: str = "train",
     mirror: bool = False,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
     progress: Progress | None = None,
+    note: Note = silent,
     **options: Any,
 ) -> CloneModule:
     """Clone classes of a named source for a named target from pictures, and write the clone to a file.
@@ -66,6 +69,10 @@ def clone(
         Which part of the data, where there are several.
     mirror
         Whether a mirrored picture shows the same.
+    images, use_ema
+        As for :func:`netclone.load_model`; ``images`` of the target.
+    note
+        Called with a line for a person, where something is assumed.
     options
         As for :func:`netclone.clone`.
 
@@ -81,9 +88,11 @@ def clone(
         with workers.agreed():
             if workers.main:
                 check_place(out)
-            source_network = load_model(source)
-            target_network = load_target(target)
-            given = preparation(target_network)
+            source_network = open_model(source, use_ema=use_ema).network
+            opened = open_target(target, use_ema=use_ema, images=images)
+            target_network, given = opened.network, opened.preparation
+            if opened.assumption and workers.main:
+                note(f"target: {opened.assumption}")
             pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
             columns, names = chosen(classes, pictures)
             assert pictures.columns is not None
@@ -120,7 +129,16 @@ def clone(
     return module
 
 
-def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None) -> tuple[Columns, ...]:
+def inject(
+    target: str,
+    files: Sequence[Path],
+    out: Path,
+    at: str | None = None,
+    *,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
+    allow_mismatch: bool = False,
+) -> tuple[Columns, ...]:
     """Graft clones onto a named target and write the result as one file; nothing is written if any does not fit.
 
     Parameters
@@ -131,6 +149,10 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
         Archives that :func:`netclone.save` wrote. A clone is named after its file.
     at
         Position; None: the one each clone was fitted for.
+    images, use_ema
+        As for :func:`netclone.load_model`.
+    allow_mismatch
+        As for :func:`netclone.inject`; of images prepared in another way, too, it is only warned then.
 
     Returns
     -------
@@ -138,15 +160,16 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
 
     Raises
     ------
-    LoadError, ArchiveError, PositionError, AdapterError, CloneNameError
+    LoadError, ArchiveError, PositionError, AdapterError, CloneNameError, TargetError
         If the target or a clone cannot be read, or one does not fit.
     """
+    opened = open_model(target, use_ema=use_ema, images=images)
+    network = opened.network
     if is_bundle(target):
         bundle = read_bundle(target)
-        network = load_model(target)
+        bundle = replace(bundle, config={**bundle.config, **checked_images(images or {})})
     else:
-        network = load_model(target)
-        bundle = Bundle(architecture_of(target, network), network.state_dict(), config=config_of(network))
+        bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options)
     for file in files:
         packed = Packed(_name(file), at, _content(file))
         module = packed.module()
@@ -163,15 +186,15 @@ def inject(target: str, files: Sequence[Path], out: Path, at: str | None = None)
 
 
 def _check_comes_back(bundle: Bundle, network: fx.GraphModule, target: str, out: Path) -> None:
-    """A file holds an architecture's name and no options: what it gives has to be the network, to the bit."""
+    """What a file gives has to be the network, to the bit, whatever its constructor was told."""
     example = network.meta[FACTS]["example"]
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
     with torch.no_grad():
-        want, got = network(images.clone()), grafted(bundle, out)(images.clone())
+        want, got = network(images.clone()), grafted(bundle, out).network(images.clone())
     if not same_bits(want, got):
         raise LoadError(
-            f"target: '{target}' is a {bundle.architecture} with options that change what it computes, and a file "
-            "holds only its name and tensors: graft it in Python, with netclone.load_model and netclone.inject"
+            f"target: '{target}' is not what {bundle.architecture} with the options {dict(bundle.options)} computes, "
+            "and a file holds no more of it than these and the tensors"
         )
 
 

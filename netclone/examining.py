@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
@@ -14,7 +14,7 @@ from netclone.errors import ArgumentError, DataError
 from netclone.evaluating import Cost, Scores, cost
 from netclone.evaluating import evaluate as netclone_evaluate
 from netclone.injecting import columns
-from netclone.loading import load_model, load_target
+from netclone.loading import Note, load_model, open_model, open_target, silent
 from netclone.modules import CloneModule
 from netclone.preparing import Preparation, converted, preparation
 from netclone.reading import Pictures, read
@@ -64,7 +64,10 @@ def opened(
     *,
     split: str = "validation",
     batch_size: int = 64,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
     progress: Progress | None = None,
+    note: Note = silent,
 ) -> Subject:
     """A named network, and folders of pictures labelled with the columns of its logits.
 
@@ -76,6 +79,10 @@ def opened(
         As for :func:`netclone.reading.read`: pictures of new classes; folders of other classes are left out.
     target_data
         Pictures of the network's own classes.
+    images, use_ema
+        As for :func:`netclone.load_model`, over what is known of the model.
+    note
+        Called with a line for a person, where something is assumed.
 
     Raises
     ------
@@ -86,9 +93,12 @@ def opened(
     """
     if data is None and target_data is None:
         raise ArgumentError("data: no pictures were given; name a folder with --data, --target-data or both")
-    network = load_model(model)
-    target = load_target(model) if is_bundle(model) else network
+    opened = open_model(model, use_ema=use_ema, images=images)
+    network = opened.network
+    target = open_target(model, images=images).network if is_bundle(model) else network
     given = preparation(target)
+    if opened.assumption:
+        note(f"model: {opened.assumption}")
     pictures: list[Pictures] = []
     names: dict[int, str] = {}
     if target_data is not None:
@@ -110,13 +120,16 @@ def evaluate(
     name: str | None = None,
     split: str = "validation",
     batch_size: int = 64,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
     progress: Progress | None = None,
+    note: Note = silent,
 ) -> tuple[Scores, Cost]:
     """Scores of a named network on pictures, and what it costs; its own part is compared with what it was before.
 
     Parameters
     ----------
-    model, data, target_data, split
+    model, data, target_data, split, images, use_ema, note
         As for :func:`opened`.
     source, name
         What a clone was cloned from, for the similarity, and which clone that is.
@@ -126,7 +139,17 @@ def evaluate(
     NetcloneError
         As for :func:`opened` and :func:`netclone.evaluate`.
     """
-    subject = opened(model, data, target_data, split=split, batch_size=batch_size, progress=progress)
+    subject = opened(
+        model,
+        data,
+        target_data,
+        split=split,
+        batch_size=batch_size,
+        images=images,
+        use_ema=use_ema,
+        progress=progress,
+        note=note,
+    )
     scores = netclone_evaluate(
         subject.network,
         subject,

@@ -5,30 +5,72 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torchvision
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from netclone.bundling import Bundle, is_bundle, read_bundle
-from netclone.errors import LoadError, first_line
+from netclone.errors import ArgumentError, LoadError, first_line
+from netclone.models.checkpoints import Checkpoint, fitted, read_checkpoint
+from netclone.models.recipes import Recipe, recipe_of
+from netclone.preparing import IMAGES, Preparation, preparation, prepared_as
 
 LIBRARIES = ("timm", "torchvision")
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
-CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 PRETRAINED = "pretrained"
 """The weights that the library itself supplies, which it may have to download."""
 
 
-def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, **options: Any) -> nn.Module:
+Note = Callable[[str], None]
+"""Called with a line for a person."""
+
+
+def silent(line: str) -> None:
+    """The :data:`Note` that goes nowhere."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network of a name, and what builds it anew: its architecture's name and its constructor's options.
+
+    ``known`` is whether it is known how its images are prepared, by the weights, a checkpoint, or who asked for it.
+    """
+
+    network: nn.Module
+    architecture: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    known: bool = True
+
+    @property
+    def assumption(self) -> str:
+        """A line that says how its images are prepared, where nothing is known; else empty."""
+        if self.known:
+            return ""
+        return (
+            f"nothing says how its images were prepared; assumed is what {self.architecture} says: {self.preparation} "
+            "(--img-size, --mean, --std, --interpolation and --crop-pct say otherwise)"
+        )
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its images are prepared."""
+        return preparation(self.network)
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] | None = PRETRAINED,
+    *,
+    use_ema: bool | None = None,
+    images: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
     """Build the network of a name, in eval mode, with the library's pretrained weights, those of a file, or none.
 
     Parameters
@@ -41,18 +83,27 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, *
         those of timm's training script and of ``netclone inject`` do.
     weights
         ``"pretrained"``, the library's own; for torchvision also the name of one of several (``"IMAGENET1K_V1"``). A
-        checkpoint: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``; it may come from
-        timm's training script (averaged weights first). None: as the library initialises them.
+        checkpoint: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``. The tensors may be in
+        mappings and behind a common prefix, as training scripts, Lightning, averaging and compiling put them. None: as
+        the library initialises them.
+    use_ema
+        Whether to take a checkpoint's averaged weights; None: where it has some.
+    images
+        How images are prepared, by timm's names (``{"input_size": (3, 96, 96), "mean": (0.5, 0.5, 0.5)}``), where that
+        is not what the weights say, or a checkpoint of timm's or torchvision's training script. The network says it,
+        as timm's do, in ``pretrained_cfg``.
     options
         What the constructor is told: ``num_classes=10``, ``in_chans=1``, ``img_size=64``. The number of classes of a
-        checkpoint is found by itself.
+        checkpoint is found by itself; of a training script's, its other options too.
 
     Raises
     ------
     LoadError
         If there is no such network, weights or file (the closest names are suggested), the file holds other tensors
-        than the network has, more than tensors, or no architecture where it has to say one; or the network has no
-        pretrained weights, or they could not be fetched.
+        than the network has (in name, shape, or kind of number), more than tensors, or no architecture where it has to
+        say one; or the network has no pretrained weights, or they could not be fetched.
+    ArgumentError
+        If ``images`` is not how images can be prepared.
 
     Examples
     --------
@@ -66,6 +117,24 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, *
 
     Reference: timm ``create_model``, torchvision ``get_model``.
     """
+    return open_model(name, weights, use_ema=use_ema, images=images, **options).network
+
+
+def open_model(
+    name: str,
+    weights: str | os.PathLike[str] | None = PRETRAINED,
+    *,
+    use_ema: bool | None = None,
+    images: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Opened:
+    """What :func:`load_model` gives, and what is known about it.
+
+    Raises
+    ------
+    LoadError, ArgumentError
+        As :func:`load_model`.
+    """
     if not isinstance(name, str) or not name:
         raise LoadError(f"name: got {name!r}, expected text such as 'timm/resnet18' or 'torchvision/resnet50'")
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
@@ -76,15 +145,16 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, *
         if weights != PRETRAINED:
             raise LoadError(f"weights: '{name}' names a checkpoint of its own, so weights={weights!r} has no meaning")
         weights = file
+    asked = _Asked(options, checked_images(images or {}), use_ema)
     if library == "timm":
-        return _finished(model, weights, options, _timm_builder(model))
+        return _finished(_timm_plan(model), weights, asked)
     if library == "torchvision":
-        return _finished(model, weights, options, _torchvision_builder(model))
+        return _finished(_torchvision_plan(model), weights, asked)
     if name.partition(":")[0] in SOURCES:
-        return _finished(name, weights, options, _create(name, name))
+        return _finished(Plan("timm", name, _create(name, name)), weights, asked)
     path = Path(name)
     if path.suffix in CHECKPOINTS:
-        return _of_checkpoint(path, weights, options)
+        return _of_checkpoint(path, weights, asked)
     if path.is_dir():
         raise LoadError(f"name: '{name}' is a folder; a model that timm saved into it is 'local-dir:{name}'")
     known = f"; did you mean 'timm/{name}'?" if timm.is_model(name) else ""
@@ -94,16 +164,62 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = PRETRAINED, *
     )
 
 
-_PLAIN: list[Any] = [Namespace]  # what timm's training script keeps beside the tensors: its arguments, as data
-
 Builder = Callable[..., nn.Module]
 """Called with ``weights`` (``"pretrained"``, a name, or None) and the options of the constructor."""
 
 
-def _timm_builder(model: str) -> Builder:
+@dataclass(frozen=True)
+class Plan:
+    """How a library builds the networks of a name."""
+
+    library: str
+    model: str
+    build: Builder
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller says of the network: options of the constructor, how images are prepared, which weights, and
+    whether these keep their dtype."""
+
+    options: Mapping[str, Any]
+    images: Mapping[str, Any] = field(default_factory=dict)
+    use_ema: bool | None = None
+    as_stored: bool = False
+
+    def after(self, recipe: Recipe, model: str) -> _Asked:
+        """The same on top of what a checkpoint says."""
+        same = recipe.architecture is not None and recipe.architecture.partition(".")[0] == model.partition(".")[0]
+        options = {**recipe.options, **self.options} if same else self.options
+        return replace(self, options=options, images={**recipe.images, **self.images})
+
+
+def checked_images(images: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared, by timm's names, as data.
+
+    Raises
+    ------
+    ArgumentError
+        If a name or value is none.
+
+    Examples
+    --------
+    >>> checked_images({"input_size": (3, 96, 96)})
+    {'input_size': [3, 96, 96]}
+    """
+    made = {name: list(value) if isinstance(value, tuple) else value for name, value in images.items()}
+    for name, value in made.items():
+        if name not in IMAGES:
+            raise ArgumentError(f"images: got {name!r}, expected some of {', '.join(IMAGES)}")
+        if not IMAGES[name](value):
+            raise ArgumentError(f"images: {name} is {str(value)[:80]!r}, which says nothing of how images are prepared")
+    return made
+
+
+def _timm_plan(model: str) -> Plan:
     if not timm.is_model(model.partition(".")[0]):
         raise _unknown("timm", model, timm.list_models())
-    return _create(model, f"timm/{model}")
+    return Plan("timm", model, _create(model, f"timm/{model}"))
 
 
 def _create(model: str, shown: str) -> Builder:
@@ -115,7 +231,7 @@ def _create(model: str, shown: str) -> Builder:
     return build
 
 
-def _torchvision_builder(model: str) -> Builder:
+def _torchvision_plan(model: str) -> Plan:
     if model not in torchvision.models.list_models():
         raise _unknown("torchvision", model, torchvision.models.list_models())
 
@@ -128,9 +244,27 @@ def _torchvision_builder(model: str) -> Builder:
         parameters = inspect.signature(torchvision.models.get_model_builder(model)).parameters
         if weights is None and "weights_backbone" in parameters:
             options.setdefault("weights_backbone", None)  # detection and segmentation download one by default
-        return torchvision.models.get_model(model, weights="DEFAULT" if weights == PRETRAINED else weights, **options)
+        chosen = "DEFAULT" if weights == PRETRAINED else weights
+        network = torchvision.models.get_model(model, weights=chosen, **options)
+        if chosen is not None:
+            prepared_as(network, _preset(known[chosen].transforms()))
+        return network
 
-    return build
+    return Plan("torchvision", model, build)
+
+
+def _preset(transform: Any) -> dict[str, Any]:
+    """What torchvision's preset of a classifier's weights does to images, by timm's names; empty for other presets."""
+    if not {"crop_size", "resize_size", "mean", "std", "interpolation"} <= vars(transform).keys():
+        return {}
+    [crop], [resize] = transform.crop_size, transform.resize_size
+    return {
+        "input_size": [3, crop, crop],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "interpolation": transform.interpolation.value,
+        "crop_pct": crop / resize,
+    }
 
 
 def _unknown(library: str, model: str, names: list[str]) -> LoadError:
@@ -140,113 +274,127 @@ def _unknown(library: str, model: str, names: list[str]) -> LoadError:
     return LoadError(f"name: {library} has no model '{model}'{hint}")
 
 
-def _finished(
-    model: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any], build: Builder
-) -> nn.Module:
+def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
     """The network, in eval mode; a checkpoint's number of classes is taken where none is asked for."""
-    if weights is None or weights == PRETRAINED:
-        return _built(model, build, weights, options).eval()
-    path = Path(weights)
-    if path.suffix not in CHECKPOINTS and not path.is_file():  # perhaps the name of one of several weights
-        return _built(model, build, str(weights), options).eval()
-    return _filled(model, _read(path), path, options, build)
+    path = None if weights is None or weights == PRETRAINED else Path(weights)
+    if path is not None and (path.suffix in CHECKPOINTS or path.is_file()):  # else perhaps the name of one of several
+        return _from_checkpoint(plan, read_checkpoint(path), asked)
+    if asked.use_ema is not None:
+        raise LoadError(f"use_ema: {plan.model} is given no checkpoint, which alone may hold averaged weights")
+    given = None if weights is None else str(weights)
+    network, options = _sized(plan, given, asked)
+    return _opened(plan, network, options, known=True)
 
 
-def _filled(
-    model: str, tensors: Mapping[str, Tensor], path: Path, options: Mapping[str, Any], build: Builder
-) -> nn.Module:
-    """The network with the tensors of a file, in eval mode."""
-    network = _built(model, build, None, options)
-    if "num_classes" not in options:
-        count = _classes_of(tensors, network)
-        if count is not None:
-            network = _built(model, build, None, {**options, "num_classes": count})
-    _fill(network, tensors, path, model)
-    return network.eval()
+def _from_checkpoint(plan: Plan, checkpoint: Checkpoint, asked: _Asked) -> Opened:
+    recipe = recipe_of(checkpoint.content)
+    given = asked.after(recipe, plan.model)
+    network, options = _sized(plan, None, given)
+    own = network.state_dict()
+    tensors = checkpoint.tensors_for(own, plan.model, asked.use_ema)
+    if "num_classes" not in options and (count := _classes_of(tensors, own)) is not None:
+        network, options = _sized(plan, None, replace(given, options={**given.options, "num_classes": count}))
+    if asked.as_stored:
+        _cast_like(network, tensors)
+    network.load_state_dict(fitted(tensors, network.state_dict(), checkpoint.path, plan.model))
+    known = recipe.says or {"input_size", "mean", "std"} <= asked.images.keys() or plan.model.startswith(SOURCES)
+    return _opened(plan, network, options, known)
 
 
-def _built(model: str, build: Builder, weights: str | None, options: Mapping[str, Any]) -> nn.Module:
+def _cast_like(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network's floating tensors the dtypes of those of the same names."""
+    for name, own in {**dict(network.named_parameters()), **dict(network.named_buffers())}.items():
+        stored = tensors.get(name, own)
+        if own.is_floating_point() and stored.is_floating_point():
+            own.data = own.data.to(stored.dtype)
+
+
+def _sized(plan: Plan, weights: str | None, asked: _Asked) -> tuple[nn.Module, dict[str, Any]]:
+    """The network for images of the size asked for, which some constructors have to be told, and its options."""
+    options = dict(asked.options)
+    network = _built(plan, weights, options)
+    about = getattr(network, "pretrained_cfg", None) or {}
+    size = asked.images.get("input_size")
+    if size and about.get("fixed_input_size") and "img_size" not in options and list(about["input_size"]) != size:
+        options["img_size"] = tuple(size[1:])
+        network = _built(plan, weights, options)
+    prepared_as(network, _told(network, options) | _of_channels(asked.images, getattr(network, "in_chans", None)))
+    return network, options
+
+
+def _of_channels(images: Mapping[str, Any], channels: int | None) -> dict[str, Any]:
+    """How images of so many channels are prepared (None: as many as are said): one mean stands for all of them."""
+    made = dict(images)
+    if channels is None:
+        channels = next((len(made[name]) for name in ("mean", "std") if len(made.get(name, "")) > 1), 3)
+        channels = made["input_size"][0] if "input_size" in made else channels
+    if "input_size" in made:
+        made["input_size"] = [channels, *made["input_size"][1:]]
+    for name in ("mean", "std"):
+        values = made.get(name, [])
+        if len(values) not in (0, 1, channels):
+            raise ArgumentError(
+                f"images: {name} has {len(values)} values, expected one, or {channels} for the channels"
+            )
+        made |= {name: values * channels} if len(values) == 1 else {}
+    return made
+
+
+def _told(network: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The size of images that a constructor was told."""
+    told = options.get("img_size")
+    if told is None or not hasattr(network, "pretrained_cfg"):
+        return {}
+    sides = tuple(told) if isinstance(told, (tuple, list)) else (told, told)
+    return {"input_size": [getattr(network, "in_chans", 3), *sides]}
+
+
+def _opened(plan: Plan, network: nn.Module, options: Mapping[str, Any], known: bool) -> Opened:
+    about = getattr(network, "pretrained_cfg", None) or {}
+    model = plan.model if plan.library == "torchvision" else about.get("architecture", plan.model)
+    made = getattr(network, "_model_args", options)  # timm's record, in which are those of a folder or the hub
+    made = {name: value for name, value in made.items() if name != "num_classes"}
+    return Opened(network.eval(), f"{plan.library}/{model}", made, known)
+
+
+def _built(plan: Plan, weights: str | None, options: Mapping[str, Any]) -> nn.Module:
     try:
-        return build(weights, **options)
+        return plan.build(weights, **options)
     except LoadError:
         raise
     except Exception as error:  # constructors and downloads may raise anything
         what = "its weights could not be had" if weights else "it could not be built"
         hint = "; give a file with weights=..., or weights=None for random ones" if weights else ""
-        raise LoadError(f"name: {model}: {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
+        raise LoadError(f"name: {plan.model}: {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
 
 
-@contextmanager
-def _tensors_alone(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a checkpoint is read means that it holds something else than tensors."""
-    if not path.is_file():
-        raise LoadError(f"weights: there is no file '{path}'")
-    try:
-        yield
-    except Exception as error:  # torch, safetensors and unpickling have errors of their own
-        raise LoadError(
-            f"weights: '{path}' is not a checkpoint of tensors alone: {type(error).__name__}: {first_line(error)} "
-            "(files with code in them are refused; write the tensors with "
-            "safetensors.torch.save_file(model.state_dict(), ...))"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; nothing in it is run."""
-    with _tensors_alone(path):
-        tensors = load_state_dict(str(path), weights_only=True)
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise LoadError(f"weights: '{path}' holds no state_dict: expected names and tensors")
-    return tensors
-
-
-def _classes_of(tensors: Mapping[str, Tensor], network: nn.Module) -> int | None:
+def _classes_of(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
     """How many classes a checkpoint has, where that is all that sets it apart from the network; else None."""
-    own = network.state_dict()
-    if tensors.keys() != own.keys():
-        return None
-    others = {(tensors[n].shape, own[n].shape) for n in own if tensors[n].shape != own[n].shape}
+    others = {(tensors[n].shape, own[n].shape) for n in own if n in tensors and tensors[n].shape != own[n].shape}
     counts = {theirs[0] for theirs, ours in others if theirs[1:] == ours[1:] and len(theirs) > 0}
     return counts.pop() if len(counts) == 1 and all(theirs[1:] == ours[1:] for theirs, ours in others) else None
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, model: str) -> None:
-    own = network.state_dict()
-    missing = [name for name in own if name not in tensors]
-    more = [name for name in tensors if name not in own]
-    for names, what in ((missing, "lacks"), (more, "has besides")):
-        if names:
-            raise LoadError(
-                f"weights: '{path}' is not of {model}: it {what} {len(names)} of {len(own)} tensors, the first "
-                f"'{names[0]}'; name the architecture (and its options) that it was trained with"
-            )
-    for name, tensor in own.items():
-        if tensors[name].shape != tensor.shape:
-            raise LoadError(
-                f"weights: '{path}' is not of {model} as asked for: tensor '{name}' has shape "
-                f"{tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}; see num_classes, in_chans, img_size"
-            )
-    network.load_state_dict(dict(tensors))
-
-
-def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> nn.Module:
-    """The network of a file that says its architecture: a checkpoint of timm's training script."""
+def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
+    """The network of a file that says its architecture: a checkpoint of a training script, or a bundle."""
     if weights != PRETRAINED:
         raise LoadError(f"weights: '{path}' is a checkpoint itself, so weights={weights!r} has no meaning")
     if is_bundle(path):
-        return grafted(read_bundle(path), path, **options)
+        bundle = read_bundle(path)
+        return grafted(replace(bundle, config={**bundle.config, **asked.images}), path, **asked.options)
     way = f"say of which network it is: load_model('timm/resnet18@{path}')"
-    if path.suffix == ".safetensors" and path.is_file():
+    checkpoint = read_checkpoint(path)
+    if path.suffix == ".safetensors":
         raise LoadError(f"name: '{path}' holds tensors and no architecture; {way}")
-    with _tensors_alone(path), torch.serialization.safe_globals(_PLAIN):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    architecture = content.get("arch") if isinstance(content, dict) else None
-    if not isinstance(architecture, str):
+    architecture = recipe_of(checkpoint.content).architecture
+    if architecture is None:
         raise LoadError(f"name: '{path}' says no architecture ('arch'); {way}")
-    return _finished(architecture, path, options, _timm_builder(architecture))
+    if not timm.is_model(architecture.partition(".")[0]) and architecture in torchvision.models.list_models():
+        return _from_checkpoint(_torchvision_plan(architecture), checkpoint, asked)
+    return _from_checkpoint(_timm_plan(architecture), checkpoint, asked)
 
 
-def grafted(bundle: Bundle, path: Path, **options: Any) -> nn.Module:
+def grafted(bundle: Bundle, path: Path, **options: Any) -> Opened:
     """The network of a bundle; ``path`` names it in messages.
 
     Raises
@@ -255,44 +403,24 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> nn.Module:
         If its tensors are not of its architecture; if a clone is damaged or does not fit.
     """
 
-    def build(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def build(architecture: str, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         library, _, model = architecture.partition("/")
-        builder = _timm_builder(model) if library == "timm" else _torchvision_builder(model)
-        return _filled(model, tensors, path, options, builder)
+        plan = _timm_plan(model) if library == "timm" else _torchvision_plan(model)
+        return _from_checkpoint(plan, Checkpoint(path, tensors), _Asked({**given, **options}, as_stored=True)).network
 
-    return bundle.network(build)
+    return Opened(bundle.network(build), bundle.architecture, bundle.options)
 
 
-def load_target(name: str) -> nn.Module:
-    """What :func:`load_model` gives, without its clones where the name is that of a grafted network's file.
+def open_target(name: str, *, use_ema: bool | None = None, images: Mapping[str, Any] | None = None) -> Opened:
+    """What :func:`open_model` gives, without its clones where the name is that of a grafted network's file.
 
     Raises
     ------
-    LoadError, ArchiveError
+    LoadError, ArchiveError, ArgumentError
         As :func:`load_model`.
     """
-    if is_bundle(name):
-        return grafted(replace(read_bundle(name), clones=()), Path(name))
-    return load_model(name)
-
-
-def architecture_of(name: str, network: nn.Module) -> str:
-    """The name that builds a network of :func:`load_model` anew, whatever file or hub it came from.
-
-    Raises
-    ------
-    LoadError
-        If it does not say of which architecture it is.
-
-    Examples
-    --------
-    >>> architecture_of("local-dir:birds", load_model("timm/test_resnet", weights=None))
-    'timm/test_resnet'
-    """
-    if name.startswith("torchvision/"):
-        return name.partition("@")[0]
-    cfg = getattr(network, "pretrained_cfg", None)
-    architecture = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    if not isinstance(architecture, str):
-        raise LoadError(f"name: '{name}' gives a {type(network).__name__} that does not say its architecture")
-    return f"timm/{architecture}"
+    if not is_bundle(name):
+        return open_model(name, use_ema=use_ema, images=images)
+    bundle = read_bundle(name)
+    config = {**bundle.config, **checked_images(images or {})}
+    return grafted(replace(bundle, clones=(), config=config), Path(name))

@@ -6,7 +6,8 @@ its graph, so that a clone that reads the target's images carries it along.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,35 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch does on tensors as on pictures; others become bicubic
+_WORDS = ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", "random")  # those that timm reads
+_MOST_VALUES = 2**26  # of an image
+_MOST = 100_000  # of a size or a number
+_CHANNELS = 1000
+
+
+def _is_size(value: Any) -> bool:
+    sizes = isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
+    return sizes and min(value) >= 1 and math.prod(value) <= _MOST_VALUES
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _MOST
+
+
+def _are_numbers(value: Any) -> bool:
+    numbers = isinstance(value, list) and 1 <= len(value) <= _CHANNELS
+    return numbers and all(type(number) in (int, float) and abs(number) <= _MOST for number in value)
+
+
+IMAGES: dict[str, Callable[[Any], bool]] = {
+    "input_size": _is_size,
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
+    "interpolation": lambda value: value in _WORDS,
+    "crop_pct": _is_positive,
+    "crop_mode": lambda value: isinstance(value, str) and len(value) <= _MOST,
+}
+"""What is known about how a network wants its images, by timm's names, and what is a value of each, as data."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +69,23 @@ class Preparation:
             crop_mode=self.crop_mode,
         )
         return made
+
+    def as_config(self) -> dict[str, Any]:
+        """The same as data, by timm's names."""
+        return {
+            "input_size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+        }
+
+    def __str__(self) -> str:
+        """In a line, for messages."""
+        size = "x".join(map(str, self.size[1:]))
+        mean, std = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{size} px, mean {mean}, std {std}, {self.interpolation}, crop {self.crop_pct:.4g}"
 
     def pixels(self, images: Tensor) -> Tensor:
         """Prepared images ``(N, C, H, W)`` as they are looked at: values in [0, 1]."""
@@ -66,6 +113,28 @@ def preparation(network: nn.Module) -> Preparation:
         crop_pct=float(resolved["crop_pct"]),
         crop_mode=resolved["crop_mode"],
     )
+
+
+def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
+    """Make a network say, by timm's conventions, that it wants its images like this; the rest of it stays.
+
+    Examples
+    --------
+    >>> import timm
+    >>> network = timm.create_model("test_resnet")
+    >>> prepared_as(network, {"input_size": [3, 96, 96]})
+    >>> preparation(network).size
+    (3, 96, 96)
+    """
+    if not images:
+        return
+    about = dict(getattr(network, "pretrained_cfg", None) or {})
+    if "input_size" in images:  # what is recommended for a test is that of other weights
+        for name in ("test_input_size", "pool_size", "test_pool_size"):
+            about.pop(name, None)
+    values = {name: tuple(value) if name in ("input_size", "mean", "std") else value for name, value in images.items()}
+    network.pretrained_cfg = about | values  # type: ignore[assignment]
+    network.default_cfg = network.pretrained_cfg
 
 
 class Converted(nn.Module):

@@ -165,19 +165,37 @@ def test_how_the_target_wants_its_images_and_calls_its_classes_is_kept(zoo, tmp_
             assert run("inject", out, folder / "gulls-2.safetensors", "--out", out).exit_code == 0
 
 
-def test_options_that_a_file_cannot_hold_are_refused(zoo, tmp_path):
+@pytest.mark.parametrize("options", [{"global_pool": "max"}, {"output_stride": 8, "stem_width": 24}], ids=str)
+def test_a_target_of_other_options_comes_back_from_its_file(zoo, tmp_path, options):
     folder, _, _ = zoo
-    model = timm.create_model("test_resnet", num_classes=4, global_pool="max")
-    config = {"architecture": "test_resnet", "num_classes": 4, "model_args": {"global_pool": "max"}}
-    config["pretrained_cfg"] = {"input_size": [3, 160, 160], "num_classes": 4, "classifier": "fc"}
-    (tmp_path / "hub").mkdir()
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "hub" / "model.safetensors")
-    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    model = timm.create_model("test_resnet", num_classes=4, **options).eval()
+    save_for_hf(model, tmp_path / "hub", model_args=options, safe_serialization=True)
     out = tmp_path / "out.safetensors"
     result = run("inject", f"local-dir:{tmp_path / 'hub'}", folder / "herons.safetensors", "--out", out)
-    assert result.exit_code == 1
-    assert "with options that change what it computes" in result.stderr
-    assert not out.exists()
+    assert result.exit_code == 0, result.output
+    with torch.no_grad():
+        assert same_bits(load_model(str(out))(IMAGES)[:, :4], model(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pretrained": True},
+        {"pretrained_cfg": "a"},
+        {"checkpoint_path": "x.pth"},
+        {"weights_backbone": "DEFAULT"},
+        {"act_layer": {"name": "os.system"}},
+        {"img_size": 10**9},
+        {"a b": 1},
+        [],
+    ],
+    ids=str,
+)
+def test_options_in_a_file_are_data(grafted, options, tmp_path):
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(_header(grafted, lambda facts, tensors: facts.update(options=options)))
+    with pytest.raises(ArchiveError, match="options: "):
+        load_model(str(path))
 
 
 def _header(grafted, change):

@@ -37,6 +37,15 @@ Data = Annotated[str | None, typer.Option(help="Pictures of new classes: a folde
 TargetData = Annotated[str | None, typer.Option(help="Pictures of the target's classes.")]
 Split = Annotated[str, typer.Option(help="Part of the data, where there are several.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of its images, in pixels. None: as it says.")]
+Mean = Annotated[str | None, typer.Option(help="Their mean, such as 0.5 or 0.485,0.456,0.406. None: as it says.")]
+Std = Annotated[str | None, typer.Option(help="Their standard deviation.")]
+Interpolation = Annotated[str | None, typer.Option(help="How they are scaled: bilinear, bicubic, nearest, lanczos...")]
+CropPct = Annotated[float | None, typer.Option(help="Share of a picture's side that is kept, in (0, 1].")]
+UseEma = Annotated[
+    bool | None,
+    typer.Option("--use-ema/--no-use-ema", help="Averaged weights of a checkpoint; none: where it has some."),
+]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub; none: the one you logged in with.")]
 
 
@@ -95,6 +104,34 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
             weak = (str(w.message) for w in caught if issubclass(w.category, NetcloneWarning))
             for text in dict.fromkeys(weak) if telling.warnings else ():
                 errors.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True, highlight=False)
+
+
+def images_of(
+    img_size: int | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
+) -> dict[str, Any]:
+    """How images are prepared, of what the command line says about it, by timm's names."""
+    said = {
+        "input_size": None if img_size is None else [3, img_size, img_size],
+        "mean": None if mean is None else _numbers(mean, "--mean"),
+        "std": None if std is None else _numbers(std, "--std"),
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"got {text!r}, expected numbers with commas between them", param_hint=option
+        ) from None
+
+
+def note(line: str) -> None:
+    """Tell a person something beside the result."""
+    Console(stderr=True).print(f"Note: {escape(line)}", soft_wrap=True, highlight=False)
 
 
 def print_json(facts: Mapping[str, Any]) -> None:

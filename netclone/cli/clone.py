@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from netclone.bars import Bars
-from netclone.cli.application import GRAFT, Json, Source, Split, TargetData, app, reported
+from netclone.cli.application import (
+    GRAFT,
+    CropPct,
+    ImgSize,
+    Interpolation,
+    Json,
+    Mean,
+    Source,
+    Split,
+    Std,
+    TargetData,
+    UseEma,
+    app,
+    images_of,
+    note,
+    reported,
+)
 from netclone.cli.inspect import show
 
 
@@ -17,8 +33,8 @@ from netclone.cli.inspect import show
     rich_help_panel=GRAFT,
     help="Clone classes of one network for another, from pictures, and write the clone to a file.\n\n"
     "Pictures are read by timm (a folder for each class, a tar file of such, or torch/..., hfds/...) and prepared as "
-    "the target wants them; where the source wants others, the conversion is part of the clone. Without --target-data "
-    "the new logits are calibrated by the source's own odds alone.",
+    "the target wants them, or as --img-size and the like say; where the source wants others, the conversion is part "
+    "of the clone. Without --target-data the new logits are calibrated by the source's own odds alone.",
     epilog="Example: netclone clone timm/mobilenetv2_100 timm/resnet18@birds.safetensors --classes heron,ibis "
     "--data pictures --target-data birds --out herons.safetensors",
 )
@@ -42,6 +58,12 @@ def clone(
     batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, or bf16: learn in bfloat16 where torch can.")] = "no",
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    use_ema: UseEma = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +71,14 @@ def clone(
     with reported("Interrupted: the same command goes on from what was found.") as telling:
         from netclone import deploying, sharing  # slow to import, and not needed to show help
 
-        options = {"keep": keep, "budget": budget, "at": at, "search": search, "method": method, "epochs": epochs}
+        options: dict[str, Any] = {
+            "keep": keep,
+            "budget": budget,
+            "at": at,
+            "search": search,
+            "method": method,
+            "epochs": epochs,
+        }
         options |= {
             "distill_steps": distill_steps,
             "batch_size": batch_size,
@@ -67,6 +96,9 @@ def clone(
                 target_data=target_data,
                 split=split,
                 mirror=mirror,
+                images=images_of(img_size, mean, std, interpolation, crop_pct),
+                use_ema=use_ema,
+                note=note,
                 progress=bars.tell,
                 **options,
             )

@@ -13,12 +13,20 @@ from netclone.bars import Bars
 from netclone.cli.application import (
     SEE,
     BatchSize,
+    CropPct,
     Data,
+    ImgSize,
+    Interpolation,
     Json,
+    Mean,
     Model,
     Split,
+    Std,
     TargetData,
+    UseEma,
     app,
+    images_of,
+    note,
     percent,
     print_json,
     reported,
@@ -43,6 +51,12 @@ def evaluate(
     source: Annotated[str | None, typer.Option(help="What the clone was cloned from.")] = None,
     name: Annotated[str | None, typer.Option(help="Which clone that is, where there are several.")] = None,
     batch_size: BatchSize = 64,
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    use_ema: UseEma = None,
     as_json: Json = False,
 ) -> None:
     """Print scores and cost."""
@@ -58,6 +72,9 @@ def evaluate(
                 name=name,
                 split=split,
                 batch_size=batch_size,
+                images=images_of(img_size, mean, std, interpolation, crop_pct),
+                use_ema=use_ema,
+                note=note,
                 progress=bars.tell,
             )
         if as_json:

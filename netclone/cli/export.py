@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from netclone.cli.application import SHIP, Json, Model, app, print_json, print_written, reported
+from netclone.cli.application import (
+    SHIP,
+    CropPct,
+    ImgSize,
+    Interpolation,
+    Json,
+    Mean,
+    Model,
+    Std,
+    UseEma,
+    app,
+    images_of,
+    print_json,
+    print_written,
+    reported,
+)
 
 
 class Kind(str, Enum):
@@ -30,6 +45,12 @@ def export(
     model: Model,
     to: Annotated[Kind, typer.Option(help="Kind of file.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    use_ema: UseEma = None,
     as_json: Json = False,
 ) -> None:
     """Write a file for another runtime."""
@@ -39,7 +60,9 @@ def export(
         from netclone.translating import to_onnx, to_pt2
 
         with Console(stderr=True).status(f"Exporting {model}"):
-            done = (to_onnx if to is Kind.ONNX else to_pt2)(load_model(model), out)
+            images = images_of(img_size, mean, std, interpolation, crop_pct)
+            network = load_model(model, use_ema=use_ema, images=images)
+            done = (to_onnx if to is Kind.ONNX else to_pt2)(network, out)
         if as_json:
             print_json({"file": str(out), "to": to.value, "bytes": done.bytes, "difference": done.difference})
             return

@@ -10,7 +10,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import GRAFT, Json, Model, app, print_json, print_written, reported
+from netclone.cli.application import (
+    GRAFT,
+    CropPct,
+    ImgSize,
+    Interpolation,
+    Json,
+    Mean,
+    Model,
+    Std,
+    UseEma,
+    app,
+    images_of,
+    print_json,
+    print_written,
+    reported,
+)
 
 
 @app.command(
@@ -27,13 +42,26 @@ def inject(
     at: Annotated[
         str | None, typer.Option(help="Position, such as layer2. None: the one each clone was fitted for.")
     ] = None,
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    use_ema: UseEma = None,
     as_json: Json = False,
 ) -> None:
     """Write a grafted network."""
     with reported():
         from netclone import deploying  # slow to import, and not needed to show help
 
-        columns = deploying.inject(target, files, out, at)
+        columns = deploying.inject(
+            target,
+            files,
+            out,
+            at,
+            images=images_of(img_size, mean, std, interpolation, crop_pct),
+            use_ema=use_ema,
+        )
         if as_json:
             rows = [{"first": a, "last": b, "of": owner, "classes": names} for a, b, owner, names in columns]
             print_json({"file": str(out), "columns": rows})

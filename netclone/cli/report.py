@@ -13,12 +13,20 @@ from netclone.bars import Bars
 from netclone.cli.application import (
     SEE,
     BatchSize,
+    CropPct,
     Data,
+    ImgSize,
+    Interpolation,
     Json,
+    Mean,
     Model,
     Split,
+    Std,
     TargetData,
+    UseEma,
     app,
+    images_of,
+    note,
     print_json,
     print_written,
     reported,
@@ -41,6 +49,12 @@ def report(
     source: Annotated[str | None, typer.Option(help="What the clone was cloned from, to be compared.")] = None,
     name: Annotated[str | None, typer.Option(help="Which clone, where there are several.")] = None,
     batch_size: BatchSize = 64,
+    img_size: ImgSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    use_ema: UseEma = None,
     as_json: Json = False,
 ) -> None:
     """Write a page about a clone."""
@@ -51,11 +65,29 @@ def report(
         from netclone.errors import ArgumentError
 
         with Bars(Console(stderr=True)) as bars:
-            subject = examining.opened(model, data, target_data, split=split, batch_size=batch_size, progress=bars.tell)
+            subject = examining.opened(
+                model,
+                data,
+                target_data,
+                split=split,
+                batch_size=batch_size,
+                images=images_of(img_size, mean, std, interpolation, crop_pct),
+                use_ema=use_ema,
+                progress=bars.tell,
+                note=note,
+            )
             if not isinstance(subject.network, fx.GraphModule):
                 raise ArgumentError(f"model: '{model}' has no clone; give a file that netclone inject wrote")
-            options = {"data": data, "target-data": target_data, "split": split, "source": source, "name": name}
-            words = [f"--{key} {shlex.quote(value)}" for key, value in options.items() if value is not None]
+            options: dict[str, object] = {
+                "data": data,
+                "target-data": target_data,
+                "split": split,
+                "source": source,
+                "name": name,
+            }
+            options |= {"img-size": img_size, "mean": mean, "std": std}
+            options |= {"interpolation": interpolation, "crop-pct": crop_pct}
+            words = [f"--{key} {shlex.quote(str(value))}" for key, value in options.items() if value is not None]
             found = reporting.report(
                 subject.network,
                 subject,

@@ -157,7 +157,7 @@ def _of_torchvision(name: str) -> Network:
         network = load_model(name, weights=None, num_classes=CLASSES)
         return Network(name, Averaged(network, first=True).eval(), (3, 128, 128))
     model = name.partition("/")[2]
-    options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
     network = load_model(name, weights=None, num_classes=CLASSES, **options)
     weights = models.get_model_weights(model)["DEFAULT"]
     # a ViT is built for one size, which need not be that of its best weights

@@ -1,0 +1,97 @@
+"""recipe_of(content) -> Recipe: what a checkpoint says of how its network was made and its images were prepared.
+
+Training scripts keep their arguments beside the tensors: timm's and torchvision's as ``args``, Lightning as
+``hyper_parameters``. They are data, and checked as such.
+"""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netclone.errors import NetcloneWarning
+from netclone.preparing import IMAGES
+
+_PLACES = ("args", "hyper_parameters", "config", "cfg", "opt")
+_ARCHITECTURE = ("arch", "architecture", "model", "model_name")
+_OPTIONS = {"in_chans": "in_chans", "gp": "global_pool", "global_pool": "global_pool", "bn_eps": "bn_eps"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The name of an architecture, its constructor's options, and by timm's names how images are prepared."""
+
+    architecture: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
+    says: bool = False
+
+
+def recipe_of(content: Mapping[Any, Any]) -> Recipe:
+    """What a checkpoint says beside its tensors.
+
+    Examples
+    --------
+    >>> given = Namespace(model="resnet18", img_size=96, mean=[0.5], gp="max")
+    >>> recipe = recipe_of({"state_dict": {}, "args": given})
+    >>> recipe.architecture, recipe.options, recipe.images
+    ('resnet18', {'global_pool': 'max'}, {'input_size': [3, 96, 96], 'mean': [0.5, 0.5, 0.5]})
+    """
+    said: dict[str, Any] = {}
+    for place in _PLACES:
+        found = content.get(place)
+        found = vars(found) if isinstance(found, Namespace) else found
+        said |= {k: v for k, v in found.items() if v is not None} if isinstance(found, Mapping) else {}
+    names = [found.get(key) for found in (content, said) for key in _ARCHITECTURE]
+    architecture = next((name for name in names if isinstance(name, str)), None)
+    options = {ours: said[theirs] for theirs, ours in _OPTIONS.items() if type(said.get(theirs)) in (int, float, str)}
+    kwargs = said.get("model_kwargs")
+    options |= {k: v for k, v in kwargs.items() if isinstance(k, str)} if isinstance(kwargs, Mapping) else {}
+    images = _images(said)
+    return Recipe(architecture, options, images, bool(images) or _resolves_as_timm(said))
+
+
+def _resolves_as_timm(said: Mapping[str, Any]) -> bool:
+    """Whether these are arguments of timm's training script, which takes the model's own preparation for the rest."""
+    return "train_interpolation" in said or "crop_pct" in said
+
+
+def _images(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared, of what is said about it and can be used."""
+    found = {"input_size": _size(said), "interpolation": said.get("interpolation"), "crop_pct": said.get("crop_pct")}
+    found |= {name: said.get(name) for name in ("mean", "std", "crop_mode")}
+    crop, resize = said.get("val_crop_size"), said.get("val_resize_size")  # torchvision's reference scripts
+    if isinstance(crop, int) and isinstance(resize, int) and resize > 0:
+        found["crop_pct"] = found["crop_pct"] or crop / resize
+    channels = (found["input_size"] or [said.get("in_chans", 3)])[0]
+    usable = {}
+    for name, value in found.items():
+        value = list(value) if isinstance(value, (tuple, list)) else value
+        if name in ("mean", "std"):
+            value = [value] if isinstance(value, float) else value
+            value = value * channels if isinstance(value, list) and len(value) == 1 else value
+        if value in (None, ""):
+            continue
+        if IMAGES[name](value):
+            usable[name] = value
+            continue
+        warnings.warn(
+            f"weights: the checkpoint says {name}={str(value)[:80]!r}, which says nothing of how images are prepared",
+            NetcloneWarning,
+            stacklevel=2,
+        )
+    return usable
+
+
+def _size(said: Mapping[str, Any]) -> list[Any] | None:
+    """``[C, H, W]`` of images, as timm resolves it from its arguments, or torchvision's crop."""
+    if isinstance(said.get("input_size"), (tuple, list)):
+        return list(said["input_size"])
+    side = said.get("img_size") or said.get("image_size") or said.get("val_crop_size")
+    if side is None:
+        return None
+    sides: Sequence[Any] = side if isinstance(side, (tuple, list)) else [side]
+    return [said.get("in_chans", 3), *(sides if len(sides) == 2 else [*sides] * 2)]
