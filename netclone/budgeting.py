@@ -91,8 +91,7 @@ class Allocation:
     def __init__(self, groups: ChannelGroups, budget: str, classes: Sequence[int] | None = None) -> None:
         self.groups = groups
         self.budget = budget
-        gone = None if classes is None else unused_outputs(groups, classes)
-        self._gone = torch.empty(0, dtype=torch.long) if gone is None else gone
+        self._gone = unused_outputs(groups, range(groups.outputs) if classes is None else classes)
         members: dict[str, list[tuple[int, int, int]]] = {}
         for number, group in enumerate(groups.groups):
             for name, axis, slices in group.members:

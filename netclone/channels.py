@@ -170,18 +170,23 @@ def channel_groups(
 
 def _occurrences(labelling: Labelling) -> dict[int, int]:
     """Unit to a fingerprint of the tensors (activations, parameter axes) it appears in, in order of units."""
+    tensors = _tensors(labelling)
+    numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
+    prints = np.zeros(len(labelling.labels), dtype=np.uint64)
+    for labels, number in zip(tensors, numbers, strict=True):
+        prints[np.unique(labelling.labels.roots(compact(labels)).numpy())] += number
+    return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
+
+
+def _tensors(labelling: Labelling) -> list[Tensor]:
+    """The labels of every activation, of every axis of a parameter, and of every constant."""
     tensors = [
         labels
         for value in labelling.values.values()
         for labels in (value if isinstance(value, tuple) else (value,))
         if isinstance(labels, Tensor)
     ]
-    tensors += [*labelling.slots.values(), *labelling.constants.values()]
-    numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
-    prints = np.zeros(len(labelling.labels), dtype=np.uint64)
-    for labels, number in zip(tensors, numbers, strict=True):
-        prints[np.unique(labelling.labels.roots(compact(labels)).numpy())] += number
-    return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
+    return [*tensors, *labelling.slots.values(), *labelling.constants.values()]
 
 
 def _output_units(labelling: Labelling) -> set[int]:
@@ -190,18 +195,38 @@ def _output_units(labelling: Labelling) -> set[int]:
     return set(torch.unique(labelling.labels.roots(compact(labelling.data(output)))).tolist())
 
 
-def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor | None:
-    """Units of the output columns of all other classes; None where columns are no units of their own and must stay."""
-    if len(classes) == groups.outputs:
-        return torch.empty(0, dtype=torch.long)
+def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor:
+    """Units of the output columns of all other classes, as far as they can be removed.
+
+    None can where columns are no units of their own; nor can those of a head, of a parameter or of any other tensor
+    that would be left with nothing.
+    """
+    nothing = torch.empty(0, dtype=torch.long)
+    units = _columns(groups)
+    if len(classes) == groups.outputs or len(units.unique()) != len(units) or bool((units == 0).any()):
+        return nothing
+    labelling = groups.labelling
+    unused = torch.ones(len(units), dtype=torch.bool)
+    unused[list(classes)] = False
+    gone = labelling.labels.marked(units[unused])
+    for labels in _tensors(labelling):
+        there = labelling.labels.roots(compact(labels))
+        if bool(gone[there].all()):
+            gone[there] = False
+    return units[gone[units]]
+
+
+def columns_without(groups: ChannelGroups, removed: Tensor) -> tuple[int, ...]:
+    """The output columns that are left once some units are removed, in ascending order."""
+    kept = ~groups.labelling.labels.marked(removed)[_columns(groups)]
+    return tuple(kept.nonzero().flatten().tolist())
+
+
+def _columns(groups: ChannelGroups) -> Tensor:
+    """The unit of every output column."""
     labelling = groups.labelling
     output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
-    units = labelling.labels.roots(labelling.data(output)).reshape(-1)
-    if len(units.unique()) != len(units) or bool((units == 0).any()):
-        return None
-    gone = torch.ones(len(units), dtype=torch.bool)
-    gone[list(classes)] = False
-    return units[gone]
+    return labelling.labels.roots(labelling.data(output)).reshape(-1)
 
 
 def _members(labelling: Labelling, wanted: set[int]) -> dict[int, tuple[tuple[str, int, int], ...]]:

@@ -386,7 +386,7 @@ def _slim(
         task.groups.graph_module,
         Neighbourhoods(task.images[task.train], balance(task.labels[task.train], task.logits.shape[1]), augment),
         task.images[task.validation],
-        columns=sorted(task.classes) if slimmed.narrowed and not whole else None,
+        columns=slimmed.columns,
         steps=0 if everything else distill_steps,
         batch_size=task.batch_size,
         generator=torch.Generator().manual_seed(task.seed),

@@ -18,7 +18,7 @@ from netclone.capturing import (
     set_tensor,
     tensor_at,
 )
-from netclone.channels import ChannelGroups, channel_groups, unused_outputs
+from netclone.channels import ChannelGroups, channel_groups, columns_without, unused_outputs
 from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError, first_line
 from netclone.folding import fold_batch_norms
@@ -96,29 +96,26 @@ def extract(
 def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool = True) -> Slimmed:
     """The masked source, physically slim and whole: what modules are cut from, after a refit of its weights, if any."""
     chosen = check_classes(classes, groups.outputs)
-    removed = mask.removed_units(groups)
-    removed_outputs = unused_outputs(groups, chosen)
-    if removed_outputs is not None:
-        removed = torch.cat([removed, removed_outputs]).sort().values
+    removed = torch.cat([mask.removed_units(groups), unused_outputs(groups, chosen)]).sort().values
     graph_module = slim(groups.labelling, removed)
     state = graph_module.state_dict()
     plain = {name: tensor.clone() for name, tensor in state.items()} if refit else state
-    return Slimmed(groups, mask, chosen, removed, removed_outputs is not None, graph_module, plain)
+    return Slimmed(groups, mask, chosen, removed, columns_without(groups, removed), graph_module, plain)
 
 
 @dataclass(frozen=True)
 class Slimmed:
     """A masked source, physically slim, not yet cut: its weights may be refitted, in place, before modules are cut.
 
-    ``graph_module`` is the slim network from images to logits: those of ``classes`` in ascending order where
-    ``narrowed``, else all of them. ``plain`` is its state before any refit, which is what is certified.
+    ``graph_module`` is the slim network from images to logits: those of the source's ``columns``, ascending, among
+    which ``classes`` are. ``plain`` is its state before any refit, which is what is certified.
     """
 
     groups: ChannelGroups
     mask: ChannelMask
     classes: tuple[int, ...]
     removed: Tensor
-    narrowed: bool
+    columns: tuple[int, ...]
     graph_module: fx.GraphModule
     plain: Mapping[str, Tensor]
 
@@ -148,7 +145,7 @@ class Slimmed:
         if features_only and features_node(whole) is not None:
             _end_before_classifier(whole)
         else:
-            _order_outputs(whole, self.classes, self.narrowed, self.groups.outputs)
+            _order_outputs(whole, [self.columns.index(c) for c in self.classes], len(self.columns))
         body = whole if at is None else cut(whole, position(self.groups.graph_module, at).name)
         if fold:
             fold_batch_norms(body)
@@ -246,21 +243,39 @@ def _is_batch_size(node: fx.Node) -> bool:
     return node.target is aten.sym_size.int and arguments(node)[1] == 0
 
 
-def _order_outputs(slimmed: fx.GraphModule, classes: tuple[int, ...], removed: bool, count: int) -> None:
-    """Let the output hold exactly ``classes``, in order; the columns are ascending so far."""
-    columns = [sorted(classes).index(c) for c in classes] if removed else list(classes)
-    if columns == list(range(len(sorted(classes)) if removed else count)):
+def _order_outputs(slimmed: fx.GraphModule, columns: list[int], count: int) -> None:
+    """Let the output hold exactly some of its ``count`` columns, in order; heads of which none is read are dropped."""
+    if columns == list(range(count)):
         return
     output = next(node for node in slimmed.graph.nodes if node.op == "output")
     logits = output.args[0]
+    assert isinstance(logits, fx.Node)
     with slimmed.graph.inserting_before(output):
-        parts = [slimmed.graph.call_function(aten.slice.Tensor, (logits, 1, c, c + 1)) for c in columns]
+        read = [_behind_join(logits, c) for c in columns]
+        parts = [slimmed.graph.call_function(aten.slice.Tensor, (head, 1, c, c + 1)) for head, c in read]
         ordered = slimmed.graph.call_function(aten.cat.default, (parts, 1))
     value = logits.meta["val"]
     for node, width in [*((part, 1) for part in parts), (ordered, len(columns))]:
         node.meta = {"val": value.new_empty((value.shape[0], width))}
     output.args = (ordered,)
+    slimmed.graph.eliminate_dead_code()
+    drop_unused_tensors(slimmed)
     slimmed.recompile()
+
+
+def _behind_join(logits: fx.Node, column: int) -> tuple[fx.Node, int]:
+    """Where a column comes from: the head that gives it, and its column there, where logits are joined from heads."""
+    while logits.target is aten.cat.default and len(logits.args) > 1 and logits.args[1] in (1, -1):
+        heads = logits.args[0]
+        assert isinstance(heads, (list, tuple))
+        for head in heads:
+            assert isinstance(head, fx.Node)
+            width = head.meta["val"].shape[1]
+            if column < width:
+                logits = head
+                break
+            column -= width
+    return logits, column
 
 
 def _end_before_classifier(slimmed: fx.GraphModule) -> None:
@@ -306,8 +321,7 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
                 kept = new.kept(labels, axis)
                 given = given.index_select(axis, kept.nonzero().flatten().to(given.device))
         got = _InFloat64(part, lambda name: slimmed.plain[name].clone()).run(given)
-    if slimmed.narrowed and len(slimmed.classes) < want.shape[1]:
-        want = want[:, sorted(slimmed.classes)]
+    want = want[:, list(slimmed.columns)]
     error = float((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
     if not error <= TOLERANCE:
         raise CertificateError(

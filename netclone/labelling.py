@@ -49,8 +49,14 @@ class Labelling:
         self.constants: dict[str, Tensor] = {}
         self.without_rule: list[tuple[str, str]] = []
         self._constant_nodes: set[fx.Node] = set()
+        self._uses: dict[
+            tuple[str, fx.Node], dict[int, str]
+        ] = {}  # weight and reader to the axes sliced, and their roles
+        self._reader = next(iter(graph_module.graph.nodes))
         for node in graph_module.graph.nodes:
+            self._reader = node
             self._label(node)
+        self._agree_on_weights()
         for name in {name for name, _ in self.slots} & set(self.constants):
             event = Event(name, "is used both as a weight and as a plain tensor")
             self.labels.fix(self.constants[name], event)
@@ -110,6 +116,7 @@ class Labelling:
     def rows(self, weight: Any, axis: int) -> Tensor:
         """The units a producer makes along an axis of its weight (the same at every use of that weight)."""
         key = (str(weight.target), axis)
+        self._note(weight, axis, "out")
         if key not in self.slots:
             self.slots[key] = self.labels.fresh(self.tensor_of(weight).size(axis))
             self.roles[key] = "out"
@@ -118,6 +125,7 @@ class Labelling:
     def slot(self, parameter: Any, axis: int, labels: Tensor, role: str) -> None:
         """Note that slice ``i`` of a parameter along an axis belongs to the unit ``labels[i]``."""
         key = (str(parameter.target), axis)
+        self._note(parameter, axis, role)
         if key in self.slots:
             self.labels.unite(self.slots[key], labels)
         else:
@@ -208,6 +216,30 @@ class Labelling:
                 self.values[node] = self.opaque(node, f"operator {operator_name(node.target)} has no rule")
             else:
                 self.values[node] = self._slimmed(rule.label(self, node))
+
+    def _note(self, weight: Any, axis: int, role: str) -> None:
+        self._uses.setdefault((str(weight.target), self._reader), {})[axis] = role
+
+    def _agree_on_weights(self) -> None:
+        """Weights that several nodes read: sliced if all read the same axes of them, kept whole if not.
+
+        A unit that one node reads along an axis along which another makes it (a convolution and its transposed) may
+        be silenced there for both: what the other makes of it is read nowhere else.
+        """
+        sliced = {name for name, _ in self.slots}
+        uses: dict[str, list[dict[int, str]]] = {}
+        for node in self.graph_module.graph.nodes:
+            for name in {self.name(read) for read in node.all_input_nodes} & sliced:
+                uses.setdefault(str(name), []).append(self._uses.get((str(name), node), {}))
+        for name, found in uses.items():
+            if all(use == found[0] for use in found):
+                continue
+            dense = all(set(use.values()) <= {"in", "out"} for use in found)
+            if dense and all(use.keys() == found[0].keys() for use in found):
+                self.roles.update({(name, axis): "in" for axis in found[0]})
+                continue
+            for key in [key for key in self.slots if key[0] == name]:
+                self.labels.fix(self.slots[key], Event(name, "is used by several nodes in different ways"))
 
     def _slimmed(self, value: Any) -> Any:
         """Large label tensors by their units: after a normalisation they often vary along fewer axes."""

@@ -115,6 +115,8 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     groups = arguments(node)[6] if len(node.args) > 6 else 1
+    if len(weight.users) > 1:  # what fits one reader would change what another gives
+        return False
     return bool(groups == 1) and not bool(new.kept_slices(str(weight.target), 1).all())
 
 

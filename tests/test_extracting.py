@@ -726,3 +726,129 @@ def test_a_tensor_split_by_indices_or_sections_is_slimmed_in_its_parts() -> None
     module = extract(groups, localize(groups, method="magnitude", keep=0.5))
     assert module.certificate < 1e-12
     assert module.body.get_parameter("stem.weight").shape == (4, 3, 3, 3)  # 1 or 2 of 3, and 2 or 3 of 5
+
+
+# ---------------------------------------------------------------- logits joined from heads
+
+
+def joined(*sizes, join=lambda parts: torch.cat(parts, 1)):
+    """A stem of six channels, and a head of so many classes each."""
+    heads = nn.ModuleList(nn.Linear(6, size) for size in sizes)
+    return Net(
+        lambda net, x: join([head(net.stem(x).relu().mean((2, 3))) for head in net.heads]),
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        heads=heads,
+    ).double()
+
+
+def stacked(parts):
+    return torch.stack(parts, 1).squeeze(2)
+
+
+def scaled(parts):
+    return torch.cat([torch.cat(parts[:2], 1), *parts[2:]], -1) * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "classes"),
+    [((1, 1, 1), [2]), ((1, 1, 1), [2, 0]), ((1, 4), [1, 2]), ((1, 4), [0]), ((3, 2, 1), [4, 0]), ((2, 3), [4, 3, 0])],
+)
+@pytest.mark.parametrize("join", [lambda parts: torch.cat(parts, 1), stacked, scaled])
+def test_classes_of_several_heads_are_the_masked_network_columns(sizes, classes, join):
+    if join is stacked and set(sizes) != {1}:
+        sizes, classes = (1,) * 5, [4 - c for c in classes]
+    groups = channel_groups(joined(*sizes, join=join), IMAGES)
+    mask = random_mask(groups, 0.5)
+    module = extract(groups, mask, classes=classes)
+    assert relative_error(module(IMAGES), mask.apply(groups)(IMAGES)[:, classes]) < TOLERANCE
+    assert module.certificate < TOLERANCE
+
+
+def test_a_head_of_which_no_class_is_asked_is_not_stored():
+    groups = channel_groups(joined(1, 4, 2), IMAGES)
+    module = extract(groups, random_mask(groups, 0.5), classes=[3, 1])
+    assert {name: shape[0] for name, shape in stored(module).items() if "heads" in name} == {
+        "heads.1.weight": 2,
+        "heads.1.bias": 2,
+    }
+
+
+@pytest.mark.parametrize("classes", [[5], [0], [6, 2]])
+def test_a_refit_of_some_heads_comes_closer_to_the_full_network(classes):
+    full = joined(1, 4, 2)
+    groups = channel_groups(full, IMAGES)
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    data = [(images, torch.zeros(len(images)).long())]
+    mask = random_mask(groups, 0.5)
+    want = full(images)[:, classes]
+    plain, refitted = (extract(groups, mask, classes=classes, reconstruct=given)(images) for given in (None, data))
+    assert (refitted - want).square().mean() < 0.5 * (plain - want).square().mean()
+
+
+# ---------------------------------------------------------------- one weight, several readers
+
+
+def there_and_back(net, x):
+    return net.head(F.conv_transpose2d(net.body(net.stem(x)).relu(), net.body.weight, padding=1).mean((2, 3)))
+
+
+def tied_matrices(net, x):
+    x = net.stem(x).mean((2, 3))
+    return net.head((net.linear(x).relu() @ net.linear.weight).relu())
+
+
+def again_and_again(net, x):
+    for _ in range(3):
+        x = net.square(x if x.shape[1] == 6 else net.stem(x)).relu()
+    return net.head(x.mean((2, 3)))
+
+
+def dense_and_depthwise(net, x):
+    own = F.conv2d(net.stem(x).relu(), net.single.weight, padding=1, groups=6)
+    return net.head((own + net.single(x[:, :1])).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "part", "units"),
+    [
+        (there_and_back, {"body": nn.Conv2d(6, 10, 3, padding=1)}, {"stem": 6, "body": 10}),
+        (tied_matrices, {"linear": nn.Linear(6, 10)}, {"stem": 6, "linear": 10}),
+        (again_and_again, {"square": nn.Conv2d(6, 6, 3, padding=1)}, {"stem": 6}),
+        (dense_and_depthwise, {"single": nn.Conv2d(1, 6, 3, padding=1)}, {}),
+    ],
+)
+def test_a_weight_that_several_nodes_read_is_sliced_right_or_its_channels_stay(function, part, units):
+    net = Net(function, stem=nn.Conv2d(3, 6, 3, padding=1), head=nn.Linear(6, 4), **part).double()
+    groups = channel_groups(net, IMAGES)
+    assert {group.name: group.size for group in groups.groups} == units
+    for seed in range(3):
+        mask = random_mask(groups, 0.5, seed)
+        module = extract(groups, mask, classes=[3, 1])
+        want = mask.apply(groups)(IMAGES)[:, [3, 1]]
+        assert relative_error(module(IMAGES), want) < TOLERANCE
+        assert not units or not torch.allclose(want, net(IMAGES)[:, [3, 1]])
+
+
+def test_a_weight_used_in_ways_that_differ_is_listed_as_the_reason():
+    net = Net(
+        dense_and_depthwise,
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        head=nn.Linear(6, 4),
+        single=nn.Conv2d(1, 6, 3, padding=1),
+    )
+    reasons = {item.name: item for item in channel_groups(net, IMAGES.float()).unprunable}
+    assert reasons["stem.weight"].node == "single.weight"
+    assert "used by several nodes in different ways" in reasons["stem.weight"].reason
+
+
+def test_a_refit_leaves_a_weight_that_several_nodes_read_as_it_is():
+    net = Net(
+        again_and_again, stem=nn.Conv2d(3, 6, 3, padding=1), square=nn.Conv2d(6, 6, 3, padding=1), head=nn.Linear(6, 4)
+    ).double()
+    groups = channel_groups(net, IMAGES)
+    mask = random_mask(groups, 0.5)
+    plain, refitted = (
+        extract(groups, mask, reconstruct=given) for given in (None, [(IMAGES, torch.zeros(len(IMAGES)).long())])
+    )
+    assert torch.equal(plain.body.square.weight, refitted.body.square.weight)
+    assert not torch.equal(plain.body.head.weight, refitted.body.head.weight)
