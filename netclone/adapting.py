@@ -62,7 +62,12 @@ def grid_of(shape: tuple[int, ...]) -> Grid:
         if shape[0] == shape[1] != shape[2]:
             return Grid("NHWC", shape[2], shape[0], shape[1])
         return Grid("NCHW", shape[0], shape[1], shape[2])
-    raise AdapterError(f"features of shape (N, {shape}): an adapter takes maps, tokens or vectors; choose another `at`")
+    sizes = ", ".join(map(str, shape))
+    what = "volumes" if len(shape) == 4 else "features of that rank"
+    raise AdapterError(
+        f"features of shape (N, {sizes}): {what} are not adapted, only maps (N, C, H, W), tokens (N, L, C) and vectors "
+        "(N, C) are; choose another position, or at='input'"
+    )
 
 
 class Adapter(nn.Module):

@@ -13,7 +13,7 @@ from netclone.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.errors import OutputError
 from netclone.labelling import Labelling
 from netclone.labels import compact
-from netclone.tracing import check_one_device_and_dtype, example_input, shape_of
+from netclone.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class ChannelGroups:
         shape = shape_of(output.args[0])
         if shape is None or len(shape) != 1:
             raise OutputError(f"the model's output has shape (N, {shape}); expected logits (N, classes)")
+        if (why := no_batch(self.graph_module, output.args[0])) is not None:
+            raise OutputError(f"the model's output is not logits (N, classes): {why}")
         return shape[0]
 
     @property

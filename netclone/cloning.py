@@ -37,7 +37,7 @@ from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
-from netclone.placing import Place, candidates, features_at, matching, reason
+from netclone.placing import Place, candidates, features_at, matching, passed_over, reason
 from netclone.resuming import Findings
 from netclone.sharing import ALONE, Workers, digest
 from netclone.stepping import precision_of
@@ -451,10 +451,11 @@ def _search(
     stopped = False
     best: tuple[float, _Fit] | None = None
     if at == "auto":
+        tried += [Candidate(place.at, None, None, why) for place, why in passed_over(task.target)]
         todo = candidates(task.target) + ((_place(task.target, INPUT),) if source_at is None else ())
     else:
         todo = (_place(task.target, at),)
-    sources = candidates(task.groups.graph_module, most=64)
+    sources, unfit = candidates(task.groups.graph_module, most=64), passed_over(task.groups.graph_module)
     brief = len(todo) > 1 and task.epochs > 1
     epochs, train = (1, task.some(BRIEF * task.batch_size)) if brief else (task.epochs, task.train)
     for number, place in enumerate(todo):
@@ -463,7 +464,7 @@ def _search(
         tell(f"fit at {place.at}", 0, epochs)
         cut = source_at
         try:
-            cut = None if place.at == INPUT else cut or matching(place, sources).at
+            cut = None if place.at == INPUT else cut or matching(place, sources, unfit).at
             candidate = _candidate(task, slimmed, place, cut, train)
             score = candidate.resumed(task, epochs, findings, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from netclone.capturing import tensor_at
+from netclone.graph.batching import sizes_at
 from netclone.labels import Event, Labels, compact, expanded, varies
 from netclone.oprules import RULES, operator_name
 
@@ -98,7 +99,10 @@ class Labelling:
     def shapes(self, node: fx.Node) -> list[Shape]:
         """Shapes of the node's tensors at batch size one."""
         value = node.meta["val"]
-        return [_at_batch_one(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+        return [
+            sizes_at(v, 1) if isinstance(v, Tensor) else ()
+            for v in (value if isinstance(value, (list, tuple)) else [value])
+        ]
 
     def is_list(self, node: fx.Node) -> bool:
         """Whether the node gives several tensors."""
@@ -342,14 +346,3 @@ class Labelling:
 
 def _varied(labels: Tensor) -> int:
     return compact(labels).numel()
-
-
-def _at_batch_one(value: Any) -> Shape:
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(s if isinstance(s, int) else _size_at_batch_one(s) for s in value.shape)
-
-
-def _size_at_batch_one(size: Any) -> int:
-    expression = size.node.expr
-    return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))

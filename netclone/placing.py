@@ -13,9 +13,9 @@ from torch import Tensor, fx
 
 from netclone.adapting import grid_of
 from netclone.capturing import FACTS
-from netclone.errors import NetcloneError, PositionError
+from netclone.errors import AdapterError, NetcloneError, PositionError
 from netclone.sharing import ALONE, Workers
-from netclone.tracing import shape_of
+from netclone.tracing import no_batch, shape_of
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,35 @@ def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
     >>> [place.at for place in places(netclone.trace(timm.create_model("test_resnet")))][-4:]
     ['layer1', 'layer2', 'layer3', 'layer4']
     """
+    found = _cut_points(graph_module)
+    return tuple(place for place, why in found if why is None and math.prod(place.shape) > max(place.shape))
+
+
+def passed_over(graph_module: fx.GraphModule) -> tuple[tuple[Place, str], ...]:
+    """The named cut points at which no clone can be, deep to shallow, and why.
+
+    That is where the first axis is not the batch, and where an adapter does not know the features (volumes). What
+    lies within another one is not listed.
+    """
+    found = [(place, why) for place, why in reversed(_cut_points(graph_module)) if why is not None]
+    outer = {place.at for place, _ in found}
+    return tuple((place, why) for place, why in found if outer.isdisjoint(_around(place.at)))
+
+
+def _around(path: str) -> set[str]:
+    """The paths of the modules that a module is in."""
+    parts = path.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def _cut_points(graph_module: fx.GraphModule) -> list[tuple[Place, str | None]]:
+    """The named nodes that every path passes, shallow to deep, and why no clone can be there (None: one can)."""
     order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     flow = nx.DiGraph((source, node) for node in order for source in node.all_input_nodes if _carries_features(source))
     start = next(node for node in order if node.op == "placeholder")
     output = next(node for node in order if node.op == "output")
     if start not in flow or output not in flow:
-        return ()
+        return []
     above = nx.immediate_dominators(flow, start)
     chain: list[fx.Node] = []
     node = above.get(output)
@@ -55,9 +78,18 @@ def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
     found = []
     for node in reversed(chain):
         shape = shape_of(node)
-        if node.name in names and shape is not None and len(shape) in (2, 3) and math.prod(shape) > max(shape):
-            found.append(Place(names[node.name], node.name, shape, order[node] / len(order)))
-    return tuple(found)
+        if node.name in names and shape:
+            place = Place(names[node.name], node.name, shape, order[node] / len(order))
+            found.append((place, no_batch(graph_module, node) or _not_adapted(shape)))
+    return found
+
+
+def _not_adapted(shape: tuple[int, ...]) -> str | None:
+    try:
+        grid_of(shape)
+    except AdapterError as error:
+        return str(error)
+    return None
 
 
 def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]:
@@ -83,8 +115,10 @@ def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]
     return tuple(chosen)
 
 
-def matching(place: Place, source: Sequence[Place]) -> Place:
+def matching(place: Place, source: Sequence[Place], unfit: Sequence[tuple[Place, str]] = ()) -> Place:
     """The source's cut point that fits a target position: of similar grid size and relative depth.
+
+    ``unfit`` are the source's cut points that were passed over, and why.
 
     Raises
     ------
@@ -92,7 +126,11 @@ def matching(place: Place, source: Sequence[Place]) -> Place:
         If the source has no cut point.
     """
     if not source:
-        raise PositionError("the source has no position that all its paths pass; give source_at=...")
+        reasons = "".join(f"; '{other.at}' is passed over: {why}" for other, why in unfit)
+        raise PositionError(
+            f"the source has no named position of maps or tokens that all its paths pass{reasons}; give source_at=..., "
+            "or at='input' to run the whole source beside the target"
+        )
 
     def distance(other: Place) -> float:
         a, b = grid_of(place.shape), grid_of(other.shape)

@@ -16,6 +16,7 @@ from netclone.capturing import FACTS, capture, deterministic
 from netclone.describing import describe, described
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
 from netclone.exporting import copied
+from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 
 INPUT = "input"
 """The position before everything: a clone there reads the images and is the whole slim source."""
@@ -116,10 +117,13 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             _restore_tensors(traced, model)
             with torch.no_grad():
                 got = _Shapes(traced).run(example.clone())
+                one = Sizes(traced)
+                one.run(example[:1].clone())
             _restore_tensors(traced, model)
         traced.meta[FACTS] = {
             "positions": tracer.positions,
             "not_tensors": tracer.not_tensors,
+            "without_batch": without_batch(one.seen, _shapes(traced)),
             "example": example,
         }
     except Exception as symbolic:  # any model code may run here; export is the second try
@@ -145,6 +149,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     return traced
 
 
+def _shapes(traced: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    """What shapes the nodes of a symbolic graph had on the example."""
+    noted = {node.name: node.meta.get("tensor_meta") for node in traced.graph.nodes}
+    return {name: tuple(meta.shape) for name, meta in noted.items() if isinstance(meta, TensorMetadata)}
+
+
 def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
     """Give a graph the model's own values again: tracing and running it may have changed its buffers."""
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -165,7 +175,8 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     Raises
     ------
     PositionError
-        If there is no such position (the closest names are suggested), or its output is not one tensor.
+        If there is no such position (the closest names are suggested), its output is not one tensor, or the first
+        axis of that is not the batch (frames or windows folded into it, a sequence before it).
 
     Examples
     --------
@@ -200,7 +211,17 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
             f"position '{at}' (node '{node.name}') of {model} is not one tensor: choose a node that uses it, such as "
             + ", ".join(f"'{user.name}'" for user in list(node.users)[:3])
         )
+    if (why := no_batch(traced, node)) is not None:
+        raise PositionError(
+            f"position '{at}' (node '{node.name}') of {model} cannot be cut at or read: {why}; choose a position "
+            "before or behind the part of the network that is laid out so"
+        )
     return node
+
+
+def no_batch(graph_module: fx.GraphModule, node: fx.Node) -> str | None:
+    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None where it is."""
+    return why_no_batch(node, graph_module.meta.get(FACTS, {}).get("without_batch", {}))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -209,7 +230,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     if isinstance(meta, TensorMetadata):
         return tuple(int(size) for size in meta.shape[1:])
     value = node.meta.get("val")
-    return tuple(int(size) for size in value.shape[1:]) if isinstance(value, Tensor) else None
+    return sizes_at(value, 2)[1:] if isinstance(value, Tensor) else None
 
 
 def logits_node(traced: fx.GraphModule) -> fx.Node:
@@ -218,7 +239,7 @@ def logits_node(traced: fx.GraphModule) -> fx.Node:
     Raises
     ------
     OutputError
-        If the model returns a tuple, a dict, or a tensor of another rank.
+        If the model returns a tuple, a dict, a tensor of another rank, or one whose first axis is not the batch.
     """
     output = next(node for node in traced.graph.nodes if node.op == "output")
     value = output.args[0]
@@ -232,6 +253,11 @@ def logits_node(traced: fx.GraphModule) -> fx.Node:
     shape = shape_of(value)
     if shape is None or len(shape) != 1:
         raise OutputError(f"node '{value.name}' of {model} returns shape (N, {shape}); expected logits (N, classes)")
+    if (why := no_batch(traced, value)) is not None:
+        raise OutputError(
+            f"node '{value.name}' of {model} gives the logits, but {why}; expected (N, classes) for every N: name the "
+            "axes to drop instead of .squeeze(), which drops the batch of one image too, as in .flatten(1)"
+        )
     return value
 
 

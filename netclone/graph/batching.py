@@ -1,0 +1,72 @@
+"""Which nodes of a graph give the batch along their first axis: what a clone reads and what it gives has to.
+
+An operator graph says so itself, since its sizes are written in the batch size. A symbolic graph is run on one image
+beside its example of two: what it gave is noted where a node does not follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+Shape = tuple[int, ...]
+
+
+class Sizes(fx.Interpreter):
+    """Runs a graph and notes the shape of every node that gives one tensor, by name."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Shape] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            self.seen[n.name] = tuple(out.shape)
+        return out
+
+
+def without_batch(one: Mapping[str, Shape], two: Mapping[str, Shape]) -> dict[str, tuple[Shape, Shape]]:
+    """The nodes whose tensor is not ``(N, ...)`` for every batch size N, and its shapes for one image and for two."""
+    both = {name: (shape, two[name]) for name, shape in one.items() if name in two}
+    return {name: shapes for name, shapes in both.items() if not _follows(*shapes)}
+
+
+def why_no_batch(node: fx.Node, noted: Mapping[str, tuple[Shape, Shape]]) -> str | None:
+    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None where it is, or nothing is known.
+
+    ``noted`` is what :func:`without_batch` found in a symbolic graph.
+    """
+    shapes = noted.get(node.name)
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and _is_free(node.graph):
+        one, two = (sizes_at(value, count) for count in (1, 2))
+        shapes = None if _follows(one, two) else (one, two)
+    if shapes is None:
+        return None
+    return f"its first axis is not the batch: of one image it has shape {shapes[0]}, of two {shapes[1]}"
+
+
+def _follows(one: Shape, two: Shape) -> bool:
+    return len(one) > 0 and one[:1] == (1,) and two[:1] == (2,) and one[1:] == two[1:]
+
+
+def _is_free(graph: fx.Graph) -> bool:
+    """Whether the sizes in an operator graph are written in a free batch size."""
+    given = next(node for node in graph.nodes if node.op == "placeholder").meta.get("val")
+    return isinstance(given, Tensor) and not isinstance(given.shape[0], int)
+
+
+def sizes_at(value: Tensor, count: int) -> Shape:
+    """The shape of a tensor whose sizes are written in the batch size, at one batch size.
+
+    Asking such a size for its number would fix the batch size of the whole graph.
+    """
+    return tuple(size if isinstance(size, int) else _size_at(size, count) for size in value.shape)
+
+
+def _size_at(size: Any, count: int) -> int:
+    expression = size.node.expr
+    return int(expression.subs({symbol: count for symbol in expression.free_symbols}))
