@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from netclone.data import in_batches
 from netclone.neighbourhoods import Neighbourhoods, answered
+from netclone.resuming import Unfinished
 from netclone.sharing import ALONE, Workers
-from netclone.stepping import step
+from netclone.stepping import fast_forward, step
 
 TEMPERATURE = 2.0
 REUSE = 2  # steps that a point serves in: what the full network answers there is computed once
@@ -32,6 +33,7 @@ def distill(
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
     precision: torch.dtype | None = None,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Train the slim network's weights, in place, to give the full network's logits around the samples.
 
@@ -51,6 +53,8 @@ def distill(
         The processes that share the work; the student becomes the same in each.
     precision
         As for :func:`netclone.stepping.step`.
+    unfinished
+        Where to keep what is learned on the way, and to go on from.
 
     Raises
     ------
@@ -88,9 +92,14 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for done, batch in enumerate(islice(answered(drawn, taught, batch_size, REUSE), steps)):
+        first, last = (0, None) if unfinished is None else unfinished.restore(parameters, optimizer, generator)
+        fast_forward(schedule, first)
+        batches = islice(answered(drawn, taught, batch_size, REUSE, last), steps - first)
+        for done, batch in enumerate(batches, first):
             step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, precision)
             schedule.step()
+            if unfinished is not None:
+                unfinished.keep(done + 1, parameters, optimizer, generator, batch)
             if progress is not None:
                 progress(done + 1, steps)
     finally:

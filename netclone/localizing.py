@@ -17,8 +17,9 @@ from netclone.errors import ArgumentError
 from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
+from netclone.resuming import Unfinished
 from netclone.sharing import ALONE, Workers
-from netclone.stepping import precision_of, step
+from netclone.stepping import fast_forward, precision_of, step
 
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
@@ -45,6 +46,7 @@ def localize(
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
+    unfinished: Unfinished | None = None,
 ) -> ChannelMask:
     """Choose the channels that carry the cloned classes, under a budget; source weights are frozen.
 
@@ -81,6 +83,8 @@ def localize(
         Called with ``(step, steps)``.
     workers
         The processes that share the work (see :func:`netclone.sharing.share`): each is given the same, and gets it.
+    unfinished
+        For ``"local"``: where to keep what is learned on the way, and to go on from.
 
     Raises
     ------
@@ -99,8 +103,7 @@ def localize(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.2 (localisation by local fidelity).
     """
-    if method not in METHODS:
-        raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
+    check_method(method)
     check_keep(keep)
     check_number(steps, "steps", 0)
     check_number(batch_size, "batch_size", 1)
@@ -161,8 +164,29 @@ def localize(
         return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
 
     around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
-    length = steps, batch_size
-    return best(_local(groups, around, wanted, start, choose, share, generator, *length, progress, workers, precision))
+    return best(
+        _local(
+            groups,
+            around,
+            wanted,
+            start,
+            choose,
+            share,
+            generator,
+            steps,
+            batch_size,
+            progress,
+            workers,
+            precision,
+            unfinished,
+        )
+    )
+
+
+def check_method(method: str) -> None:
+    """Raise unless there is such a method."""
+    if method not in METHODS:
+        raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -240,6 +264,7 @@ def _local(
     progress: Callable[[int, int], None] | None,
     workers: Workers,
     precision: torch.dtype | None,
+    unfinished: Unfinished | None,
 ) -> list[Tensor]:
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
@@ -259,13 +284,16 @@ def _local(
     full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, workers)
     scale = full.std().clamp_min(1e-6)
     columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
+    first, last = (0, None) if unfinished is None else unfinished.restore(scores, optimizer, generator)
+    fast_forward(schedule, first)
     neighbourhoods = answered(
         lambda count: around.nearby(count, generator),
         lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
         batch_size,
         REUSE,
+        last,
     )
-    for done, (points, want) in enumerate(islice(neighbourhoods, steps)):
+    for done, (points, want) in enumerate(islice(neighbourhoods, steps - first), first):
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
         flags = choose(scores, share)
         gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
@@ -279,6 +307,8 @@ def _local(
 
         step(optimizer, loss_of, (points, want), f"localize, step {done}", team, precision)
         schedule.step()
+        if unfinished is not None:
+            unfinished.keep(done + 1, scores, optimizer, generator, (points, want))
         if progress is not None:
             progress(done + 1, steps)
     return [score.detach().cpu() for score in scores]

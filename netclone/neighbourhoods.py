@@ -74,7 +74,11 @@ def viewed(augment: Augment, images: Tensor, generator: torch.Generator) -> Tens
 
 
 def answered(
-    draw: Callable[[int], Tensor], answer: Callable[[Tensor], Tensor], count: int, reuse: int
+    draw: Callable[[int], Tensor],
+    answer: Callable[[Tensor], Tensor],
+    count: int,
+    reuse: int,
+    last: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Without end, batches of ``count`` points and what a teacher answers there; the oldest make room for new ones.
 
@@ -86,6 +90,8 @@ def answered(
         Gives so many new points.
     answer
         The teacher.
+    last
+        The last batch of an earlier run, to go on behind; None: from the start.
 
     Examples
     --------
@@ -93,12 +99,16 @@ def answered(
     >>> next(batches)[1], len(next(batches)[0])
     (tensor([-1., -1., -1., -1.]), 4)
     """
-    points = draw(count)
-    answers = answer(points)
-    while True:
+    if last is None:
+        points = draw(count)
+        answers = answer(points)
         yield points, answers
+    else:
+        points, answers = last
+    while True:
         fresh = draw(-(-count // reuse))
         points, answers = torch.cat([fresh, points])[:count], torch.cat([answer(fresh), answers])[:count]
+        yield points, answers
 
 
 def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bool = True) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from netclone.errors import ArchiveError
@@ -15,7 +18,10 @@ from netclone.sharing import ALONE, Workers
 from netclone.writing import write_bytes
 
 FORMAT_VERSION = 1
+PERIOD = 10.0  # seconds between two writes of an unfinished stage, by one process
+EVERY = 25  # steps between them, by several: they have to agree on when
 _KEY = "netclone_partial"
+_UNFINISHED = ", unfinished"  # after the name of a stage
 
 
 class Findings:
@@ -33,8 +39,14 @@ class Findings:
     ({'layer1': tensor([1., 1.])}, 0.5)
     """
 
-    def __init__(self, path: Path | None = None, workers: Workers = ALONE) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        workers: Workers = ALONE,
+        resumed: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
         self.path, self.workers = path, workers
+        self.resumed = resumed  # told what an earlier run has found, if it has
         self.key = ""
         self._stages: dict[str, tuple[dict[str, Tensor], float]] = {}
 
@@ -51,6 +63,13 @@ class Findings:
             if self.workers.main and self.path.is_file():
                 content = self.path.read_bytes()
         self._stages = _stages_from(self.workers.told(content)[0], key)
+        if self._stages and self.resumed is not None and self.workers.main:
+            self.resumed(self.stages)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of what has been found so far, in order."""
+        return tuple(self._stages)
 
     def recall(self, name: str) -> tuple[dict[str, Tensor], float] | None:
         """What was found at a stage; None if the stage is still to come."""
@@ -64,6 +83,7 @@ class Findings:
         ArchiveError
             If it cannot be written.
         """
+        self._stages.pop(name + _UNFINISHED, None)
         if self.path is None:
             self._stages[name] = dict(tensors), number
             return
@@ -79,8 +99,12 @@ class Findings:
                         "room, or write elsewhere"
                     ) from error
 
+    def unfinished(self, name: str) -> Unfinished | None:
+        """Where to keep what is learned within a stage; None where there is no file."""
+        return None if self.path is None else Unfinished(self, name + _UNFINISHED)
+
     def forget(self) -> None:
-        """Remove the file, where this run has read or written it."""
+        """Remove the file, where this run has read or written it: its result is there."""
         if self.path is not None and self._stages and self.workers.main:
             self.path.unlink(missing_ok=True)
 
@@ -93,6 +117,59 @@ class Findings:
             "stages": [[name, number] for name, (_, number) in stages],
         }
         return safetensors.torch.save(named, metadata={_KEY: json.dumps(facts)})
+
+
+@dataclass
+class Unfinished:
+    """A stage under way, kept now and then: an optimizer with its tensors, the last batch and the generator's state."""
+
+    findings: Findings
+    name: str
+    _written: float = field(default_factory=lambda: time.monotonic())
+
+    def restore(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> tuple[int, tuple[Tensor, Tensor] | None]:
+        """Put everything back to where an earlier run was; its number of steps (0: none) and its last batch."""
+        found = self.findings.recall(self.name)
+        if found is None:
+            return 0, None
+        tensors, steps = found
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "parameter":
+                with torch.no_grad():
+                    parameters[int(rest)].copy_(tensor)
+            elif kind == "optimizer":
+                number, _, part = rest.partition(".")
+                kept.setdefault(int(number), {})[part] = tensor
+        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+        generator.set_state(tensors["generator"])
+        device = parameters[0].device
+        return int(steps), (tensors["points"].to(device), tensors["answers"].to(device))
+
+    def keep(
+        self,
+        steps: int,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        batch: tuple[Tensor, Tensor],
+    ) -> None:
+        """Keep the state after so many steps, if it is time to."""
+        alone = self.findings.workers.count == 1
+        if time.monotonic() - self._written < PERIOD if alone else steps % EVERY:
+            return
+        tensors = {f"parameter.{i}": parameter for i, parameter in enumerate(parameters)}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{part}": tensor for part, tensor in state.items()}
+        tensors |= {"generator": generator.get_state(), "points": batch[0], "answers": batch[1]}
+        self.findings.keep(self.name, tensors, steps)
+        self._written = time.monotonic()
 
 
 def _stages_from(content: bytes, key: str) -> dict[str, tuple[dict[str, Tensor], float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ def precision_of(name: str) -> torch.dtype | None:
     ArgumentError
         If it is none.
     """
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ArgumentError(f"mixed_precision: got {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
     return PRECISIONS[name]
 
@@ -76,3 +77,11 @@ def step(
     loss.backward()
     team.add([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimizer.step()
+
+
+def fast_forward(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
+    """Bring a schedule to where it is after so many steps, which an earlier run has made."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's were made then
+        for _ in range(steps):
+            schedule.step()
