@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, fx, nn
 
 from netclone.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
+from netclone.budgeting import check_budget
 from netclone.capturing import FACTS, capture, deterministic, fingerprint
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.data import (
@@ -28,17 +30,20 @@ from netclone.data import (
     gather,
     in_batches,
 )
+from netclone.dependencies import code_digest
 from netclone.distilling import distill
-from netclone.errors import ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
-from netclone.extracting import Slimmed, classifier_rows, features_node, slim_down
+from netclone.errors import ArchiveError, ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
+from netclone.extracting import Slimmed, classifier_rows, cut, features_node, slim_down
 from netclone.functionalizing import in_place_again
+from netclone.graphdata import unsavable
 from netclone.injecting import GraftedModule, clones, remove
-from netclone.localizing import localize
+from netclone.localizing import check_method, localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, passed_over, reason
 from netclone.resuming import Findings
+from netclone.runtime.identity import identity
 from netclone.sharing import ALONE, Workers, digest
 from netclone.stepping import precision_of
 from netclone.tracing import INPUT, logits_node, position, shape_of, trace
@@ -158,20 +163,22 @@ def clone(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.
     """
-    check_keep(keep)
-    if search not in SEARCHES:
-        raise ArgumentError(f"search: got {search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
-    if at == INPUT and source_at is not None:
-        raise ArgumentError(f"source_at: got {source_at!r}, but at='{INPUT}' runs the whole source; leave it out")
-    unknown = [part for part in without if part not in PARTS]
-    if unknown or isinstance(without, str):
-        raise ArgumentError(f"without: got {unknown or without!r}, expected some of {', '.join(map(repr, PARTS))}")
-    check_number(epochs, "epochs", 0)
-    check_number(batch_size, "batch_size", 1)
-    check_number(distill_steps, "distill_steps", 0)
+    check_options(
+        keep=keep,
+        budget=budget,
+        at=at,
+        source_at=source_at,
+        search=search,
+        method=method,
+        distill_steps=distill_steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation=validation,
+        without=without,
+        mixed_precision=mixed_precision,
+        seed=seed,
+    )
     precision = precision_of(mixed_precision)
-    if not 0 < validation < 1:
-        raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     tell = progress or (lambda what, done, total: None)
     new = gather(data, "data")
     old = None if target_data is None else gather(target_data, "target_data")
@@ -194,26 +201,33 @@ def clone(
         groups = channel_groups(source, example if len(example) == 2 else torch.cat([example] * 2))
         chosen = check_classes(classes, groups.outputs)
         findings = Findings() if findings is None else findings
-        if findings.path is not None:
-            findings.open(
-                _key(
-                    [new, old],
-                    [groups.graph_module, target],
-                    groups.fingerprint,
-                    [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
-                    [batch_size, validation, sorted(without), seed, augment and augment.__qualname__, mixed_precision],
-                    [] if mask is None else [mask.kept],
-                )
-            )
         check_names(class_names, chosen)
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
-        new = new.of_classes(chosen)
+        whole, new = new, new.of_classes(chosen)
         check_agreement(in_batches(groups.graph_module, new.images, batch_size, workers), new, chosen)
         left_out = frozenset(without)
         task = _Task.of(
             target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers, precision
         )
+        _check_source(groups, chosen)
+        plan = _planned(task, at, source_at)
+        share = keep
+        if mask is not None:
+            mask.removed_units(groups)  # refused here if it is another network's
+        elif budget == "params":
+            share -= _classifier_share(task, keep)
+        if findings.path is not None:
+            findings.open(
+                _key(
+                    [whole, old],
+                    [groups.graph_module, target],
+                    groups.fingerprint,
+                    [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
+                    [batch_size, validation, sorted(without), seed, identity(augment), mixed_precision],
+                    [] if mask is None else [mask.kept],
+                )
+            )
         if mask is None and (found := findings.recall("mask")) is not None:
             mask = ChannelMask.from_kept(groups, {name: flags.tolist() for name, flags in found[0].items()})
         elif mask is None:
@@ -223,7 +237,7 @@ def clone(
                 [(part.images, part.labels) for part in task.clone_set] if method in ("local", "taylor") else None,
                 classes=chosen,
                 method=method,
-                keep=keep - _classifier_share(task, keep) if budget == "params" else keep,
+                keep=share,
                 budget=budget,
                 seed=seed,
                 batch_size=(batch_size + 1) // 2,  # each step runs the masked and the full source
@@ -231,6 +245,7 @@ def clone(
                 mixed_precision=mixed_precision,
                 progress=lambda done, total: tell("localize", done, total),
                 workers=workers,
+                unfinished=findings.unfinished("mask"),
             )
             kept = {name: torch.tensor(flags) for name, flags in mask.kept}
             workers.check_same(list(kept.values()), "mask")
@@ -238,9 +253,54 @@ def clone(
         slimmed = _slim(task, mask, reconstruct, distill_steps, augment, findings, tell)
         if augment is not None:
             task = task.with_views(augment)
-        module = _search(task, slimmed, at, source_at, search == "all", tuple(class_names), findings, tell)
+        module = _search(task, slimmed, plan, search == "all", tuple(class_names), findings, tell)
         workers.check_same(list(module.state_dict().values()), "clone")
         return module
+
+
+def check_options(
+    *,
+    keep: float = 0.5,
+    budget: str = "params",
+    at: str = "auto",
+    source_at: str | None = None,
+    search: str = "early",
+    method: str = "local",
+    distill_steps: int = 150,
+    epochs: int = 20,
+    batch_size: int = 64,
+    validation: float = 0.2,
+    without: Sequence[str] = (),
+    mixed_precision: str = "no",
+    seed: int = 0,
+) -> None:
+    """Refuse what :func:`clone` would refuse of its options whatever the networks and the data are.
+
+    Raises
+    ------
+    ArgumentError
+        If an option is out of range.
+    """
+    check_keep(keep)
+    check_budget(budget)
+    check_method(method)
+    if search not in SEARCHES:
+        raise ArgumentError(f"search: got {search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
+    for what, name in (("at", at), ("source_at", source_at or "")):
+        if not isinstance(name, str):
+            raise ArgumentError(f"{what}: got {name!r}, expected the name of a position, such as 'layer2'")
+    if at == INPUT and source_at is not None:
+        raise ArgumentError(f"source_at: got {source_at!r}, but at='{INPUT}' runs the whole source; leave it out")
+    unknown = [without] if isinstance(without, str) else [part for part in without if part not in PARTS]
+    if unknown:
+        raise ArgumentError(f"without: got {unknown}, expected some of {', '.join(map(repr, PARTS))}")
+    check_number(epochs, "epochs", 0)
+    check_number(batch_size, "batch_size", 1)
+    check_number(distill_steps, "distill_steps", 0)
+    check_number(seed, "seed", 0)
+    precision_of(mixed_precision)
+    if not isinstance(validation, (int, float)) or not 0 < validation < 1:
+        raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
 
 
 @dataclass(frozen=True)
@@ -393,6 +453,7 @@ def _slim(
         progress=partial(tell, "distil"),
         workers=task.workers,
         precision=task.precision,
+        unfinished=findings.unfinished("refit"),
     )
     findings.keep("refit", slimmed.graph_module.state_dict())
     return slimmed
@@ -436,11 +497,84 @@ class _Fit:
         return score
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A position to try, and where the source is cut for it (None: at its input); or why it cannot work."""
+
+    place: Place
+    cut: str | None
+    reason: str | None = None
+
+
+def _planned(task: _Task, at: str, source_at: str | None) -> tuple[_Planned, ...]:
+    """The positions to try, in order; what cannot work is known before anything is learned.
+
+    Raises
+    ------
+    PositionError, AdapterError, ArchiveError
+        If the position asked for cannot work, or none can.
+    """
+    if source_at is not None:
+        _check_cut(task.groups, source_at)
+    source = task.groups.graph_module
+    cuts = candidates(source, most=64), passed_over(source)
+    if at != "auto":
+        place = _place(task.target, at)
+        return (_Planned(place, _cut_for(task, place, source_at, *cuts)),)
+    found = [_Planned(place, None, why) for place, why in passed_over(task.target)]
+    for place in candidates(task.target) + ((_place(task.target, INPUT),) if source_at is None else ()):
+        try:
+            found.append(_Planned(place, _cut_for(task, place, source_at, *cuts)))
+        except NetcloneError as error:
+            found.append(_Planned(place, source_at, reason(error)))
+    if all(planned.reason for planned in found):
+        raise _none_works([Candidate(p.place.at, p.cut, None, p.reason or "") for p in found])
+    return tuple(found)
+
+
+def _cut_for(
+    task: _Task,
+    place: Place,
+    source_at: str | None,
+    cuts: Sequence[Place],
+    unfit: Sequence[tuple[Place, str]],
+) -> str | None:
+    """Where the source is cut for a target position, seen to work as far as shapes and operators tell."""
+    if place.at == INPUT:
+        _check_cut(task.groups, None)
+        return None
+    grid_of(place.shape)
+    at = source_at or matching(place, cuts, unfit).at
+    _check_cut(task.groups, at)
+    return at
+
+
+def _check_cut(groups: ChannelGroups, at: str | None) -> None:
+    """Refuse a cut of the source behind which no module can be: its operators could not be saved, or go round it."""
+    part = groups.graph_module
+    if at is not None:
+        node = position(part, at)
+        grid_of(shape_of(node) or ())
+        part = cut(part, node.name)
+    if faults := unsavable(part.graph):
+        raise ArchiveError(f"source: a clone cut at {at or INPUT!r} could not be saved: {'; '.join(faults)}")
+
+
+def _check_source(groups: ChannelGroups, classes: tuple[int, ...]) -> None:
+    """Refuse a source whose slim copy could never be held against it, by trying with all of it."""
+    everything = ChannelMask.from_kept(groups, {group.name: [True] * group.size for group in groups.groups})
+    slim_down(groups, everything, classes, refit=False).certify(None)
+
+
+def _none_works(tried: Sequence[Candidate]) -> PositionError:
+    reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
+    return PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")
+
+
 def _search(
     task: _Task,
     slimmed: Slimmed,
-    at: str,
-    source_at: str | None,
+    plan: Sequence[_Planned],
     every: bool,
     class_names: tuple[str, ...],
     findings: Findings,
@@ -450,38 +584,33 @@ def _search(
     tried: list[Candidate] = []
     stopped = False
     best: tuple[float, _Fit] | None = None
-    if at == "auto":
-        tried += [Candidate(place.at, None, None, why) for place, why in passed_over(task.target)]
-        todo = candidates(task.target) + ((_place(task.target, INPUT),) if source_at is None else ())
-    else:
-        todo = (_place(task.target, at),)
-    sources, unfit = candidates(task.groups.graph_module, most=64), passed_over(task.groups.graph_module)
-    brief = len(todo) > 1 and task.epochs > 1
+    brief = sum(planned.reason is None for planned in plan) > 1 and task.epochs > 1
     epochs, train = (1, task.some(BRIEF * task.batch_size)) if brief else (task.epochs, task.train)
-    for number, place in enumerate(todo):
+    for number, planned in enumerate(plan):
+        place = planned.place
+        if planned.reason is not None:
+            tried.append(Candidate(place.at, planned.cut, None, planned.reason))
+            continue
         if stopped and place.at != INPUT:
             continue
         tell(f"fit at {place.at}", 0, epochs)
-        cut = source_at
         try:
-            cut = None if place.at == INPUT else cut or matching(place, sources, unfit).at
-            candidate = _candidate(task, slimmed, place, cut, train)
+            candidate = _candidate(task, slimmed, place, planned.cut, train)
             score = candidate.resumed(task, epochs, findings, partial(tell, f"fit at {place.at}"))
         except NetcloneError as error:
-            tried.append(Candidate(place.at, cut, None, reason(error)))
-            if at != "auto":
+            if len(plan) == 1:
                 raise
+            tried.append(Candidate(place.at, planned.cut, None, reason(error)))
             continue
-        tried.append(Candidate(place.at, cut, score))
-        tell("search", number + 1, len(todo))
+        tried.append(Candidate(place.at, planned.cut, score))
+        tell("search", number + 1, len(plan))
         if best is None or score > best[0]:
             best = score, candidate
         else:
             stopped = not every
     if best is None:
-        reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
-        raise PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")
-    tell("search", len(todo), len(todo))
+        raise _none_works(tried)
+    tell("search", len(plan), len(plan))
     score, chosen = best
     if brief:
         if len(train) < len(task.train):
@@ -548,7 +677,8 @@ def _key(
     """What stands for all that a run's result depends on."""
     tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
     tensors += [tensor for network in networks for tensor in network.state_dict().values()]
-    text = repr((structure, digest(tensors), arguments, torch.__version__))
+    versions = version("netclone"), code_digest(__name__), torch.__version__
+    text = repr((structure, digest(tensors), arguments, versions))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

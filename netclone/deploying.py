@@ -14,9 +14,9 @@ from torch import fx
 from netclone.archiving import save
 from netclone.bundling import Bundle, Packed, config_of, is_bundle, read_bundle, write_bundle
 from netclone.capturing import FACTS
-from netclone.cloning import Progress
+from netclone.cloning import Progress, check_options
 from netclone.cloning import clone as netclone_clone
-from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError, WorkerError
+from netclone.errors import ArchiveError, CloneNameError, LoadError, WorkerError
 from netclone.injecting import columns
 from netclone.injecting import inject as graft
 from netclone.inspecting import classes_of
@@ -55,7 +55,8 @@ def clone(
     Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
     Started as several processes (by accelerate, torchrun or mpirun), it is one run that they share: each opens its part
     of the pictures, and the first writes the file. What is found on the way is kept beside it, as ``OUT.part``: a run
-    that is killed goes on from there when it is started again, to the same result.
+    that is killed goes on from there when it is started again, to the same result. The file stays until the clone is
+    written: a run that is refused or fails leaves it as it is.
 
     Parameters
     ----------
@@ -82,7 +83,10 @@ def clone(
         As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.clone`.
     WorkerError
         If another process of the run is gone.
+    KeyboardInterrupt
+        With a message that says what is kept, where it is interrupted.
     """
+    check_options(**{name: value for name, value in options.items() if name != "reconstruct"})
     batch_size = options.get("batch_size", 64)
     with share() as workers:
         with workers.agreed():
@@ -100,7 +104,8 @@ def clone(
             old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
                 target_network, "target-data"
             )
-        findings = Findings(out.with_name(f"{out.name}.part"), workers)
+        part = out.with_name(f"{out.name}.part")
+        findings = Findings(part, workers, lambda stages: note(f"Resuming from '{part}' ({', '.join(stages)})."))
         try:
             module = netclone_clone(
                 converted(source_network, given),
@@ -120,13 +125,18 @@ def clone(
                     save(module, out)
         except WorkerError as error:
             if len(findings):
-                raise WorkerError(f"{error}; the same command goes on from '{findings.path}'") from error
+                raise WorkerError(f"{error}; {_goes_on(findings)}") from error
             raise
-        except NetcloneError:
-            findings.forget()  # the same command would end the same way
+        except KeyboardInterrupt as stop:
+            if len(findings):
+                raise KeyboardInterrupt(_goes_on(findings)) from stop
             raise
         findings.forget()
     return module
+
+
+def _goes_on(findings: Findings) -> str:
+    return f"the same command goes on from '{findings.path}' ({', '.join(findings.stages)})"
 
 
 def inject(

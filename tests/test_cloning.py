@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from netclone.adapting import OLD_WEIGHT, Cached
 from netclone.data import Samples
 from netclone.extracting import Slimmed
 from netclone.placing import candidates
+from netclone.resuming import Findings
 
 clone = partial(netclone.clone, distill_steps=2)
 SIZE = 64
@@ -221,7 +222,7 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     assert len(inner) >= 3 and all(candidate.score is not None for candidate in tried)
     assert counts == {
         "localize": 1,
-        "slim_down": 1,
+        "slim_down": 2,  # all of the source first, to see that it can be certified
         "distill": 1,
         "features_at": 3 * len(inner),  # of the target there, to train and to validate; of the slim source at its cut
         "fit": len(tried) + 1,  # the best is fitted on
@@ -517,3 +518,45 @@ def test_a_loss_that_is_not_finite_stops_the_fit() -> None:
     with warnings.catch_warnings(), pytest.raises(netclone.FitError, match=r"the loss is (nan|inf)"):
         warnings.simplefilter("ignore")
         clone(source, broken, samples(4), classes=[2], target_data=samples(2), at="layer2", method="random")
+
+
+def refusals() -> dict[str, tuple[dict[str, object], type[Exception], str]]:
+    """Options that are wrong whatever is learned, with the error they give and what it names."""
+    return {
+        "method": ({"method": "tayler"}, netclone.ArgumentError, "method"),
+        "budget": ({"budget": "flops"}, netclone.ArgumentError, "budget"),
+        "search": ({"search": "some"}, netclone.ArgumentError, "search"),
+        "precision": ({"mixed_precision": ["bf16"]}, netclone.ArgumentError, "mixed_precision"),
+        "seed": ({"seed": -1}, netclone.ArgumentError, "seed"),
+        "position": ({"at": 3}, netclone.ArgumentError, "at"),
+        "no position": ({"at": "layer99"}, netclone.PositionError, "layer99"),
+        "no cut": ({"at": "layer2", "source_at": "nowhere"}, netclone.PositionError, "nowhere"),
+        "no cut, searched": ({"source_at": "nowhere"}, netclone.PositionError, "nowhere"),
+        "names": ({"class_names": ["one", "two"]}, netclone.ArgumentError, "class_names"),
+        "keep": ({"keep": 1e-9}, netclone.ArgumentError, "keep"),
+    }
+
+
+@pytest.mark.parametrize("name", refusals())
+def test_what_can_be_refused_is_refused_before_anything_is_learned(name: str, tmp_path: Path) -> None:
+    """And before anything that an earlier run found is touched."""
+    options, error, named = refusals()[name]
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    told: list[str] = []
+    given = {"classes": [2], "target_data": samples(2), "epochs": 1, "distill_steps": 1, **options}
+    findings = Findings(tmp_path / "x.part")
+    with pytest.raises(error, match=named):
+        clone(source, target, samples(4), progress=lambda what, *_: told.append(what), findings=findings, **given)  # type: ignore[arg-type]
+    assert set(told) <= {"localize"} and told.count("localize") <= 1  # the stage may have been named, no step was made
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_refused_before_the_data_are_read() -> None:
+    def data() -> Iterator[object]:
+        yield pytest.fail("read")
+
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    for name in ("method", "budget", "search", "precision", "seed", "position"):
+        options, error, named = refusals()[name]
+        with pytest.raises(error, match=named):
+            clone(source, target, data(), classes=[2], **options)  # type: ignore[arg-type]

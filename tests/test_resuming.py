@@ -1,11 +1,13 @@
 """A run that was ended goes on from what it had found, to the very same clone."""
 
+import importlib
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from netclone import clone, cloning
+from netclone import clone, cloning, resuming
 from netclone.errors import ArchiveError
 from netclone.resuming import Findings
 
@@ -132,3 +134,93 @@ def test_findings_are_plain_files(tmp_path):
     assert not path.exists()
     with pytest.raises(ArchiveError, match="where what was found is kept"):
         Findings(tmp_path / "none" / "x.part").keep("mask", {})
+
+
+@pytest.mark.parametrize(("stage", "module"), [("localize", "localizing"), ("distil", "distilling")])
+def test_a_run_that_ends_within_a_stage_goes_on_from_its_last_step(tmp_path, monkeypatch, stage, module):
+    """Not from the stage's beginning: mask and distillation keep their optimizer, last batch and generator."""
+    monkeypatch.setattr(resuming, "PERIOD", 0.0)
+    loops = importlib.import_module(f"netclone.{module}")
+    original, steps = loops.step, []
+
+    def counted(*arguments, **options):
+        steps.append(stage)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loops, "step", counted)
+    options = {"method": "local", "distill_steps": 12, "epochs": 1, "at": "layer3"}
+    want = cloned(**options)
+    in_all, path = len(steps), tmp_path / "x.part"
+
+    def ended(what, done, total):
+        if what == stage and done == 7:
+            raise Gone
+
+    with pytest.raises(Gone):
+        cloned(path, progress=ended, **options)
+    steps.clear()
+    told = []
+    assert same(cloned(path, progress=lambda what, done, total: told.append((what, done)), **options), want)
+    assert len(steps) == in_all - 7
+    assert (stage, 7) not in told and (stage, 8) in told
+
+
+def test_a_stage_that_is_done_keeps_nothing_of_its_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "PERIOD", 0.0)
+    findings = Findings(tmp_path / "x.part")
+    findings.open("key")
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([weight])
+    findings.unfinished("mask").keep(1, [weight], optimizer, torch.Generator(), (weight, weight))
+    assert findings.stages == ("mask, unfinished",)
+    findings.keep("mask", {"one": torch.ones(1)})
+    again = Findings(tmp_path / "x.part")
+    again.open("key")
+    assert findings.stages == again.stages == ("mask",)
+    assert Findings().unfinished("mask") is None
+
+
+def test_an_unfinished_stage_is_written_now_and_then(tmp_path, monkeypatch):
+    """Writing takes time and room: not at every step."""
+    clock = [0.0]
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: clock[0])
+    findings = Findings(tmp_path / "x.part")
+    unfinished, weight = findings.unfinished("mask"), torch.ones(3)
+    optimizer, written = torch.optim.SGD([weight]), []
+    monkeypatch.setattr(Findings, "keep", lambda self, name, tensors, steps: written.append(steps))
+    for steps in range(1, 31):
+        clock[0] += 1
+        unfinished.keep(steps, [weight], optimizer, torch.Generator(), (weight, weight))
+    assert written == [10, 20, 30]
+
+
+@pytest.mark.parametrize("function", ["version", "code_digest"])
+def test_what_another_version_found_is_not_used(tmp_path, monkeypatch, function):
+    path, seen = tmp_path / "x.part", []
+
+    def ended(what, done, total):
+        seen.append(what)
+        if what == "refit":
+            raise Gone
+
+    for _ in range(2):
+        seen.clear()
+        with pytest.raises(Gone):
+            cloned(path, progress=ended)
+    assert "localize" not in seen
+    monkeypatch.setattr(cloning, function, lambda name: "another")
+    with pytest.raises(Gone):
+        cloned(path, progress=ended)
+    assert "localize" in seen
+
+
+def test_a_resumed_run_says_what_it_goes_on_from(tmp_path):
+    path, said = tmp_path / "x.part", []
+    first = Findings(path, resumed=said.append)
+    first.open("key")
+    first.keep("mask", {})
+    assert said == []
+    Findings(path, resumed=said.append).open("another key")
+    assert said == []
+    Findings(path, resumed=said.append).open("key")
+    assert said == [("mask",)]

@@ -80,6 +80,8 @@ class Telling:
 def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[Telling]:
     """Show warnings and errors in a line each and leave with 1, or with 130 when interrupted.
 
+    An interrupt that has a message says what is kept.
+
     With ``netclone --debug`` an error is raised as it is.
     """
     errors, telling = Console(stderr=True), Telling()
@@ -89,8 +91,9 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
             yield telling
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except KeyboardInterrupt:
-            errors.print(f"[red]{interrupted}[/red]", soft_wrap=True)
+        except KeyboardInterrupt as stop:
+            text = f"Interrupted: {stop}" if str(stop) else interrupted
+            errors.print(f"[red]{escape(text)}[/red]", soft_wrap=True, highlight=False)
             raise typer.Exit(130) from None
         except Exception as error:
             if _DEBUG.get():

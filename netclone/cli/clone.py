@@ -68,7 +68,7 @@ def clone(
     as_json: Json = False,
 ) -> None:
     """Write a clone."""
-    with reported("Interrupted: the same command goes on from what was found.") as telling:
+    with reported() as telling:
         from netclone import deploying, sharing  # slow to import, and not needed to show help
 
         options: dict[str, Any] = {
