@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from netclone.errors import OutputError, TraceError, first_line
+from netclone.graph.isolation import isolated
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _MODES = {  # operators that run a part of the model under a mode, and which of their arguments the part is
@@ -180,7 +181,7 @@ def _program(
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     while True:
         tapped = _Tapped(copied(model).eval(), overwritten)
-        with _refusals(model), warnings.catch_warnings():
+        with _refusals(model), isolated(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             with _ByShape():
                 program = torch.export.export(

@@ -17,6 +17,7 @@ from netclone.describing import describe, described
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
 from netclone.exporting import copied
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
+from netclone.graph.isolation import isolated
 
 INPUT = "input"
 """The position before everything: a clone there reads the images and is the whole slim source."""
@@ -113,7 +114,9 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             with torch.no_grad():
                 want = copied(model).eval()(example.clone())
             working = copied(model).eval()
-            traced = fx.GraphModule(working, tracer.trace(working), type(model).__name__)
+            with isolated():
+                graph = tracer.trace(working)
+            traced = fx.GraphModule(working, graph, type(model).__name__)
             _restore_tensors(traced, model)
             with torch.no_grad():
                 got = _Shapes(traced).run(example.clone())

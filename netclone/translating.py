@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, TraceError, first_line
 from netclone.evaluating import predict
+from netclone.graph.isolation import isolated
 from netclone.tracing import example_input
 from netclone.writing import check_place, write_file
 
@@ -179,6 +180,6 @@ def _compared(model: nn.Module, example: Tensor, run: Run | None, kind: str) -> 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters warn of what they do inside; what counts, that the file computes the same, is checked."""
-    with warnings.catch_warnings():
+    with isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

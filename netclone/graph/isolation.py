@@ -1,0 +1,136 @@
+"""isolated(): capture a model while other threads run theirs; the one file that replaces parts of torch.
+
+torch traces by replacing ``nn.Module.__call__`` and ``nn.Module.__getattr__`` for the whole process, says to all
+threads that they are being compiled, and switches off oneDNN for all of them, which moves their bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.export._trace
+import torch.fx._symbolic_trace as symbolic
+from torch import Tensor, nn
+
+_ONE_CAPTURE = threading.RLock()
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Wait for other captures; inside, what torch replaces to trace acts in this thread only, and is put back after.
+
+    Captures by netclone wait for each other. One that torch does by itself in another thread (``torch.compile``,
+    ``torch.fx.symbolic_trace``) does not wait.
+
+    Examples
+    --------
+    >>> with isolated():
+    ...     graph = torch.fx.symbolic_trace(nn.ReLU())
+    """
+    with _ONE_CAPTURE, contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch._C, "_select_conv_backend", _convolutions_without_onednn()))
+        for owner, name, replacement in _REPLACED:
+            if not hasattr(owner, name):
+                continue  # this torch has no such part, and so nothing to replace
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        yield
+
+
+class _PatcherOfOneThread(symbolic._Patcher):
+    """What replaces functions and methods while torch traces; other threads get what was there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def patch(
+        self, frame_dict: dict[str, Any], name: str, new_fn: Callable[..., Any], deduplicate: bool = True
+    ) -> None:
+        """Replace a function of a module."""
+        before = frame_dict[name] if name in frame_dict else getattr(symbolic.builtins, name)
+        super().patch(frame_dict, name, self._only_here(new_fn, before), deduplicate)
+
+    def patch_method(self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True) -> None:
+        """Replace a method of a class."""
+        super().patch_method(cls, name, self._only_here(new_fn, getattr(cls, name)), deduplicate)
+
+    def _only_here(self, new: Callable[..., Any], before: Callable[..., Any]) -> Callable[..., Any]:
+        thread, current = self._thread, threading.get_ident
+
+        @functools.wraps(before)
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            return new(*args, **kwargs) if current() == thread else before(*args, **kwargs)
+
+        return chosen
+
+
+class _TrueInOneThread(int):
+    """A flag that is true in the thread that made it."""
+
+    def __new__(cls) -> _TrueInOneThread:
+        flag = super().__new__(cls, 1)
+        flag.thread = threading.get_ident()
+        return flag
+
+    thread: int
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self.thread
+
+
+@contextlib.contextmanager
+def _compiling_in_one_thread() -> Iterator[None]:
+    """``torch.compiler.is_compiling()`` and ``is_exporting()`` are true here; modules choose other kernels by them."""
+    flag = _TrueInOneThread()
+    with (
+        mock.patch.object(torch.compiler, "_is_compiling_flag", flag),
+        mock.patch.object(torch.compiler, "_is_exporting_flag", flag),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """In place of switching oneDNN and NNPACK off too, without which threads on the CPU compute other bits."""
+    before = torch.backends.cudnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.set_flags(*before)
+
+
+def _convolutions_without_onednn() -> Callable[..., Any]:
+    """What torch asks which kernel a convolution will take; oneDNN's answer would fix the batch size of an export."""
+    thread, asked = threading.get_ident(), torch._C._select_conv_backend
+
+    @functools.wraps(asked)
+    def chosen(source: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread or weight.device.type != "cpu":
+            return asked(source, weight, *args, **kwargs)
+        return torch._C._ConvBackend.Slow2d if weight.dim() == 4 else torch._C._ConvBackend.Slow3d
+
+    return chosen
+
+
+class _NoHook:
+    def remove(self) -> None:
+        """There is nothing to remove."""
+
+
+def _no_hook(root: nn.Module, assigned: dict[str, str]) -> _NoHook:
+    """In place of a hook that every module of the process calls, for buffers of the exported root: it has none."""
+    return _NoHook()
+
+
+_REPLACED: tuple[tuple[Any, str, Any], ...] = (
+    (symbolic, "_Patcher", _PatcherOfOneThread),
+    (torch.export._trace, "_compiling_state_context", _compiling_in_one_thread),
+    (torch.export._trace, "_ignore_backend_decomps", _without_cudnn),
+    (torch.export._trace, "register_buffer_assignment_hook", _no_hook),
+)
