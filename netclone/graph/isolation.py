@@ -113,7 +113,8 @@ def _convolutions_without_onednn() -> Callable[..., Any]:
     def chosen(source: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread or weight.device.type != "cpu":
             return asked(source, weight, *args, **kwargs)
-        return torch._C._ConvBackend.Slow2d if weight.dim() == 4 else torch._C._ConvBackend.Slow3d
+        backends = torch._C._ConvBackend  # type: ignore[attr-defined]
+        return backends.Slow2d if weight.dim() == 4 else backends.Slow3d
 
     return chosen
 
