@@ -5,6 +5,7 @@ from .errors import (
     AdapterError,
     ArchiveError,
     ArgumentError,
+    BitsError,
     CertificateError,
     CloneNameError,
     DataError,
@@ -29,6 +30,7 @@ from .localizing import localize
 from .masks import ChannelMask
 from .modules import Candidate, CloneModule, CloneSpec
 from .tracing import position, trace
+from .verifying import Difference, Verification, verify
 
 __version__: str
 
@@ -36,6 +38,7 @@ __all__ = [
     "AdapterError",
     "ArchiveError",
     "ArgumentError",
+    "BitsError",
     "Candidate",
     "CertificateError",
     "ChannelGroup",
@@ -46,6 +49,7 @@ __all__ = [
     "CloneSpec",
     "Cost",
     "DataError",
+    "Difference",
     "FitError",
     "HubError",
     "LoadError",
@@ -58,6 +62,7 @@ __all__ = [
     "TraceError",
     "UncalibratedWarning",
     "Unprunable",
+    "Verification",
     "WeakDataWarning",
     "WorkerError",
     "channel_groups",
@@ -74,4 +79,5 @@ __all__ = [
     "remove",
     "save",
     "trace",
+    "verify",
 ]

@@ -74,7 +74,8 @@ class Bundle:
         network = build(self.architecture, checked_options(self.options), self.tensors).eval()
         prepared_as(network, self.config)
         for packed in self.clones:
-            network = inject(network, packed.module(), packed.at, name=packed.name)
+            last = packed is self.clones[-1]  # all of them are compared with the target's own graph at once
+            network = inject(network, packed.module(), packed.at, name=packed.name, check=last)
         return network
 
     def without(self, name: str | None) -> Bundle:

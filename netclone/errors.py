@@ -59,6 +59,10 @@ class CertificateError(NetcloneError, ArithmeticError):
     """The slim network does not equal the masked one: a fault of netclone, never to be ignored."""
 
 
+class BitsError(NetcloneError, ArithmeticError):
+    """Old logits of a grafted network are not the target's to the bit."""
+
+
 class ArchiveError(NetcloneError, ValueError):
     """A file cannot be written, is no intact netclone archive, or asks for what an archive may not contain."""
 

@@ -28,6 +28,7 @@ from netclone.errors import AdapterError, ArgumentError, CloneNameError, Positio
 from netclone.graph.holding import hold
 from netclone.modules import CloneModule, CloneSpec
 from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
+from netclone.verifying import check_bits
 
 _RECORD = "netclone_clones"  # key in GraphModule.meta of a grafted graph
 _BRANCH = "netclone_branch"  # key in Node.meta of every node that is not the target's own
@@ -106,6 +107,7 @@ def inject(
     name: str | None = None,
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
+    check: bool = True,
 ) -> fx.GraphModule:
     """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
 
@@ -132,6 +134,9 @@ def inject(
     example_inputs
         One batch ``(N, C, H, W)`` to trace a plain module with; may be left out where the clone or the model says the
         size of its images.
+    check
+        Whether to compare the old logits with those of ``target``, bit by bit, on example inputs: with gradients, under
+        ``no_grad`` and in ``inference_mode``, for batches of one and of two. :func:`verify` does it in more modes.
 
     Returns
     -------
@@ -149,6 +154,8 @@ def inject(
         If ``module`` is no clone, or is on another device or in another dtype than ``target``.
     OutputError
         If the target does not return one tensor of logits.
+    BitsError
+        If old logits are not the target's, with the mode and the first node that differs.
 
     Examples
     --------
@@ -185,6 +192,8 @@ def inject(
     grafted = _copy(traced, GraftedModule, None if own else _shared(traced, record.names) if share_parameters else {})
     grafted.add_module(name, copy.deepcopy(module))
     _write(grafted, traced.graph, replace(record, branches=(*record.branches, branch)))
+    if check:
+        check_bits(grafted, target, traced.meta[FACTS]["example"])
     return grafted
 
 
