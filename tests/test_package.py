@@ -30,6 +30,7 @@ ON_TOP = {
     "inspecting",
     "deploying",
     "publishing",
+    "workflows",
     "__main__",
     "__init__",
 }

@@ -4,7 +4,7 @@
 from netclone.cli.application import app
 from netclone.cli import clone, inject, remove
 from netclone.cli import inspect, evaluate, report
-from netclone.cli import export, push, pull
+from netclone.cli import verify, export, push, pull
 from netclone.cli import demo, bench, zoo
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "push",
     "remove",
     "report",
+    "verify",
     "zoo",
 ]

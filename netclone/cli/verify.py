@@ -1,0 +1,61 @@
+"""netclone verify."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from netclone.cli.application import SHIP, Json, Model, Split, app, print_json, reported
+
+if TYPE_CHECKING:
+    from netclone.verifying import Verification
+
+
+@app.command(
+    rich_help_panel=SHIP,
+    help="Compare the old logits of a grafted network with its target's, bit by bit, as they will be called.\n\n"
+    "Plainly, under no_grad and in inference_mode, in float32, bfloat16 and float16, with channels last, for batches "
+    "of 1 to 9, on one and two threads. Leaves with 1 if any bit differs, and names the mode and the node.",
+    epilog="Example: netclone verify grafted.safetensors --target timm/resnet18@birds.safetensors --data pictures",
+)
+def verify(
+    grafted: Model,
+    target: Annotated[str, typer.Option(help="The network it was grafted onto, named as models are.")],
+    data: Annotated[
+        str | None, typer.Option(help="Pictures to compare on: a folder for each class. None: noise.")
+    ] = None,
+    split: Split = "validation",
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Every combination of modes: 324 instead of 75.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what was compared."""
+    with reported():
+        from netclone.workflows import verifying  # slow to import, and not needed to show help
+
+        found = verifying.verify(grafted, target, data, split=split, thorough=thorough)
+        if as_json:
+            print_json({"passed": found.passed, **asdict(found)})
+        else:
+            _print(found, Console())
+        if not found.passed:
+            raise typer.Exit(1)
+
+
+def _print(found: Verification, console: Console) -> None:
+    if found.different:
+        table = Table("mode", "first node that differs", "seen", title="Old logits differ", title_justify="left")
+        for difference in found.different:
+            table.add_row(str(difference.mode), escape(difference.node or "not known"), escape(difference.seen))
+        console.print(table)
+    for reason, count in Counter(reason for _, reason in found.unsupported).items():
+        console.print(f"In {count} modes the target itself fails: {escape(reason)}", highlight=False)
+    compared = len(found.equal) + len(found.different)
+    console.print(f"Old logits are the target's bits in {len(found.equal)} of {compared} modes.", highlight=False)

@@ -1,0 +1,54 @@
+"""verify(grafted, target, data): a named grafted network against the target it should hold, in all modes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from netclone.loading import load_model
+from netclone.preparing import preparation
+from netclone.reading import read
+from netclone.tracing import example_input
+from netclone.verifying import Verification
+from netclone.verifying import verify as compare
+
+MOST = 9
+"""Pictures that are looked at, the size of the largest batch."""
+
+
+def verify(
+    grafted: str, target: str, data: str | None = None, *, split: str = "validation", thorough: bool = False
+) -> Verification:
+    """Compare a grafted network's old logits with its target's, on pictures or on noise.
+
+    Parameters
+    ----------
+    grafted, target
+        As for :func:`netclone.load_model`.
+    data
+        As for :func:`netclone.reading.read`; None: noise of the size that the target takes.
+    split
+        Which part of the data, where there are several.
+    thorough
+        As for :func:`netclone.verify`.
+
+    Raises
+    ------
+    NetcloneError
+        As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.verify`.
+    """
+    network, reference = load_model(grafted), load_model(target)
+    return compare(network, reference, _images(reference, data, split), thorough=thorough)
+
+
+def _images(target: nn.Module, data: str | None, split: str) -> torch.Tensor:
+    given = preparation(target)
+    if data is None:
+        cfg = getattr(target, "pretrained_cfg", None)
+        return example_input(target, None if cfg else torch.zeros(MOST, *given.size).normal_(generator=_seeded()))
+    images, _ = next(iter(read(data, given.transform(), split, "data", MOST)))
+    return images
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
