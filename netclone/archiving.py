@@ -1,8 +1,8 @@
 """Clones in files: one ``.safetensors`` file with tensors, the graph as data, and what is known about the clone.
 
-A file may come from anyone. It names nothing that is imported: the graph is rebuilt from the operators netclone knows
-(:data:`netclone.oprules.OPERATORS`), under names checked to be identifiers before fx writes code with them, and is run
-on shapes alone before a tensor is made.
+A file may come from anyone. It names nothing that is imported: the graph is rebuilt from pure operators
+(:mod:`netclone.graph.purity`), under names checked to be identifiers before fx writes code with them, and is run on
+shapes alone, at several batch sizes and within a budget, before a tensor is made (:mod:`netclone.graph.dry_run`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError
+from netclone.graph.dry_run import dry_run
 from netclone.graphdata import (
-    check_by_running,
     check_keys,
     check_list,
     check_shape,
@@ -86,7 +86,7 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     module
-        The clone. Operators outside ``netclone.oprules.OPERATORS`` are refused, by node name.
+        The clone. Operators outside :mod:`netclone.graph.purity` are refused, by node name.
     path
         Where to write; its folder has to exist.
 
@@ -288,12 +288,8 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, An
     if unread := {entry.name for entry in tensors} - {node.target for node in graph.nodes}:
         raise ArchiveError(f"tensor {shown(min(unread))} is not read by the graph")
     dtype = _input_dtype(tensors)
-    inputs = [
-        torch.empty((_BATCH, *shape), dtype=dtype, device="meta")
-        for shape in (spec.input_shape, spec.feature_shape)
-        if shape is not None
-    ]
-    check_by_running(graph, {entry.name: _on_meta(entry) for entry in tensors}, inputs, (_BATCH, len(spec.classes)))
+    shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
+    dry_run(graph, {entry.name: _on_meta(entry) for entry in tensors}, shapes, dtype, len(spec.classes))
     return ArchiveHeader(version, spec, graph, tensors, sha256), data
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import keyword
 import math
 import re
-import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError
-from netclone.exporting import lstm_by_shape
-from netclone.oprules import OPERATORS, operator_name
-
-MAX_ELEMENTS = 2**31
-"""Most elements one tensor may have, stored or computed from a batch of two."""
+from netclone.graph.dry_run import MAX_ELEMENTS
+from netclone.graph.purity import find_operator
+from netclone.graph.signatures import MAX_ITEMS
+from netclone.oprules import operator_name
 
 _MAX_INTEGER = 2**63 - 1  # also how a slice says "to the end"
-_MAX_ITEMS = 1024  # in one list of a node's arguments, and in one list of tensors an operator returns
 _MAX_DEPTH = 8
 _MAX_AXES = 64
-_MAX_SECONDS = 30.0  # of a run on shapes; the largest networks take two
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _FIELDS = ("op", "name", "target", "args", "kwargs")
 _MODULE_NAMES = frozenset(dir(nn.Module()))
@@ -142,10 +137,11 @@ def unsavable(graph: fx.Graph) -> list[str]:
     --------
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
-    >>> _ = graph.output(graph.call_function(torch.ops.aten.fft_fft.default, (graph.call_function(torch.relu, (x,)),)))
+    >>> y = graph.call_function(torch.relu, (x,))
+    >>> _ = graph.output(graph.call_function(torch.ops.aten.bernoulli.default, (y,)))
     >>> [reason.partition(";")[0] for reason in unsavable(graph)]  # doctest: +NORMALIZE_WHITESPACE
-    ["node 'relu': operator 'torch.relu' is not on the allow-list",
-     "node 'fft_fft_default': operator 'aten.fft_fft.default' is not on the allow-list"]
+    ["node 'relu': operator 'torch.relu' is not on the allow-list of pure operators",
+     "node 'bernoulli_default': operator 'aten.bernoulli.default' is not on the allow-list of pure operators"]
     """
     reasons = []
     for node in graph.nodes:
@@ -161,10 +157,10 @@ def _node_to_data(node: fx.Node) -> dict[str, Any]:
     target = node.target
     if node.op == "call_function":
         target = operator_name(target)
-        if OPERATORS.get(target) is not node.target:
+        if find_operator(target) is not node.target:
             raise ArchiveError(
-                f"{where}: operator {shown(target)} is not on the allow-list; express it in operators of "
-                f"netclone.oprules.OPERATORS, or cut the source after it"
+                f"{where}: operator {shown(target)} is not on the allow-list of pure operators; express it in others, "
+                "or cut the source after it"
             )
     elif node.op not in ("placeholder", "get_attr", "output"):
         raise ArchiveError(
@@ -222,9 +218,10 @@ def graph_from_data(data: object, tensors: Collection[str], max_nodes: int) -> f
             for key, value in check_keys(item["kwargs"], list(item["kwargs"]), where).items()
         }
         if op == "call_function":
-            if not isinstance(target, str) or target not in OPERATORS:
+            called = find_operator(target)
+            if called is None:
                 raise ArchiveError(f"{where}: operator {shown(target)} is not on the allow-list")
-            target = OPERATORS[target]
+            target = called
         elif kwargs or len(args) != (op == "output") or not all(isinstance(value, fx.Node) for value in args):
             raise ArchiveError(f"{where}: a {shown(op)} takes {'one node' if op == 'output' else 'no arguments'}")
         elif op == "placeholder":
@@ -253,8 +250,8 @@ def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, d
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, list):
-        if len(value) > _MAX_ITEMS:
-            raise ArchiveError(f"{where}: a list of {len(value)} arguments, the limit is {_MAX_ITEMS}")
+        if len(value) > MAX_ITEMS:
+            raise ArchiveError(f"{where}: a list of {len(value)} arguments, the limit is {MAX_ITEMS}")
         return [_literal_from_data(item, made, where, depth + 1) for item in value]
     if isinstance(value, dict) and len(value) == 1:
         [(tag, content)] = value.items()
@@ -267,90 +264,3 @@ def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, d
         if isinstance(content, str) and content in _LITERALS.get(tag, ()):
             return _LITERALS[tag][content]
     raise ArchiveError(f"{where}: {shown(value)} is no literal an archive holds")
-
-
-def check_by_running(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor], output_shape: Sequence[int]
-) -> None:
-    """Run the graph on the meta device, where nothing is allocated, and require the output's shape.
-
-    Raises
-    ------
-    ArchiveError
-        If an operator refuses its arguments, a tensor on the way would be too large, or the output is another.
-    """
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(placeholders) != len(inputs):
-        raise ArchiveError(f"graph: {len(placeholders)} placeholders, the spec describes {len(inputs)} inputs")
-    values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
-    pieces_left = 4 * len(graph.nodes) + 4 * _MAX_ITEMS
-    deadline = time.monotonic() + _MAX_SECONDS
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for node in graph.nodes:
-            if time.monotonic() > deadline:
-                raise ArchiveError(f"node '{node.name}': checking the graph takes more than {_MAX_SECONDS:.0f} seconds")
-            if node.op == "get_attr":
-                values[node] = tensors[node.target]
-            elif node.op == "call_function":
-                args = fx.map_arg(node.args, values.__getitem__)
-                kwargs = dict(fx.map_arg(node.kwargs, values.__getitem__))
-                values[node] = _call_on_meta(node, args, kwargs)
-                if isinstance(values[node], (list, tuple)):
-                    pieces_left -= len(values[node])
-                if pieces_left < 0:
-                    raise ArchiveError(f"node '{node.name}': the graph takes tensors into too many pieces")
-            elif node.op == "output":
-                result = values[node.args[0]]
-                seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                if seen != tuple(output_shape):
-                    raise ArchiveError(f"graph: the output is {seen}, the classes ask for {tuple(output_shape)}")
-
-
-def _call_on_meta(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    where = f"node '{node.name}' ({operator_name(node.target)})"
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        names = [argument.name for argument in target._schema.arguments]
-        if any(str(returned.type).startswith("List") for returned in target._schema.returns):
-            _check_pieces(dict(zip(names, args, strict=False)) | kwargs, where)
-        if "device" in names:  # left alone, a factory would allocate on the CPU
-            index, meta = names.index("device"), torch.device("meta")
-            args = tuple(meta if position == index else value for position, value in enumerate(args))
-            kwargs = kwargs if index < len(args) else kwargs | {"device": meta}
-    elif target is OPERATORS["operator.getitem"]:
-        if not isinstance(args[0], (Tensor, list, tuple)):
-            raise ArchiveError(f"{where}: cannot index {shown(args[0])}")
-    elif kwargs or not all(isinstance(value, (Tensor, int, float)) for value in args):
-        raise ArchiveError(f"{where}: takes numbers, got {shown(args)}")
-    try:
-        value = lstm_by_shape(*args, **kwargs) if target is torch.ops.aten.lstm.input else target(*args, **kwargs)
-    except Exception as error:
-        for sizes in (value for value in (*args, *kwargs.values()) if isinstance(value, (list, tuple))):
-            if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > MAX_ELEMENTS:
-                raise ArchiveError(f"{where}: shape {shown(sizes)} is too large") from error
-        raise ArchiveError(f"{where} does not accept its arguments: {shown(error)}") from error
-    for item in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(item, Tensor) and (item.numel() > MAX_ELEMENTS or item.dim() > _MAX_AXES):
-            raise ArchiveError(
-                f"{where}: shape {shown(tuple(item.shape))} is too large, the limit is {MAX_ELEMENTS} elements"
-            )
-        if isinstance(item, int) and abs(item) > _MAX_INTEGER:
-            raise ArchiveError(f"{where}: the size it computes is too large")
-    return value
-
-
-def _check_pieces(arguments: Mapping[str, Any], where: str) -> None:
-    """Count the tensors an operator would return before it makes them."""
-    tensor, dim = arguments.get("self"), arguments.get("dim", 0)
-    if not isinstance(tensor, Tensor) or not isinstance(dim, int) or not -tensor.dim() <= dim < tensor.dim():
-        return  # takes a list of tensors, of which there are few; or fails
-    sections = next((value for name, value in arguments.items() if name not in ("self", "dim")), 1)
-    if isinstance(sections, (list, tuple)):
-        pieces = len(sections)
-    elif "chunks" in arguments or "sections" in arguments:
-        pieces = sections
-    else:
-        pieces = -(-tensor.shape[dim] // max(1, sections))
-    if pieces > _MAX_ITEMS:
-        raise ArchiveError(f"{where}: would take the tensor into {pieces} pieces, the limit is {_MAX_ITEMS}")

@@ -28,11 +28,12 @@ def test_a_graph_of_known_operators_can_be_saved():
 
 
 def test_every_node_that_cannot_be_saved_is_said_and_is_what_save_refuses(tmp_path):
-    groups = channel_groups(Between(lambda y: torch.fft.ifft(torch.fft.fft(y)).real).eval(), torch.randn(2, 6))
+    model = Between(lambda y: torch.special.airy_ai(torch.special.airy_ai(y))).eval()
+    groups = channel_groups(model, torch.randn(2, 6))
     reasons = unsavable(groups.graph_module.graph)
-    assert [reason.split("'")[1] for reason in reasons[:2]] == ["fft_fft", "fft_ifft"]
+    assert [reason.split("'")[1] for reason in reasons[:2]] == ["special_airy_ai", "special_airy_ai_1"]
     module = netclone.extract(groups, netclone.localize(groups, method="magnitude", keep=0.5))
-    with pytest.raises(netclone.ArchiveError, match="fft_fft"):
+    with pytest.raises(netclone.ArchiveError, match="special_airy_ai"):
         netclone.save(module, tmp_path / "clone.safetensors")
 
 

@@ -165,7 +165,7 @@ def may_be_archived(function: Any) -> bool:
         return False
     if any(tag in function.tags for tag in _UNFIT) and packet not in _BY_ARGUMENTS:
         return False
-    if not all(type_of(argument)[0] in _TYPES or argument.name == "generator" for argument in arguments):
+    if not all(type_of(argument)[0] in _TYPES or type_of(argument)[0] == "Generator" for argument in arguments):
         return False
     if name in _SIZES:
         return True
