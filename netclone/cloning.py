@@ -27,6 +27,7 @@ from netclone.data import (
     check_keep,
     check_names,
     check_number,
+    check_taken,
     gather,
     in_batches,
 )
@@ -96,8 +97,11 @@ def clone(
     source, target
         Modules or traced graphs. Clones that the target holds already play no part: each reads the target alone.
     data
-        The clone set: iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space.
-        Samples of other classes are ignored.
+        The clone set: images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space, as batches
+        ``(images, labels)`` from a ``DataLoader`` or any other iterable, as a ``Dataset`` of samples, as such samples
+        one by one, or as one pair. A pair may be a dictionary with ``"pixel_values"`` (or ``"images"``, ``"image"``)
+        and ``"labels"`` (or ``"label"``); arrays may be numpy's, labels one-hot. Read once, so it has to end. Samples
+        of other classes are ignored.
     classes
         Source classes to clone; the new columns come in this order.
     target_data
@@ -183,6 +187,9 @@ def clone(
     new = gather(data, "data")
     old = None if target_data is None else gather(target_data, "target_data")
     _check_same_images(new, old)
+    for model, role in ((source, "source"), (target, "target")):
+        if isinstance(model, nn.Module):
+            check_taken(model, new.images[:2], "data", role)
     if not old:
         warnings.warn(
             "clone: no target_data, so new-class logits are calibrated by the source's own odds (or a threshold on the "
@@ -210,6 +217,8 @@ def clone(
         task = _Task.of(
             target, groups, new, old, chosen, validation, batch_size, epochs, left_out, seed, workers, precision
         )
+        if old is not None:
+            check_agreement(task.logits[: len(old)], old, sorted(set(old.labels.tolist())), "target")
         _check_source(groups, chosen)
         plan = _planned(task, at, source_at)
         share = keep

@@ -1,22 +1,27 @@
-"""Data and labels as netclone takes them: iterables of ``(images, labels)``, gathered and checked once."""
+"""Samples: images and labels gathered from data as they come, and what they are checked for."""
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from netclone.errors import ArgumentError, DataError, WeakDataWarning
+from netclone.capturing import deterministic
+from netclone.errors import ArgumentError, DataError, NetcloneError, WeakDataWarning, first_line
+from netclone.exporting import copied
+from netclone.learning.batches import Data, batches, format_of
 from netclone.sharing import ALONE, Workers
 
 OLD_WEIGHT = 2.5  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
 MOST_IMBALANCE = 100  # samples of the most frequent class to one of the rarest, from which on a warning is given
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Data
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Samples:
     @property
     def format(self) -> str:
         """Shape of an image, dtype and device, in words."""
-        return _format(self.images)
+        return format_of(self.images)
 
     def check_labels(self, count: int, model: str) -> None:
         """Refuse labels outside the model's classes."""
@@ -45,11 +50,11 @@ class Samples:
             )
 
     def check_images(self, example: Tensor, model: str) -> None:
-        """Refuse images of another shape or dtype than those a model was traced with."""
-        if self.images.shape[1:] != example.shape[1:] or self.images.dtype != example.dtype:
+        """Refuse images of another shape or dtype, or elsewhere, than those a model was traced with."""
+        if self.format != format_of(example):
             raise DataError(
-                f"{self.what}: images are {tuple(self.images.shape[1:])} {self.images.dtype}, the {model} takes "
-                f"{tuple(example.shape[1:])} {example.dtype}; give them as the {model} takes them"
+                f"{self.what}: images are {self.format}, the {model} takes {format_of(example)}; give them as the "
+                f"{model} takes them"
             )
 
     def of_classes(self, classes: Sequence[int]) -> Samples:
@@ -70,14 +75,14 @@ def gather(data: Batches, what: str = "data") -> Samples:
     Raises
     ------
     DataError
-        If there is no sample, images and labels do not match, labels are not integers, or a value is not finite.
+        As :func:`netclone.learning.batches.batches`.
 
     Examples
     --------
     >>> gather([(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]).images.shape
     torch.Size([2, 3, 8, 8])
     """
-    images, labels = zip(*_checked(data, what), strict=True)
+    images, labels = zip(*batches(data, what), strict=True)
     return Samples(torch.cat(images), torch.cat(labels), what)
 
 
@@ -97,7 +102,7 @@ def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    for image, label in _checked(data, what):
+    for image, label in batches(data, what):
         images.append(image)
         labels.append(label)
         if sum(map(len, labels)) >= rows:
@@ -108,42 +113,6 @@ def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
             images, labels = [whole[full:].clone()], [known[full:].clone()]
     if sum(map(len, labels)):
         yield Samples(torch.cat(images), torch.cat(labels), what)
-
-
-def _checked(data: Batches, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches one by one; raises at the first that is none, and at the end if there was no sample."""
-    if not isinstance(data, Iterable):
-        raise DataError(f"{what}: got {type(data).__name__}; expected an iterable of batches (images, labels)")
-    first, count = "", 0
-    for number, batch in enumerate(data):
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
-            raise DataError(f"{what}: batch {number} is {type(batch).__name__}; expected a pair (images, labels)")
-        image = batch[0]
-        try:
-            label = torch.as_tensor(batch[1])
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{what}: labels of batch {number} are {type(batch[1]).__name__}; expected integer class indices"
-            ) from error
-        if image.dim() < 2 or label.dim() != 1 or len(image) != len(label):
-            raise DataError(
-                f"{what}: batch {number} has images {tuple(image.shape)} and labels {tuple(label.shape)}; expected "
-                "(N, ...) and (N,)"
-            )
-        if label.is_floating_point():
-            raise DataError(f"{what}: labels of batch {number} are {label.dtype}; expected integer class indices")
-        if image.is_floating_point() and not bool(torch.isfinite(image).all()):
-            bad = int((~torch.isfinite(image)).sum())
-            raise DataError(f"{what}: batch {number} holds {bad} values that are NaN or infinite; clean them first")
-        if number and _format(image) != first:
-            raise DataError(
-                f"{what}: batch {number} has images {_format(image)}, batch 0 has {first}; give all in one size and "
-                "dtype, on one device"
-            )
-        first, count = _format(image), count + len(image)
-        yield image.detach(), label.detach().to(image.device)
-    if count == 0:
-        raise DataError(f"{what}: empty; expected at least one batch of (images, labels)")
 
 
 def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:
@@ -181,19 +150,21 @@ def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:
         )
 
 
-def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) -> None:
-    """Warn if the source itself contradicts the labels of the clone set.
+def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int], model: str = "source") -> None:
+    """Warn if a model itself contradicts the labels: the source those of the clone set, or the target its own.
 
     That is when it predicts the label, out of all its classes, for less than half of the samples, and among ``classes``
-    alone does no better than half-way from chance to always right. A source that is unsure (untrained, say) is left
+    alone does no better than half-way from chance to always right. A model that is unsure (untrained, say) is left
     alone: it disagrees by chance.
 
     Parameters
     ----------
     logits
-        The source's, ``(N, source classes)``, for the same samples.
+        The model's, ``(N, its classes)``, for the same samples.
     samples, classes
-        The clone set, labels among ``classes``.
+        Labels are among ``classes``.
+    model
+        ``"source"`` or ``"target"``.
 
     Raises
     ------
@@ -208,8 +179,8 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) ->
     labels = samples.labels.to(logits.device)
     if broken := int((logits.isnan().any(1) | logits[:, list(classes)].isinf().any(1)).sum()):
         raise DataError(
-            f"{samples.what}: the source's logits are NaN or infinite on {broken} of {len(samples)} samples; nothing "
-            "can be learned from them: scale the images as the source was trained, or use another source"
+            f"{samples.what}: the {model}'s logits are NaN or infinite on {broken} of {len(samples)} samples; nothing "
+            f"can be learned from them: scale the images as the {model} was trained, or use another {model}"
         )
     columns = torch.tensor(range(logits.shape[1]) if len(classes) == 1 else tuple(classes), device=logits.device)
     confidence, among = logits[:, columns].double().softmax(1).max(1)
@@ -220,11 +191,61 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int]) ->
     if share >= 0.5 or share_among >= bar or float(confidence.mean()) < bar:
         return
     taken = "; ".join(f"{c} mostly for {int(predicted[labels == c].mode().values)}" for c in labels.unique().tolist())
-    _warn(
-        f"{samples.what}: the source's own prediction agrees with the labels on {share:.0%} of {len(samples)} samples "
-        f"(it takes class {taken}); the module learns what the source knows, so the cloned classes will be weak or "
-        "mixed up; give labels in the source's order, and images scaled as the source was trained"
+    follows = (
+        "the module learns what the source knows, so the cloned classes will be weak or mixed up"
+        if model == "source"
+        else "new logits are fitted against the old ones by these labels, and will be too high or too low"
     )
+    _warn(
+        f"{samples.what}: the {model}'s own prediction agrees with the labels on {share:.0%} of {len(samples)} samples "
+        f"(it takes class {taken}); {follows}; give labels in the {model}'s order, and images scaled as the {model} "
+        "was trained"
+    )
+
+
+@contextlib.contextmanager
+def taken_by(model: nn.Module, images: Tensor, what: str) -> Iterator[None]:
+    """Run a model on a caller's images; what its forward raises becomes a DataError that says what it was given.
+
+    Raises
+    ------
+    DataError
+        If the forward raises.
+
+    Examples
+    --------
+    >>> with taken_by(nn.Linear(4, 2), torch.zeros(2, 3), "data"):
+    ...     nn.Linear(4, 2)(torch.zeros(2, 3))
+    Traceback (most recent call last):
+        ...
+    netclone.errors.DataError: data: Linear does not take images (2, 3) torch.float32 on cpu: RuntimeError: mat1 and ...
+    """
+    try:
+        yield
+    except (NetcloneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a caller's forward may raise anything
+        weight = next((p for p in model.parameters() if p.is_floating_point()), images)
+        other = (weight.dtype, weight.device) != (images.dtype, images.device)
+        raise DataError(
+            f"{what}: {type(model).__name__} does not take images {tuple(images.shape)} {images.dtype} on "
+            f"{images.device}: {type(error).__name__}: {first_line(error)}"
+            + (f"; its parameters are {weight.dtype} on {weight.device}" if other else "")
+            + "; give images as the network takes them"
+        ) from error
+
+
+def check_taken(model: nn.Module, images: Tensor, what: str, role: str) -> None:
+    """Refuse images that a model's forward cannot take, by running a copy of it on them.
+
+    Raises
+    ------
+    DataError
+        If it raises.
+    """
+    given = images.clone()
+    with taken_by(model, given, f"{what}, for the {role}"), torch.no_grad(), deterministic():
+        copied(model).eval()(given)
 
 
 def in_batches(network: nn.Module, inputs: Tensor, batch_size: int, workers: Workers = ALONE) -> Tensor:
@@ -287,19 +308,19 @@ def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
-    """Refuse names that are not as many as the classes; none at all are well."""
+    """Refuse names that are not as many as the classes, no text, or given twice; none at all are well."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"class_names: got {names!r}; expected a sequence of texts, one per class")
     if names and len(names) != len(classes):
         raise ArgumentError(f"class_names: {len(names)} names for {len(classes)} classes; give one per class")
+    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise ArgumentError(f"class_names: {twice[0]!r} is given {list(names).count(twice[0])} times; name each once")
 
 
 def check_number(number: int, what: str, least: int) -> None:
     """Refuse what is no whole number, or too small a one."""
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")
-
-
-def _format(images: Tensor) -> str:
-    return f"{tuple(images.shape[1:])} {images.dtype} on {images.device}"
 
 
 def _says_nothing(images: Tensor) -> bool:

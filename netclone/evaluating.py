@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from netclone.archiving import save
 from netclone.capturing import deterministic
 from netclone.counting import MacCounter
-from netclone.data import Batches, Samples, check_number, streamed
+from netclone.data import Batches, Samples, check_number, streamed, taken_by
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.injecting import columns
 from netclone.modules import CloneModule
@@ -99,7 +99,8 @@ def evaluate(
     model
         Any classifier; evaluated in eval mode, its modes are restored.
     data
-        Iterable of ``(images, labels)``; labels are columns of the (grafted) model's output.
+        Batches ``(images, labels)``, a ``Dataset`` of samples, or one such pair, in any form that
+        :func:`netclone.clone` takes; labels are columns of the (grafted) model's output. Read once, so it has to end.
     old, new
         Which labels count as old and as new. By default the target's and the clones' columns of a grafted model; all
         are old for any other model. A label the model has no column for counts as wrong.
@@ -119,7 +120,7 @@ def evaluate(
     CloneNameError
         If there is no clone of that name, or a source but no name and several clones.
     DataError
-        If the data are empty, not finite, or a label is neither old nor new.
+        If the data are empty, not finite, none that the model takes, or a label is neither old nor new.
     OutputError
         If a model does not return logits ``(N, classes)``, or those given as reference are none.
 
@@ -138,11 +139,13 @@ def evaluate(
     added = sum(map(len, of_clones.values()))
     cloned = None if source is None else _cloned(model, of_clones, name)
     logits, labels, references, likeness = [], [], [], []
+    seen = 0
     for samples in streamed(data, batch_size * workers.count):
-        logits.append(predict(model, samples.images, batch_size, workers))
+        logits.append(predict(model, samples.images, batch_size, workers, first=seen))
         labels.append(samples.labels)
         if isinstance(reference, nn.Module):
-            references.append(predict(reference, samples.images, batch_size, workers))
+            references.append(predict(reference, samples.images, batch_size, workers, first=seen))
+        seen += len(samples)
         if source is not None and cloned is not None:
             likeness.append(_of_source(source, cloned, samples, batch_size, workers))
     given, known_labels = torch.cat(logits), torch.cat(labels)
@@ -227,20 +230,37 @@ def score(
     )
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE, *, first: int = 0
+) -> Tensor:
     """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
 
-    Several workers take whole batches, so that the result is the same to the bit.
+    Several workers take whole batches, so that the result is the same to the bit. The images are those from the
+    ``first`` one on of all that messages count.
+
+    Raises
+    ------
+    DataError, OutputError
+        If the model does not take the images, or gives no logits for them.
     """
     starts = range(0, len(images), batch_size)
     team = workers.team(len(starts))
     with _in_eval_mode(model):
-        parts = [model(images[i : i + batch_size]) for i in starts[team.own(len(starts))]]
-    if not isinstance(parts[0], Tensor) or parts[0].dim() != 2:
-        raise OutputError(
-            f"{type(model).__name__} returns {type(parts[0]).__name__}; expected one tensor (N, classes): wrap it"
-        )
+        parts = [_logits(model, images[i : i + batch_size], first + i) for i in starts[team.own(len(starts))]]
     return team.joined(torch.cat(parts))
+
+
+def _logits(model: nn.Module, images: Tensor, first: int) -> Tensor:
+    """What a model gives for a batch, the images from the ``first`` one on; refused unless it is logits."""
+    with taken_by(model, images, f"data, batch of images {first} to {first + len(images) - 1}"):
+        out = model(images)
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
+        shape = f" {tuple(out.shape)}" if isinstance(out, Tensor) else ""
+        raise OutputError(
+            f"{type(model).__name__} returns {type(out).__name__}{shape} for {len(images)} images; expected one tensor "
+            f"({len(images)}, classes): wrap it"
+        )
+    return out
 
 
 @contextlib.contextmanager

@@ -63,13 +63,15 @@ def extract(
         Fold BatchNorm into the convolutions before it: about a tenth faster, equal up to one rounding of the weights
         (the certificate is taken before).
     reconstruct
-        Batches ``(images, labels)`` on which the consumers of removed channels are refitted by least squares, layer
-        by layer, to what the full source computes. None: the paper's plain copy.
+        Images and labels, in any form that :func:`netclone.clone` takes, on which the consumers of removed channels are
+        refitted by least squares, layer by layer, to what the full source computes. None: the paper's plain copy.
 
     Raises
     ------
     MaskError
         If the mask was made for another model.
+    DataError
+        If the samples to refit on are empty, not finite, not as the source takes them, or labelled outside its classes.
     PositionError
         If ``at`` is unknown, is not one tensor, or the rest of the network goes round it.
     CertificateError
@@ -87,9 +89,13 @@ def extract(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3.
     """
     groups = channel_groups(source, example_inputs)
-    slimmed = slim_down(groups, mask, classes, refit=reconstruct is not None)
-    if reconstruct is not None:
-        slimmed.reconstruct(gather(reconstruct, "reconstruct"), at)
+    samples = None if reconstruct is None else gather(reconstruct, "reconstruct")
+    if samples is not None:
+        samples.check_images(groups.example, "source")
+        samples.check_labels(groups.outputs, "source")
+    slimmed = slim_down(groups, mask, classes, refit=samples is not None)
+    if samples is not None:
+        slimmed.reconstruct(samples, at)
     return slimmed.module(at, class_names=class_names, fold=fold_batch_norm)
 
 
@@ -125,7 +131,6 @@ class Slimmed:
 
     def reconstruct(self, samples: Samples, at: str | None, workers: Workers = ALONE) -> None:
         """Refit the consumers of removed channels by least squares, in place, behind a cut."""
-        samples.check_images(self.groups.example, "source")
         full = self.groups.graph_module
         new = Resizer(self.groups.labelling, self.removed)
         cut_node = None if at is None else position(full, at).name

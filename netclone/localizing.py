@@ -12,7 +12,17 @@ from torch.nn import functional as F
 from netclone.budgeting import Allocation, channel_share, check_budget, units_kept
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups, channel_groups
-from netclone.data import Batches, Samples, balance, check_classes, check_keep, check_number, gather, in_batches
+from netclone.data import (
+    Batches,
+    Samples,
+    balance,
+    check_classes,
+    check_keep,
+    check_number,
+    check_taken,
+    gather,
+    in_batches,
+)
 from netclone.errors import ArgumentError
 from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
@@ -55,8 +65,9 @@ def localize(
     source
         The network to clone from, a module or a traced graph, or the groups found in one (saves finding them again).
     data
-        Iterable of ``(images (N, C, H, W), labels (N,))``, labels in the source's label space. Needed by
-        ``"local"`` and ``"taylor"``. Samples of other classes show what the cloned ones must be told from.
+        Images ``(N, C, H, W)`` and labels ``(N,)``, in any form that :func:`netclone.clone` takes, labels in the
+        source's label space. Needed by ``"local"`` and ``"taylor"``. Samples of other classes show what the cloned ones
+        must be told from.
     classes
         The classes to clone; None: all the source has.
     method
@@ -116,6 +127,8 @@ def localize(
     samples = None if data is None else gather(data, what="data")
     if example_inputs is None and samples is not None:
         example_inputs = samples.images[:2]
+        if isinstance(source, nn.Module):
+            check_taken(source, example_inputs, "data", "source")
     groups = channel_groups(source, example_inputs)
     count = groups.outputs
     wanted = check_classes(classes, count)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
+from netclone.arguments import images_fault, not_finite
 from netclone.capturing import FACTS, capture, deterministic
 from netclone.describing import describe, described
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
@@ -270,7 +271,14 @@ def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | Non
         if len(example_inputs) != 1:
             raise ArgumentError(f"example_inputs: netclone takes models of one input, got {len(example_inputs)} inputs")
         example_inputs = example_inputs[0]
-    if isinstance(example_inputs, Tensor):
+    if example_inputs is not None:
+        if not isinstance(example_inputs, Tensor):
+            raise ArgumentError(
+                f"example_inputs: got {type(example_inputs).__name__}; expected one batch of images, a tensor such as "
+                "torch.randn(2, 3, 224, 224)"
+            )
+        if fault := images_fault(example_inputs, values=False) or not_finite(example_inputs):
+            raise ArgumentError(f"example_inputs: {fault}")
         if example_inputs.dim() < 2 or len(example_inputs) == 0:
             raise ArgumentError(f"example_inputs: expected a batch (N, ...), got shape {tuple(example_inputs.shape)}")
         few = example_inputs[:2].detach().clone()

@@ -44,20 +44,21 @@ NOT_FINITE[1, 0, 0, 0], NOT_FINITE[2, 0, 0, 0] = math.nan, math.inf
     [
         ([], "shirts: empty; expected at least one batch"),
         ([(IMAGES[:0], LABELS[:0])], "shirts: empty"),
-        ([(IMAGES, LABELS), (NOT_FINITE, LABELS)], "shirts: batch 1 holds 2 values that are NaN or infinite"),
+        (
+            [(IMAGES, LABELS), (NOT_FINITE, LABELS)],
+            "shirts: batch 1 holds 2 values that are NaN or infinite",
+        ),
         ([(IMAGES, LABELS[:3])], r"shirts: batch 0 has images \(5, 3, 2, 2\) and labels \(3,\); expected"),
         ([(IMAGES, LABELS.reshape(5, 1))], r"labels \(5, 1\); expected \(N, ...\) and \(N,\)"),
         ([(IMAGES, LABELS.double())], "labels of batch 0 are torch.float64; expected integer class indices"),
         ([IMAGES], r"batch 0 is Tensor; expected a pair \(images, labels\)"),
-        ((IMAGES, LABELS), "batch 0 is Tensor; expected a pair"),  # a batch instead of a list of batches
-        ([(IMAGES, LABELS, LABELS)], "batch 0 is tuple; expected a pair"),
-        ([(IMAGES.numpy(), LABELS)], "batch 0 is tuple; expected a pair"),
+        ([(IMAGES, LABELS, LABELS)], "batch 0 is tuple of 3; expected a pair"),
         ([(IMAGES, LABELS), (IMAGES[:, :1], LABELS)], r"shirts: batch 1 .*\(1, 2, 2\) torch.float32 on cpu"),
         (
             [(IMAGES, LABELS), (IMAGES.double(), LABELS)],
             "batch 1 .* torch.float64 on cpu, batch 0 .* one size",
         ),
-        ([(IMAGES, LABELS), (IMAGES.half(), LABELS)], "batch 1 .* torch.float16 on cpu, batch 0 .*, on one device"),
+        ([(IMAGES, LABELS), (IMAGES.half(), LABELS)], "batch 1 .* torch.float16 on cpu, batch 0 .* on one device"),
         ([(IMAGES, ["cat"] * 5)], "labels of batch 0 are list; expected integer class indices"),
         (None, "shirts: got NoneType; expected an iterable of batches"),
     ],

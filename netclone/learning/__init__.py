@@ -1,0 +1,1 @@
+"""Everything that is learned from samples, and the samples themselves."""
