@@ -37,6 +37,7 @@ from netclone.graphdata import (
     shown,
 )
 from netclone.modules import Candidate, CloneModule, CloneSpec
+from netclone.preparing import IMAGES, Preparation
 from netclone.writing import check_place, write_bytes
 
 FORMAT_VERSION = 1
@@ -465,7 +466,12 @@ def _candidate(value: object) -> Candidate:
     return Candidate(**_fields_from(value, _CANDIDATE, "candidate"))
 
 
-def _fields_from(value: object, readers: dict[str, Callable[[object], Any]], where: str) -> dict[str, Any]:
+def _fields_from(
+    value: object, readers: dict[str, Callable[[object], Any]], where: str, later: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The fields by name; those in ``later`` are younger than the format, and left out of older files."""
+    if isinstance(value, dict):
+        value = (later or {}) | value
     data = check_keys(value, list(readers), where)
     made = {}
     for name, read in readers.items():
@@ -474,6 +480,16 @@ def _fields_from(value: object, readers: dict[str, Callable[[object], Any]], whe
         except ValueError as error:
             raise ArchiveError(f"{where}.{name}: {error}") from error
     return made
+
+
+def _preparation(value: object) -> Preparation:
+    """How images are prepared: plain values, as a bundle may say them."""
+    data = check_keys(value, ["size", "mean", "std", "interpolation", "crop_pct", "crop_mode"], "target_preparation")
+    for name, item in data.items():
+        if not IMAGES["input_size" if name == "size" else name](item):
+            raise ArchiveError(f"{name} is {shown(item)}, which says nothing of how images are prepared")
+    made: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in data.items()}
+    return Preparation(**made)
 
 
 _CANDIDATE: dict[str, Callable[[object], Any]] = {
@@ -497,11 +513,13 @@ _SPEC: dict[str, Callable[[object], Any]] = {
     "kept": _items(_row(_text, _integer, _integer)),
     "scores": _items(_row(_text, float_from_data)),
     "search": _items(_candidate),
+    "target_digests": _items(_row(_text, _text)),
+    "target_preparation": _optional(_preparation),
 }
 
 
 def _spec_from(value: object) -> CloneSpec:
-    spec = CloneSpec(**_fields_from(value, _SPEC, "spec"))
+    spec = CloneSpec(**_fields_from(value, _SPEC, "spec", {"target_digests": [], "target_preparation": None}))
     if not spec.classes or len(spec.class_names) not in (0, len(spec.classes)):
         raise ArchiveError(f"spec: {len(spec.classes)} classes with {len(spec.class_names)} class names")
     return spec

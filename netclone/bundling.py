@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from netclone.archiving import from_bytes
 from netclone.errors import ArchiveError, CloneNameError
 from netclone.graphdata import check_keys, check_list, shown
-from netclone.injecting import inject
+from netclone.injecting import graft
 from netclone.modules import CloneModule
 from netclone.preparing import IMAGES, preparation, prepared_as
 from netclone.writing import write_file
@@ -75,7 +75,7 @@ class Bundle:
         prepared_as(network, self.config)
         for packed in self.clones:
             last = packed is self.clones[-1]  # all of them are compared with the target's own graph at once
-            network = inject(network, packed.module(), packed.at, name=packed.name, check=last)
+            network = graft(network, packed.module(), packed.at, name=packed.name, check=last)
         return network
 
     def without(self, name: str | None) -> Bundle:

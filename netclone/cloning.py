@@ -36,6 +36,7 @@ from netclone.distilling import distill
 from netclone.errors import ArchiveError, ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
 from netclone.extracting import Slimmed, classifier_rows, cut, features_node, slim_down
 from netclone.functionalizing import in_place_again
+from netclone.graph.numbers import numbers_digests
 from netclone.graphdata import unsavable
 from netclone.injecting import GraftedModule, clones, remove
 from netclone.localizing import check_method, localize
@@ -43,6 +44,7 @@ from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, passed_over, reason
+from netclone.preparing import said_preparation
 from netclone.resuming import Findings
 from netclone.runtime.identity import identity
 from netclone.sharing import ALONE, Workers, digest
@@ -676,6 +678,8 @@ def _finished(task: _Task, chosen: _Fit) -> CloneModule:
         feature_shape=tuple(task.logits.shape[1:]),
         target_input_shape=tuple(task.images.shape[1:]),
         target_fingerprint=fingerprint(task.target),
+        target_digests=numbers_digests(task.target),
+        target_preparation=said_preparation(task.target, tuple(task.images.shape[1:])),
     )
     return fitted.eval()
 

@@ -17,8 +17,7 @@ from netclone.capturing import FACTS
 from netclone.cloning import Progress, check_options
 from netclone.cloning import clone as netclone_clone
 from netclone.errors import ArchiveError, CloneNameError, LoadError, WorkerError
-from netclone.injecting import columns
-from netclone.injecting import inject as graft
+from netclone.injecting import columns, differences, graft, tell_mismatch
 from netclone.inspecting import classes_of
 from netclone.loading import Note, checked_images, grafted, open_model, open_target, silent
 from netclone.modules import CloneModule
@@ -120,6 +119,7 @@ def clone(
                 findings=findings,
                 **options,
             )
+            module = module.with_spec(target_preparation=given)
             with workers.agreed():
                 if workers.main:
                     save(module, out)
@@ -180,10 +180,15 @@ def inject(
         bundle = replace(bundle, config={**bundle.config, **checked_images(images or {})})
     else:
         bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options)
+    given = opened.preparation
     for file in files:
         packed = Packed(_name(file), at, _content(file))
         module = packed.module()
         network = graft(network, module, at, name=packed.name)
+        differing = differences(network, module.spec, given)
+        if module.spec.target_input_shape not in (None, given.size):
+            differing.append(f"its images had the shape {module.spec.target_input_shape}, here it is {given.size}")
+        tell_mismatch(differing, allow_mismatch)
         bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
     _check_comes_back(bundle, network, target, out)

@@ -35,6 +35,10 @@ class AdapterError(NetcloneError, ValueError):
     """A clone's input does not fit the features at the position it is put on."""
 
 
+class TargetError(NetcloneError, ValueError):
+    """A clone was fitted to another target: to other numbers, or to images that are prepared in another way."""
+
+
 class OutputError(NetcloneError, TypeError):
     """The model does not return one ``(N, classes)`` tensor of logits."""
 
@@ -77,6 +81,10 @@ class WorkerError(NetcloneError, RuntimeError):
 
 class NetcloneWarning(UserWarning):
     """Root of netclone's warnings: a result is weaker than it looks."""
+
+
+class TargetWarning(NetcloneWarning):
+    """A clone is put onto another target than it was fitted to."""
 
 
 class UncalibratedWarning(NetcloneWarning):

@@ -13,6 +13,7 @@ import keyword
 import operator
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -24,9 +25,11 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.capturing import FACTS
 from netclone.describing import NAMES, describe, described, widened
-from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError
+from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError, TargetError, TargetWarning
 from netclone.graph.holding import hold
+from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.modules import CloneModule, CloneSpec
+from netclone.preparing import Preparation, said_preparation
 from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
 from netclone.verifying import check_bits
 
@@ -108,6 +111,7 @@ def inject(
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
+    allow_mismatch: bool = False,
 ) -> fx.GraphModule:
     """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
 
@@ -137,6 +141,9 @@ def inject(
     check
         Whether to compare the old logits with those of ``target``, bit by bit, on example inputs: with gradients, under
         ``no_grad`` and in ``inference_mode``, for batches of one and of two. :func:`verify` does it in more modes.
+    allow_mismatch
+        Whether a clone that :func:`netclone.clone` fitted to another target is put onto this one with a
+        :class:`~netclone.errors.TargetWarning`. Its new logits read the target's, and were fitted to these.
 
     Returns
     -------
@@ -156,6 +163,8 @@ def inject(
         If the target does not return one tensor of logits.
     BitsError
         If old logits are not the target's, with the mode and the first node that differs.
+    TargetError
+        If the clone was fitted to a target of other numbers, or to images that are prepared in another way.
 
     Examples
     --------
@@ -170,6 +179,81 @@ def inject(
     (torch.Size([2, 6]), True)
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "insert".
+    """
+    grafted = graft(
+        target,
+        module,
+        at,
+        name=name,
+        share_parameters=share_parameters,
+        example_inputs=example_inputs,
+        check=check,
+    )
+    tell_mismatch(differences(grafted, module.spec, said_preparation(grafted)), allow_mismatch)
+    return grafted
+
+
+def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | None) -> list[str]:
+    """What sets a grafted graph's own network, and how its images are prepared, apart from those of a clone's target.
+
+    A cast of that target is another one in its last bits, of which a :class:`~netclone.errors.TargetWarning` is given.
+    """
+    found = []
+    fitted = dict(spec.target_digests)
+    if fitted:
+        dtype, first = dtype_name(grafted), spec.target_digests[0][0]
+        if fitted.get(dtype) != numbers_digest(grafted, without=clones(grafted)):
+            found.append(f"its numbers were others ({first}; here {dtype})")
+        elif dtype != first:
+            warnings.warn(
+                f"module: the clone was fitted to this target in {first}, and the target is a cast to {dtype}: its "
+                "logits differ by rounding from those that the clone was fitted to",
+                TargetWarning,
+                stacklevel=3,
+            )
+    if spec.target_preparation is not None and given is not None:
+        for what in ("mean", "std", "interpolation"):
+            then, now = getattr(spec.target_preparation, what), getattr(given, what)
+            if then != now:
+                found.append(f"the {what} of its images was {then}, here it is {now}")
+    return found
+
+
+def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
+    """Refuse, or only warn of, what sets a target apart from the one that a clone was fitted to.
+
+    Raises
+    ------
+    TargetError
+        If there is something, and it is not allowed.
+    """
+    if not found:
+        return
+    text = f"module: the clone was fitted to another target: {'; '.join(found)}"
+    if not allow_mismatch:
+        raise TargetError(
+            f"{text}. Its new logits read the target's: fit it to this one with netclone.clone(source, target, data), "
+            "or put it there all the same with allow_mismatch=True (--force)"
+        )
+    warnings.warn(text, TargetWarning, stacklevel=3)
+
+
+def graft(
+    target: nn.Module,
+    module: CloneModule,
+    at: str | None = None,
+    *,
+    name: str | None = None,
+    share_parameters: bool = False,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    check: bool = True,
+) -> fx.GraphModule:
+    """As :func:`inject`, onto whatever target.
+
+    Raises
+    ------
+    PositionError, AdapterError, CloneNameError, ArgumentError, OutputError, BitsError
+        As :func:`inject`.
     """
     if not isinstance(module, CloneModule):
         raise ArgumentError(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from netclone.errors import AdapterError
+from netclone.preparing import Preparation
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class CloneSpec:
     """What is known about a clone, as plain data (this is what an archive's header holds).
 
     Shapes leave out the batch dimension. ``target_input_shape`` is the shape of the images the target was traced
-    with. ``kept`` gives, per channel group of the source, the units kept and the units there were.
+    with, ``target_preparation`` how these are prepared, if that is known, and ``target_digests`` what stands for the
+    target's numbers, as they are and cast to other dtypes. ``kept`` gives, per channel group of the source, the units
+    kept and the units there were.
     """
 
     classes: tuple[int, ...]
@@ -47,6 +50,8 @@ class CloneSpec:
     kept: tuple[tuple[str, int, int], ...] = ()
     scores: tuple[tuple[str, float], ...] = ()
     search: tuple[Candidate, ...] = ()
+    target_digests: tuple[tuple[str, str], ...] = ()
+    target_preparation: Preparation | None = None
 
 
 class CloneModule(nn.Module):

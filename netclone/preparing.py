@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,15 @@ def preparation(network: nn.Module) -> Preparation:
         crop_pct=float(resolved["crop_pct"]),
         crop_mode=resolved["crop_mode"],
     )
+
+
+def said_preparation(network: nn.Module, size: tuple[int, ...] = ()) -> Preparation | None:
+    """How a network says that it wants its images, at another size perhaps; None where it does not say."""
+    about = getattr(network, "pretrained_cfg", None)
+    if not isinstance(about, Mapping) or not about.get("mean") or not about.get("std"):
+        return None
+    said = preparation(network)
+    return replace(said, size=(size[0], size[1], size[2])) if len(size) == 3 else said
 
 
 def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:

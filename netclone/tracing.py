@@ -146,6 +146,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
                 "input; a forward hook on the model, randomness in eval mode or state changed by forward() does that: "
                 "remove it before tracing"
             )
+    traced.meta[FACTS]["derived"] = frozenset(dict(model.named_buffers())) - model.state_dict().keys()
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in traced.named_modules():
         module.training = modes.get(name, module.training)

@@ -48,6 +48,9 @@ def inject(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Graft a clone that was fitted to another target all the same.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a grafted network."""
@@ -61,6 +64,7 @@ def inject(
             at,
             images=images_of(img_size, mean, std, interpolation, crop_pct),
             use_ema=use_ema,
+            allow_mismatch=force,
         )
         if as_json:
             rows = [{"first": a, "last": b, "of": owner, "classes": names} for a, b, owner, names in columns]

@@ -112,7 +112,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with _tensors_alone(path):
         if path.suffix == ".safetensors":
             return Checkpoint(path, safetensors.torch.load_file(path))
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of forms of tensors that it is new to
             content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise LoadError(f"weights: '{path}' holds no state_dict: expected names and tensors")
