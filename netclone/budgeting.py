@@ -106,7 +106,7 @@ class Allocation:
         marked = labels.marked(self._gone)
         for (name, axis), own in slots.items() if len(self._gone) else ():
             if count := int(marked[labels.roots(own)].sum()):
-                self._unused.setdefault(name, []).append((axis, count))
+                self._unused.setdefault(name, []).append((axis, count // groups.labelling.repeats(name, axis)))
         every = [group.size for group in groups.groups]
         self.whole = self.size(every, every_class=True)
         all_units = self.size(every)

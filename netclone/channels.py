@@ -139,7 +139,22 @@ def channel_groups(
         return model
     check_one_device_and_dtype(model, "model")
     graph_module = capture(model, example_input(model, example_inputs))
-    labelling = Labelling(graph_module, through_norms)
+    groups = _grouped(Labelling(graph_module, through_norms))
+    stuck = _stuck(groups.labelling)
+    if not stuck:
+        return groups
+    return max(groups, _grouped(Labelling(graph_module, through_norms, stuck)), key=lambda g: g.prunable_parameters)
+
+
+def _stuck(labelling: Labelling) -> frozenset[str]:
+    """Convolutions none of whose groups can be removed: behind a channel shuffle each group reads all of them."""
+    units = {name: torch.unique(labelling.labels.roots(labels)) for name, labels in labelling.grouped.items()}
+    return frozenset(name for name, found in units.items() if int((found != 0).sum()) < 2)
+
+
+def _grouped(labelling: Labelling) -> ChannelGroups:
+    """What the labels of a network say of its channels."""
+    graph_module = labelling.graph_module
     occurrences = _occurrences(labelling)
     protected = _output_units(labelling)
     by_tensors: dict[int, list[int]] = {}
@@ -171,12 +186,14 @@ def channel_groups(
 
 
 def _occurrences(labelling: Labelling) -> dict[int, int]:
-    """Unit to a fingerprint of the tensors (activations, parameter axes) it appears in, in order of units."""
+    """Unit to a fingerprint of the tensors it appears in (how often, where they are parameters), in order of units."""
     tensors = _tensors(labelling)
     numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
     prints = np.zeros(len(labelling.labels), dtype=np.uint64)
-    for labels, number in zip(tensors, numbers, strict=True):
-        prints[np.unique(labelling.labels.roots(compact(labels)).numpy())] += number
+    own = len(labelling.slots) + len(labelling.constants)
+    for place, (labels, number) in enumerate(zip(tensors, numbers, strict=True)):
+        units, counts = np.unique(labelling.labels.roots(compact(labels)).numpy(), return_counts=True)
+        prints[units] += number * counts.astype(np.uint64) if place >= len(tensors) - own else number
     return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
 
 
@@ -239,7 +256,7 @@ def _members(labelling: Labelling, wanted: set[int]) -> dict[int, tuple[tuple[st
         units = labelling.labels.roots(labels)
         units, counts = torch.unique(units[asked[units]], return_counts=True)
         for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-            found.setdefault(unit, []).append((name, axis, count))
+            found.setdefault(unit, []).append((name, axis, count // labelling.repeats(name, axis)))
     return {unit: tuple(slices) for unit, slices in found.items()}
 
 
@@ -283,7 +300,8 @@ def _count(labelling: Labelling, prunable: set[int]) -> int:
             continue
         for axis in range(tensor.dim()):
             if (name, axis) in labelling.slots:
-                stays *= int((~free[labelling.labels.roots(labelling.slots[name, axis])]).sum())
+                kept = ~free[labelling.labels.roots(labelling.slots[name, axis])]
+                stays *= int(kept.sum()) // labelling.repeats(name, axis)
             else:
                 stays *= tensor.size(axis)
         total += tensor.numel() - stays

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from netclone.capturing import tensor_at
 from netclone.channels import ChannelGroups
+from netclone.masks import across
 from netclone.normalising import Norm, gated, norm_over_channels
 
 
@@ -50,9 +51,7 @@ class Gated:
         for name, axis, index in self._columns:
             weight = tensors.get(name)
             weight = tensor_at(self._graph_module, name).detach() if weight is None else weight
-            shape = [1] * weight.dim()
-            shape[axis] = -1
-            tensors[name] = weight * gates[index.to(gates.device)].to(weight.dtype).reshape(shape)
+            tensors[name] = weight * across(gates[index.to(gates.device)].to(weight.dtype), weight, axis)
         for name, index in self._norms.items():
             tensors[name] = gates[index.to(gates.device)]
         out: Tensor = functional_call(self._graph_module, tensors, inputs)

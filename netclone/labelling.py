@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,12 +26,17 @@ class Labelling:
     values
         Node to label tensor (or tuple of them, or number).
     slots
-        ``(parameter name, axis)`` to the label of each slice along that axis.
+        ``(parameter name, axis)`` to the label of each slice along that axis; of a grouped convolution by place, to
+        the label of each input channel, group after group.
     roles
         The same keys to ``"in"`` (the columns that masking zeroes), ``"out"`` (the rows of a producer) or
         ``"along"`` (biases, normalisation, depthwise and grouped weights).
     constants
         Name of a parameter or buffer that meets activations directly, to labels of its own shape.
+    by_place
+        Names of grouped convolutions whose units are the same channels of every group; those of others are groups.
+    grouped
+        Name of each other convolution with groups of several channels, to the labels of these.
     norms
         Name of a node that normalises over prunable channels, to the labels of these (with ``through_norms``).
     without_rule
@@ -39,9 +45,13 @@ class Labelling:
     Reference: docs/adr/0002-grouping-by-labels.md.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, through_norms: bool = False) -> None:
+    def __init__(
+        self, graph_module: fx.GraphModule, through_norms: bool = False, by_place: frozenset[str] = frozenset()
+    ) -> None:
         self.graph_module = graph_module
         self.through_norms = through_norms
+        self.by_place = by_place
+        self.grouped: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.labels = Labels()
         self.values: dict[fx.Node, Any] = {}
@@ -117,12 +127,12 @@ class Labelling:
         """The same labels in expanded form."""
         return expanded(labels)
 
-    def rows(self, weight: Any, axis: int) -> Tensor:
-        """The units a producer makes along an axis of its weight (the same at every use of that weight)."""
+    def rows(self, weight: Any, axis: int, groups: int = 1) -> Tensor:
+        """The units a producer makes along an axis of its weight (the same at every use of that weight, and group)."""
         key = (str(weight.target), axis)
         self._note(weight, axis, "out")
         if key not in self.slots:
-            self.slots[key] = self.labels.fresh(self.tensor_of(weight).size(axis))
+            self.slots[key] = self.labels.fresh(self.tensor_of(weight).size(axis) // groups).repeat(groups)
             self.roles[key] = "out"
         return self.slots[key]
 
@@ -148,6 +158,41 @@ class Labelling:
     def unite(self, node: fx.Node, a: Tensor, b: Tensor, why: str) -> None:
         """Unite what meets element by element at a node."""
         self.labels.unite(a, b, self._event(node, why))
+
+    def balance(self, node: fx.Node, labels: Tensor, groups: int) -> None:
+        """Unite until every unit has as many channels in one group as in any other, so that groups stay equally wide.
+
+        Units that lie in one group each are put together in order, one of every group. The others come in kinds, by how
+        many channels they have in each group: they make as many parts as divide the number of every kind.
+        """
+        units, numbers = torch.unique(self.labels.roots(labels), return_inverse=True)
+        counts = torch.zeros(groups, len(units), dtype=torch.long)
+        owner = torch.arange(groups).repeat_interleave(len(labels) // groups)
+        counts.index_put_((owner, numbers), torch.ones_like(numbers), accumulate=True)
+        uneven = (counts != counts[0]).any(0) & (units != 0)
+        pure = uneven & ((counts > 0).sum(0) == 1)
+        event = self._event(node, "lie in groups of equal width")
+        for size in torch.unique(counts.amax(0)[pure]).tolist():
+            alike = [units[pure & (counts[group] == size)] for group in range(groups)]
+            pairs = min(len(own) for own in alike)
+            for own in alike:
+                self.labels.unite(alike[0][:pairs], own[:pairs], event)
+                uneven &= ~torch.isin(units, own[:pairs])
+        if not bool(uneven.any()):
+            return
+        widths = counts[:, uneven].sum(1)
+        if bool((widths != widths[0]).any()):
+            self.labels.fix(units[uneven], event)
+            return
+        _, kinds = torch.unique(counts[:, uneven], dim=1, return_inverse=True)
+        members = [units[uneven][kinds == kind] for kind in range(int(kinds.max()) + 1)]
+        parts = math.gcd(*(len(own) for own in members))
+        for own in members:
+            self.labels.unite(own, members[0][torch.arange(len(own)) % parts], event)
+
+    def repeats(self, name: str, axis: int) -> int:
+        """In how many groups the slices of a parameter along an axis are labelled, each on its own: mostly one."""
+        return len(self.slots[name, axis]) // max(1, tensor_at(self.graph_module, name).size(axis))
 
     def along(self, node: fx.Node, labels: Tensor, axis: int, why: str) -> Tensor:
         """One label per index of an axis, uniting what differs along the others."""
@@ -220,6 +265,8 @@ class Labelling:
                 self.values[node] = self.opaque(node, f"operator {operator_name(node.target)} has no rule")
             else:
                 self.values[node] = self._slimmed(rule.label(self, node))
+                if self.by_place and isinstance(self.values[node], Tensor):  # balanced groups need final units
+                    self._along_one_axis(node.name, self.values[node])
 
     def _note(self, weight: Any, axis: int, role: str) -> None:
         self._uses.setdefault((str(weight.target), self._reader), {})[axis] = role
@@ -313,19 +360,7 @@ class Labelling:
         while changed:
             changed = False
             for name, labels in tensors:
-                small = compact(labels)
-                if sum(size > 1 for size in small.shape) < 2:
-                    continue
-                units = self.labels.roots(small)
-                axes = [axis for axis in range(units.dim()) if varies(units, axis)]
-                if len(axes) < 2:
-                    continue
-                changed = True
-                main = max(axes, key=lambda axis: (self._distinct(units, axis), axis))
-                event = Event(name, "must stay rectangular")
-                for axis in axes:
-                    if axis != main:
-                        self.labels.unite(small, small.narrow(axis, 0, 1).expand(small.shape), event)
+                changed |= self._along_one_axis(name, labels)
 
         for node, value in self.values.items():
             if isinstance(value, tuple):
@@ -333,6 +368,22 @@ class Labelling:
             elif isinstance(value, Tensor):
                 self.values[node] = self._final(value)
         self.constants = {name: self._final(labels) for name, labels in self.constants.items()}
+
+    def _along_one_axis(self, name: str, labels: Tensor) -> bool:
+        """Unite until the units of a tensor are a function of one axis; False where they are."""
+        small = compact(labels)
+        if sum(size > 1 for size in small.shape) < 2:
+            return False
+        units = self.labels.roots(small)
+        axes = [axis for axis in range(units.dim()) if varies(units, axis)]
+        if len(axes) < 2:
+            return False
+        main = max(axes, key=lambda axis: (self._distinct(units, axis), axis))
+        event = Event(name, "must stay rectangular")
+        for axis in axes:
+            if axis != main:
+                self.labels.unite(small, small.narrow(axis, 0, 1).expand(small.shape), event)
+        return True
 
     def _final(self, labels: Tensor) -> Tensor:
         """Units in place of labels, varying along one axis at most."""

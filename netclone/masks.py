@@ -133,23 +133,37 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
 
 
 def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
-    """Per tensor by which removed units are read: along which axes, and at which indices."""
+    """Per tensor by which removed units are read: along which axes, and True for the slices that read them."""
     gone = labelling.labels.marked(removed)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, axis), labels in labelling.slots.items():
         if labelling.roles[name, axis] == "in":
             columns = gone[labelling.labels.roots(labels)]
             if columns.any():
-                found.setdefault(name, []).append((axis, columns.nonzero().flatten()))
+                found.setdefault(name, []).append((axis, columns))
     return found
 
 
 def silenced(tensor: Tensor, columns: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """A copy of a tensor that is zero at some indices of its axes."""
+    """A copy of a tensor that is zero in some slices of its axes."""
     copied = tensor.clone()
-    for axis, indices in columns:
-        copied.index_fill_(axis, indices.to(tensor.device), 0)
+    for axis, flags in columns:
+        copied.masked_fill_(across(flags.to(tensor.device), tensor, axis), 0)
     return copied
+
+
+def across(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """One value per slice of a tensor along an axis, shaped to broadcast against it.
+
+    Of more values than slices, each group of the tensor's rows gets its own: the inputs of a grouped convolution.
+    """
+    shape = [1] * tensor.dim()
+    shape[axis] = tensor.size(axis)
+    groups = len(values) // tensor.size(axis)
+    if groups == 1:
+        return values.reshape(shape)
+    shape[0] = groups
+    return values.reshape(shape).repeat_interleave(tensor.size(0) // groups, 0)
 
 
 def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:

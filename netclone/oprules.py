@@ -332,7 +332,10 @@ def _spatial(run: Labelling, node: fx.Node) -> Any:
 
 
 def _convolution(run: Labelling, node: fx.Node) -> Tensor:
-    """A consumer along its input channels, a producer along its output channels; groups are units of their own."""
+    """A consumer along its input channels, a producer along its output channels.
+
+    Of one with groups either these are the units, or (``run.by_place``) the same channels of every group are.
+    """
     weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
     groups = _args(node)[6] if len(_args(node)) > 6 else 1
     if not isinstance(groups, int) or not _are_tensors(run, weight, bias):
@@ -342,7 +345,13 @@ def _convolution(run: Labelling, node: fx.Node) -> Tensor:
     if groups == 1:
         run.slot(weight, 1, channels, "in")
         rows = run.rows(weight, 0)
+    elif node.name in run.by_place:
+        run.balance(node, channels, groups)
+        run.slot(weight, 1, channels, "in")
+        rows = run.rows(weight, 0, groups)
     else:
+        if len(channels) > groups:
+            run.grouped[node.name] = channels
         merged = run.merge(node, channels.reshape(groups, -1), [1], "convolves the channels of a group together")
         run.labels.unite(merged.expand(groups, len(channels) // groups).reshape(-1), channels)
         count = run.tensor_of(weight).size(0)
@@ -357,8 +366,8 @@ def _convolution_groups(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     groups = _args(node)[6] if len(_args(node)) > 6 else 1
     if not isinstance(groups, int) or groups == 1:
         return _args(node)
-    width = new.old_shape(_args(node)[0])[1] // groups
-    return (*_args(node)[:6], new.shape(_args(node)[0])[1] // width, *_args(node)[7:])
+    stays = new.kept_along(_args(node)[0], len(new.old_shape(node)) - len(new.tensor_shape(_args(node)[1])) + 1)
+    return (*_args(node)[:6], int(stays.reshape(groups, -1).any(1).sum()), *_args(node)[7:])
 
 
 def _transposed_convolution(run: Labelling, node: fx.Node) -> Tensor:

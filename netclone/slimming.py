@@ -44,6 +44,10 @@ class Resizer:
         """Which indices of a node's tensor stay along an axis."""
         return self.kept(self._labels(node)[0], axis)
 
+    def tensor_shape(self, node: fx.Node) -> Shape:
+        """Shape of a parameter before."""
+        return tuple(self._labelling.tensor_of(node).shape)
+
     def old_shape(self, node: Any) -> Shape:
         """Shape of a node's tensor at batch size one, before."""
         return self.old_shapes(node)[0]
@@ -143,7 +147,10 @@ def _sliced(new: Resizer, labelling: Labelling, name: str) -> Tensor:
         if labels is None:
             continue
         kept = new.kept(labels, along)
-        if not bool(kept.all()):
+        if name not in labelling.constants and (groups := labelling.repeats(name, axis)) > 1:
+            own = zip(part.chunk(groups), kept.reshape(groups, -1), strict=True)
+            part = torch.cat([rows.index_select(axis, k.nonzero().flatten().to(part.device)) for rows, k in own])
+        elif not bool(kept.all()):
             part = part.index_select(axis, kept.nonzero().flatten().to(tensor.device))
     part = part.clone(memory_format=torch.contiguous_format)
     return nn.Parameter(part, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
