@@ -31,7 +31,7 @@ def reconstruct_slim(
     in_memory: int = IN_MEMORY,
     workers: Workers = ALONE,
 ) -> None:
-    """Refit, in place, every dense convolution and linear layer of the slim graph that lost inputs.
+    """Refit, in place, every convolution and linear layer of the slim graph that lost inputs, each group on its own.
 
     Both graphs run side by side, node by node and batch by batch. Where a layer reads fewer channels than before, its
     weight and bias become the ridge solution (normal equations summed in float64) that maps what the slim network
@@ -114,10 +114,9 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
         return False
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    groups = arguments(node)[6] if len(node.args) > 6 else 1
     if len(weight.users) > 1:  # what fits one reader would change what another gives
         return False
-    return bool(groups == 1) and not bool(new.kept_slices(str(weight.target), 1).all())
+    return not bool(new.kept_slices(str(weight.target), 1).all())
 
 
 def _narrowed(new: Resizer, node: fx.Node, value: Any) -> Tensor:
@@ -142,37 +141,44 @@ def _refit(
     weight_node, bias_node = twin.args[1], twin.args[2] if len(twin.args) > 2 else None
     assert isinstance(weight_node, fx.Node) and isinstance(twin.args[0], fx.Node)
     weight = tensor_at(slimmed, str(weight_node.target))
-    size = weight[0].numel() + (bias_node is not None)
-    gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
-    cross = torch.zeros(size, len(weight), dtype=torch.float64, device=weight.device)
+    groups = int(arguments(twin)[6]) if len(twin.args) > 6 else 1
+    size, width = weight[0].numel() + (bias_node is not None), len(weight) // groups
+    gram = torch.zeros(groups, size, size, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(groups, size, width, dtype=torch.float64, device=weight.device)
     values = torch.tensor(sum(value.numel() for value in want))
     team.add([values])
     total = int(values) // want[0].shape[1 if want[0].dim() == 4 else -1]
     stride = 1
     while total // (stride + 1) ** 2 >= ROWS * size and twin.target in _CONVOLUTIONS:
         stride += 1
-    for number, (inputs, targets) in enumerate(zip(slim[twin.args[0].name], want, strict=True), first):
-        targets = _narrowed(new, node, targets)
-        if twin.target in _CONVOLUTIONS:
-            inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
-        rows = inputs.reshape(-1, weight[0].numel())
-        if bias_node is not None:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        gram += rows.T @ rows  # summed in float64
-        cross += rows.T @ targets.reshape(-1, len(weight))
+    for number, (given, wanted) in enumerate(zip(slim[twin.args[0].name], want, strict=True), first):
+        parts = given.chunk(groups, 1), _narrowed(new, node, wanted).chunk(groups, 1)
+        for group, (inputs, targets) in enumerate(zip(*parts, strict=True)):
+            if twin.target in _CONVOLUTIONS:
+                inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
+            rows = inputs.reshape(-1, weight[0].numel())
+            if bias_node is not None:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            gram[group] += rows.T @ rows  # summed in float64
+            cross[group] += rows.T @ targets.reshape(-1, width)
     team.add([gram, cross])
     old = weight.reshape(len(weight), -1).double()
     if bias_node is not None:
         assert isinstance(bias_node, fx.Node)
         old = torch.cat([old, tensor_at(slimmed, str(bias_node.target)).double().unsqueeze(1)], 1)
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    solution = torch.linalg.solve(gram + ridge, cross + ridge @ old.T).T
+    solution = torch.cat([_ridge(*equations) for equations in zip(gram, cross, old.split(width), strict=True)])
     if not bool(torch.isfinite(solution).all()):
         return  # the plain copy stays: nothing was learned from these samples
     if bias_node is not None:
         tensor_at(slimmed, str(bias_node.target)).copy_(solution[:, -1])
         solution = solution[:, :-1]
     weight.copy_(solution.reshape(weight.shape))
+
+
+def _ridge(gram: Tensor, cross: Tensor, old: Tensor) -> Tensor:
+    """The solution of normal equations that stays near the old rows ``(b, a)``."""
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge, cross + ridge @ old.T).T
 
 
 def _patches(

@@ -16,6 +16,7 @@ from netclone.channels import channel_groups
 from netclone.extracting import TOLERANCE, extract
 from netclone.labelling import Labelling
 from netclone.localizing import localize
+from netclone.masks import ChannelMask
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -249,3 +250,42 @@ def test_groups_that_can_be_removed_whole_still_are():
     )
     groups = channel_groups(net, IMAGES.float())
     assert groups["0.0.weight"].size == 4
+
+
+def test_a_refit_finds_for_each_group_what_the_removed_channels_gave():
+    """Channels come in pairs of equals, so that the half that stays knows all that the other half did."""
+
+    def forward(net, x):
+        return net.head(net.second(shuffled(net.first(net.stem(x)), 2)).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net(
+        forward,
+        stem=nn.Conv2d(3, 8, 1),
+        first=nn.Conv2d(8, 8, 1, groups=2),
+        second=nn.Conv2d(8, 8, 1, groups=2),
+        head=nn.Linear(8, 5),
+    ).double()
+    with torch.no_grad():
+        for tensor in (net.first.weight, net.first.bias):
+            tensor[1::2] = tensor[::2]
+    groups = channel_groups(net, IMAGES)
+    kept = {group.name: [True] * group.size for group in groups.groups} | {groups["first"].name: [True, False]}
+    mask = ChannelMask.from_kept(groups, kept)
+    images = torch.randn(32, 3, 16, 16, dtype=torch.float64)
+    data = [(images, torch.zeros(len(images)).long())]
+    plain, refitted = (extract(groups, mask, reconstruct=given) for given in (None, data))
+    want = net(images)
+    assert relative_error(plain(images), want) > 0.05
+    assert relative_error(refitted(images), want) < 0.005
+
+
+def test_a_refit_of_a_network_with_shuffles_comes_closer_to_it():
+    network = built("shufflenet, 3 groups")
+    groups = channel_groups(network, IMAGES)
+    mask = random_mask(groups, 0.6)
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    data = [(images, torch.zeros(len(images)).long())]
+    plain, refitted = (extract(groups, mask, reconstruct=given)(images) for given in (None, data))
+    want = network(images)
+    assert (refitted - want).square().mean() < 0.3 * (plain - want).square().mean()
