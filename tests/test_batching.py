@@ -73,7 +73,7 @@ def test_a_position_behind_another_first_axis_is_refused_in_both_captures(functi
 
 
 @pytest.mark.parametrize(("function", "at"), [(windows, "mix"), (recurrent, "embed"), (frames, "stem")])
-def test_extract_inject_and_clone_refuse_it(function, at):
+def test_extract_inject_and_clone_refuse_it_before_anything_is_learned(function, at):
     model, other = network(function), network(windows)
     shape = netclone.trace(model, MAPS)
     node = next(node for node in shape.graph.nodes if node.name == shape.meta["netclone"]["positions"][at])
@@ -82,7 +82,8 @@ def test_extract_inject_and_clone_refuse_it(function, at):
         nn.Sequential(nn.Flatten(), nn.Linear(int(torch.tensor(inner).prod()), 2)), example=torch.zeros(2, *inner)
     )
     data = [(torch.randn(12, 3, 12, 12), torch.arange(12) % 5)]
-    options = {"classes": [1, 2], "target_data": data, "epochs": 1, "method": "magnitude", "distill_steps": 0}
+    told = []
+    options = {"classes": [1, 2], "target_data": data, "epochs": 1, "progress": lambda *step: told.append(step)}
     for refused in (
         lambda: whole(model, at),
         lambda: netclone.inject(model, reader, at=at, example_inputs=MAPS),
@@ -91,6 +92,7 @@ def test_extract_inject_and_clone_refuse_it(function, at):
     ):
         with untouched(model), pytest.raises(PositionError, match="first axis is not the batch"):
             refused()
+    assert not told
 
 
 @pytest.mark.parametrize("function", [windows, recurrent, frames])
