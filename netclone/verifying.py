@@ -87,7 +87,7 @@ def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: b
         raise ArgumentError(f"images: expected a batch (N, C, H, W), got {seen}")
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers(), images)):
         raise ArgumentError("target: it has no memory (device meta), so there are no bits to compare")
-    return _compared(grafted, target, images, EVERY if thorough else COVERING)
+    return compare(grafted, target, images, EVERY if thorough else COVERING)
 
 
 def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> None:
@@ -105,7 +105,7 @@ def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> N
     if example.is_floating_point() and bool((example == example.flatten()[0]).all()):  # zeros would hide differences
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         example = noise.to(example.device, example.dtype)
-    found = _compared(grafted, target, example, QUICK)
+    found = compare(grafted, target, example, QUICK)
     if found.different:
         first = found.different[0]
         raise BitsError(
@@ -116,7 +116,8 @@ def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> N
         )
 
 
-def _compared(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequence[Mode]) -> Verification:
+def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequence[Mode]) -> Verification:
+    """What :func:`verify` gives, for some modes; those that have no meaning for the images are left out."""
     equal: list[Mode] = []
     different: list[Difference] = []
     unsupported: list[tuple[Mode, str]] = []
@@ -222,12 +223,12 @@ def _first_difference(grafted: nn.Module, target: nn.Module, images: Tensor, mod
 
     differing: list[str] = []
 
-    def compare(name: str, value: Any) -> None:
+    def look(name: str, value: Any) -> None:
         want = values.get(name)
         if not differing and want is not None and isinstance(value, Tensor) and not same_bits(value, want):
             differing.append(name)
 
-    nodes = _Values(grafted, compare)
+    nodes = _Values(grafted, look)
     with suppress(Exception), mode.active():  # what the grafted network itself raises here is told already
         nodes.run(images.clone())
     return "".join(differing)

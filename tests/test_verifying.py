@@ -13,8 +13,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 import netclone
 from netclone.errors import ArgumentError, BitsError, OutputError
-from netclone.graph.modes import COVERING, DTYPES, EVERY, GRADIENTS, QUICK, Mode
-from netclone.verifying import _compared
+from netclone.graph.modes import COVERING, DTYPES, EVERY, GRADIENTS, QUICK, SPREAD, Mode
+from netclone.verifying import compare
 from netclone.zoo.building import randomised
 from netclone.zoo.checking import probe
 
@@ -92,7 +92,7 @@ def grafted_on(target, pixels, at="input", **options):
 @pytest.mark.parametrize("name", TARGETS)
 def test_old_logits_are_the_targets_bits_in_every_way_of_calling(name):
     target, pixels = target_of(name), pixels_of(name)
-    found = _compared(grafted_on(target, pixels), target, pixels, MODES)
+    found = compare(grafted_on(target, pixels), target, pixels, MODES)
     assert found.passed
     assert found.equal == tuple(sorted(MODES, key=lambda m: (str(m.dtype), list(GRADIENTS).index(m.gradients))))
 
@@ -102,7 +102,7 @@ def test_frozen_parameters_would_give_other_bits(name):
     """What the flags are kept for: if torch chose the same kernels for both, the test above would show nothing."""
     target, pixels = target_of(name), pixels_of(name)
     frozen = grafted_on(target, pixels).requires_grad_(False)
-    found = _compared(frozen, target, pixels, MODES)
+    found = compare(frozen, target, pixels, MODES)
     assert not found.passed
     assert found.different[0].node
     assert "old logits differ by up to" in found.different[0].seen
@@ -129,7 +129,7 @@ def test_the_first_node_that_differs_is_named(traced):
     with torch.no_grad():
         grafted.get_parameter("layer3.0.conv1.weight").mul_(1.5)
     reference = netclone.trace(target, PIXELS) if traced else target
-    found = _compared(grafted, reference, PIXELS, QUICK)
+    found = compare(grafted, reference, PIXELS, QUICK)
     assert [difference.mode for difference in found.different] == list(QUICK)
     assert {difference.node for difference in found.different} == {"layer3_0_conv1"}
     assert not found.passed and not found.equal
@@ -137,7 +137,7 @@ def test_the_first_node_that_differs_is_named(traced):
 
 def test_a_restored_target_is_verified_too():
     target = target_of("encoder")
-    assert _compared(netclone.remove(grafted_on(target, PIXELS)), target, PIXELS, QUICK).passed
+    assert compare(netclone.remove(grafted_on(target, PIXELS)), target, PIXELS, QUICK).passed
 
 
 class Moody(nn.Module):
@@ -170,7 +170,7 @@ def test_a_dtype_that_the_target_does_not_take_is_told_and_is_no_difference():
 
     target = Single().eval()
     modes = [Mode("plain", 1, torch.float16), Mode("plain", 1)]
-    found = _compared(target, target, PIXELS, modes)
+    found = compare(target, target, PIXELS, modes)
     assert found.passed and found.equal == (modes[1],)
     assert found.unsupported == ((modes[0], "RuntimeError: no halves here"),)
 
@@ -180,9 +180,9 @@ def test_a_grafted_network_that_fails_where_the_target_does_not_is_a_difference(
         def forward(self, x):
             raise RuntimeError("not today")
 
-    (difference,) = _compared(Fails().eval(), Moody().eval(), PIXELS, QUICK[:1]).different
+    (difference,) = compare(Fails().eval(), Moody().eval(), PIXELS, QUICK[:1]).different
     assert (difference.node, difference.seen) == ("", "RuntimeError: not today")
-    (difference,) = _compared(nn.Sequential(Moody(), nn.Linear(5, 4)), Moody().eval(), PIXELS, QUICK[:1]).different
+    (difference,) = compare(nn.Sequential(Moody(), nn.Linear(5, 4)), Moody().eval(), PIXELS, QUICK[:1]).different
     assert difference.seen == "the grafted network returns (1, 4), the target (1, 5)"
 
 
@@ -210,7 +210,8 @@ def test_the_modes_are_those_of_deployment():
         "threads": {1, 2},
     }
     assert len(set(EVERY)) == len(EVERY) == 3 * 9 * 3 * 2 * 2
-    assert set(COVERING) < set(EVERY)
+    assert set(SPREAD) < set(EVERY) and set(COVERING) < set(EVERY)
+    assert {name: {getattr(mode, name) for mode in SPREAD} for name in facts} == values
     for name in facts:
         for gradients in GRADIENTS:
             assert {getattr(mode, name) for mode in COVERING if mode.gradients == gradients} == values[name]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -257,6 +258,38 @@ def _runs(pid):
     return state.strip() not in ("", "Z")  # one that nobody waits for stays as a zombie
 
 
+def test_the_table_says_in_how_many_modes_bits_were_compared():
+    passed = checking.TargetResult(True, capture="symbolic", modes=28)
+    of = zoo.Row("timm/one", "timm/one", 1, (3, 8, 8), "random", passed, None, 1.0)
+    column = tabulating.HEADINGS.index("old logits, to the bit")
+    for row, says in (
+        (of, "28 modes"),
+        (replace(of, target=replace(passed, modes=20, unsupported=8)), "20 modes, of 28; it fails in the others"),
+        (replace(of, weights="meta", target=replace(passed, modes=0)), "same operators and flags"),
+        (replace(of, target=replace(passed, modes=0)), "not in modes"),  # swept before modes were checked
+        (replace(of, target=checking.TargetResult(False, "no")), "failed"),
+    ):
+        assert tabulating.cells(row)[column] == says
+
+
+def test_a_target_whose_bits_differ_in_one_mode_fails_and_the_mode_is_told(monkeypatch):
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            y = self.conv(x).mean((2, 3))
+            return self.head(2 * y if torch.is_inference_mode_enabled() else y)
+
+    monkeypatch.setattr(checking, "build", lambda *_: zoo.Network("timm/moody", Moody().eval(), (3, 8, 8)))
+    row = zoo.check("timm/moody", source=False)
+    assert not row.passed
+    assert "in 10 of 28 modes the target's logits are not bitwise" in row.target.reason
+    assert "the first inference_mode, batch of 1, bfloat16" in row.target.reason and "node 'head'" in row.target.reason
+
+
 def test_the_table_holds_every_row_and_its_reasons(tmp_path):
     rows = [
         zoo.check("timm/test_resnet"),
@@ -268,6 +301,8 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
     assert written["summary"]["networks"] == 2
     assert written["summary"]["targets"] == written["summary"]["sources"] == 1
     text = (tmp_path / "zoo.md").read_text()
+    assert written["summary"]["targets_in_modes"] == 1 and written["summary"]["modes"] == rows[0].target.modes == 28
+    assert "| 28 modes |" in text and "Old logits were compared to the bit on 1 of them" in text
     assert "1 of 2 networks pass as targets" in text and "timm/<odd>\\|name" in text
     html = (tmp_path / "zoo.html").read_text()
     assert html.count("<tr") == 3 and "timm/&lt;odd&gt;|name" in html and "a &lt; b" in html

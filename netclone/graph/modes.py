@@ -72,5 +72,13 @@ COVERING = (
 )
 """Each dtype in each layout, each batch of 1 to 9, one and two threads, always with gradients and without."""
 
+_KINDS = tuple(itertools.product(DTYPES, (False, True), GRADIENTS))
+SPREAD = (
+    *(Mode(g, (1, 3)[n % 2], dtype, last, 1) for n, (dtype, last, g) in enumerate(_KINDS)),
+    *(Mode(tuple(GRADIENTS)[n % 3], n, torch.float32, False, 1) for n in (2, 4, 5, 6, 7, 8, 9)),
+    *(Mode(g, (1, 3)[n % 2], dtype, False, 2) for n, (g, dtype) in enumerate(zip(GRADIENTS, DTYPES, strict=True))),
+)
+"""Each dtype in each layout and each kind of gradients; each batch and number of threads in one of them: for many."""
+
 EVERY = tuple(mode for threads in (1, 2) for mode in _all(tuple(range(1, 10)), DTYPES, (False, True), threads))
 """Every combination of these."""

@@ -19,12 +19,15 @@ from netclone.capturing import FACTS, is_captured
 from netclone.channels import ChannelGroups, channel_groups
 from netclone.errors import NetcloneError
 from netclone.evaluating import cost
+from netclone.exporting import copied
 from netclone.extracting import TOLERANCE, extract
-from netclone.injecting import inject, remove
+from netclone.graph.modes import SPREAD
+from netclone.injecting import GraftedModule, clones, inject, own_nodes, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
 from netclone.modules import CloneModule
 from netclone.tracing import INPUT, position, same_bits, shape_of, trace
+from netclone.verifying import Verification, compare
 from netclone.zoo.building import Network, build, randomised
 from netclone.zoo.naming import known
 
@@ -37,7 +40,11 @@ _REASONS = 4  # how many reasons for unprunable parameters are told
 
 @dataclass(frozen=True)
 class TargetResult:
-    """How a network did as a target: the capture it took, where the fixed module was put, seconds, or why it failed."""
+    """How a network did as a target: the capture it took, where the fixed module was put, seconds, or why it failed.
+
+    ``modes`` is in how many modes of deployment old logits were compared, all to the bit, and ``unsupported`` in how
+    many the network itself fails. Without weights both are 0: there the target's operators and flags were compared.
+    """
 
     passed: bool
     reason: str = ""
@@ -45,6 +52,8 @@ class TargetResult:
     nodes: int = 0
     positions: tuple[str, ...] = ()
     seconds: float = 0.0
+    modes: int = 0
+    unsupported: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +236,8 @@ def _as_target(network: Network) -> TargetResult:
     """Trace, inject the fixed module at three positions, remove in another order: all is as it was, to the bit."""
     started = time.perf_counter()
     model, images = network.model, network.images(2)
+    if not images.is_meta:
+        model = randomised(copied(model), images)  # as it is built, much of it may be zero and hide what differs
     traced = trace(model, images)
     before = _state(traced)
     places = three_positions(traced)
@@ -236,8 +247,9 @@ def _as_target(network: Network) -> TargetResult:
         shape = shape_of(position(traced, at))
         assert shape is not None
         module = copy.deepcopy(probe(shape)).to(some.device, some.dtype)
-        grafted = inject(grafted, module, at=at, name=name)
+        grafted = inject(grafted, module, at=at, name=name, check=False)  # compared below, in more modes
         _let_go(some)
+    _holds(_operators(grafted) == _operators(traced), "the grafted graph has other operators or flags than the target")
     back = grafted
     for name in (*names[1:], names[0]):
         back = remove(back, name)
@@ -251,12 +263,41 @@ def _as_target(network: Network) -> TargetResult:
     _holds(got.shape == (2, width + 2 * len(names)), f"the grafted output has shape {tuple(got.shape)}")
     _holds(same_bits(got[:, :width], want), "the target's logits are not bitwise what they were")
     _holds(same_bits(again, want), "after removal the logits are not what they were")
+    del back
+    found = _in_all_modes(grafted, model, network.images(9))
     return TargetResult(
         passed=True,
         capture="exported" if is_captured(traced) else "symbolic",
         nodes=len(traced.graph.nodes),
         positions=places,
         seconds=time.perf_counter() - started,
+        modes=len(found.equal),
+        unsupported=len(found.unsupported),
+    )
+
+
+def _in_all_modes(grafted: fx.GraphModule, model: nn.Module, images: Tensor) -> Verification:
+    """Old logits in all modes of deployment; nothing is compared where there is no memory."""
+    if images.is_meta:
+        return Verification(())
+    found = compare(grafted, model, images, SPREAD)
+    if found.different:
+        first = found.different[0]
+        raise CheckFailed(
+            f"in {len(found.different)} of {len(found.equal) + len(found.different)} modes the target's logits are not "
+            f"bitwise what they were, the first {first.mode}: {first.seen}, from node '{first.node}' on"
+        )
+    return found
+
+
+def _operators(graph: fx.GraphModule) -> tuple[Any, ...]:
+    """What torch chooses kernels by: a target's nodes, what they read, and which parameters ask for gradients."""
+    of_clones = tuple(f"{name}." for name in clones(graph)) if isinstance(graph, GraftedModule) else ()
+    own = [node for node in own_nodes(graph) if node.op != "output"]
+    return (
+        tuple((node.op, node.name, str(node.target), str(node.args), str(node.kwargs)) for node in own),
+        tuple((n, p.requires_grad) for n, p in graph.named_parameters() if not n.startswith(of_clones)),
+        tuple(n.training for path, n in graph.named_modules() if path and not f"{path}.".startswith(of_clones)),
     )
 
 

@@ -15,6 +15,7 @@ import torchvision
 
 import netclone
 from netclone.errors import ArgumentError
+from netclone.graph.modes import SPREAD
 from netclone.rendering import render
 from netclone.writing import write_text
 from netclone.zoo.checking import Row
@@ -23,6 +24,7 @@ HEADINGS = (
     "network",
     "parameters, M",
     "target",
+    "old logits, to the bit",
     "source",
     "error",
     "prunable",
@@ -94,6 +96,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "networks": len(rows),
         "targets": sum(row.target.passed for row in rows),
+        "targets_in_modes": sum(row.target.passed and row.target.modes > 0 for row in rows),
+        "modes": len(SPREAD),
         "sources_asked": len(asked),
         "sources": len(good),
     }
@@ -119,6 +123,12 @@ def _told(facts: dict[str, Any]) -> list[str]:
         f"{s['targets']} of {s['networks']} networks pass as targets: traced, a fixed module injected at three "
         "positions and removed in another order; the target's logits bitwise as before where it has weights, and code, "
         "names, shapes and flags after removal (values too where it has weights).",
+        f"Old logits were compared to the bit on {s['targets_in_modes']} of them, with every constant randomised, in "
+        f"{s['modes']} modes (plain, no_grad and inference_mode, in float32, bfloat16 and float16, channels last, for "
+        "batches of 1 to 9, on one and two threads) but those in which the network itself fails or that its images do "
+        "not have. Networks without weights have "
+        "no bits: on those it was compared that the grafted graph has the target's operators and flags, which is what "
+        "torch chooses kernels by.",
     ]
     if s["sources_asked"]:
         lines.append(
@@ -164,12 +174,23 @@ def cells(row: Row) -> tuple[str, ...]:
         row.name,
         f"{row.parameters / 1e6:.1f}",
         f"{row.target.capture if row.target.passed else 'failed'}{' (no weights)' * (row.weights == 'meta')}",
+        _bits(row),
         "" if source is None else "passed" if source.passed else "failed",
         *figures,
         f"{row.seconds:.1f}",
         f"{row.peak_mb:.0f}",
         "; ".join(why),
     )
+
+
+def _bits(row: Row) -> str:
+    """In how many modes old logits were compared; without weights there are no bits, only what decides on them."""
+    if not row.target.passed:
+        return "failed"
+    if row.weights == "meta":
+        return "same operators and flags"
+    fails = f", of {row.target.modes + row.target.unsupported}; it fails in the others" * bool(row.target.unsupported)
+    return f"{row.target.modes} modes{fails}" if row.target.modes else "not in modes"
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
