@@ -7,10 +7,9 @@ functional, and what depends on no input at all is evaluated where an operator n
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 from netclone.errors import TraceError
 from netclone.exporting import export, one_of
 from netclone.functionalizing import make_functional
+from netclone.runtime.entering import deterministic
 
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
 aten = torch.ops.aten
@@ -44,13 +44,6 @@ _FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-
     aten.dropout_.default,
 }
 _SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
-
-
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Run a caller's model without moving the random state (of the CPU generator) that the caller sees."""
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 def is_captured(model: nn.Module) -> bool:

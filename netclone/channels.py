@@ -13,6 +13,7 @@ from netclone.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.errors import OutputError
 from netclone.labelling import Labelling
 from netclone.labels import compact
+from netclone.runtime.entering import entered
 from netclone.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 
 
@@ -94,6 +95,7 @@ class ChannelGroups:
         return "\n".join(lines)
 
 
+@entered()
 def channel_groups(
     model: nn.Module | ChannelGroups,
     example_inputs: Tensor | tuple[Tensor] | None = None,

@@ -46,6 +46,7 @@ from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, passed_over, reason
 from netclone.preparing import said_preparation
 from netclone.resuming import Findings
+from netclone.runtime.entering import entered
 from netclone.runtime.identity import identity
 from netclone.sharing import ALONE, Workers, digest
 from netclone.stepping import precision_of
@@ -61,6 +62,7 @@ MOST_REST, REST_MASS = 64, 0.999  # source classes that a clone knows beside its
 Progress = Callable[[str, int, int], None]
 
 
+@entered()
 def clone(
     source: nn.Module,
     target: nn.Module,

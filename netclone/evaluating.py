@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.archiving import save
-from netclone.capturing import deterministic
 from netclone.counting import MacCounter
 from netclone.data import Batches, Samples, check_number, streamed, taken_by
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
+from netclone.graph.unchanging import unchanged
 from netclone.injecting import columns
 from netclone.modules import CloneModule
+from netclone.runtime.entering import deterministic, entered
 from netclone.sharing import ALONE, Workers
 
 BINS = 15  # of confidence, for the calibration error
@@ -80,6 +81,7 @@ class Cost:
     archive_bytes: int | None
 
 
+@entered()
 def evaluate(
     model: nn.Module,
     data: Batches,
@@ -269,7 +271,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), deterministic():
+        with torch.no_grad(), deterministic(), unchanged(model):
             yield
     finally:
         for module, mode in modes:
@@ -293,6 +295,7 @@ def running(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@entered()
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     """Parameters, MACs and measured latency of a model in eval mode; of a clone, the bytes of its archive too.
 

@@ -26,6 +26,7 @@ from netclone.functionalizing import in_place_again
 from netclone.masks import ChannelMask, leave_out_of_norms, silenced, silent_columns
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim
+from netclone.runtime.entering import entered
 from netclone.sharing import ALONE, Workers
 from netclone.slimming import Resizer, slim
 from netclone.tracing import position, shape_of
@@ -34,6 +35,7 @@ aten = torch.ops.aten
 TOLERANCE = 1e-9  # relative, in float64: what "equal" means in a certificate
 
 
+@entered()
 def extract(
     source: nn.Module | ChannelGroups,
     mask: ChannelMask,

@@ -30,6 +30,7 @@ from netclone.graph.holding import hold
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.modules import CloneModule, CloneSpec
 from netclone.preparing import Preparation, said_preparation
+from netclone.runtime.entering import entered
 from netclone.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
 from netclone.verifying import check_bits
 
@@ -102,6 +103,7 @@ class GraftedModule(fx.GraphModule):
         return [path for path, _ in self.named_parameters() if path.partition(".")[0] not in names]
 
 
+@entered()
 def inject(
     target: nn.Module,
     module: CloneModule,
@@ -281,13 +283,8 @@ def graft(
     return grafted
 
 
-def clones(grafted: fx.GraphModule) -> tuple[str, ...]:
-    """Names of the clones in a grafted graph, in order of injection.
-
-    Raises
-    ------
-    ArgumentError
-        If ``grafted`` holds no clones.
+def clones(grafted: nn.Module) -> tuple[str, ...]:
+    """Names of the clones in a grafted graph, in order of injection; none in any other network.
 
     Examples
     --------
@@ -302,7 +299,7 @@ def clones(grafted: fx.GraphModule) -> tuple[str, ...]:
 
     Reference: docs/adr/0004-grafting.md.
     """
-    return _record(grafted).names
+    return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
 
 
 def columns(grafted: fx.GraphModule) -> dict[str, range]:
@@ -341,6 +338,7 @@ def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
     return tuple(nodes[read] for read in branch.reads)
 
 
+@entered()
 def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
     """Take one clone out of a copy of a grafted graph; nothing of it is left, and ``grafted`` is untouched.
 

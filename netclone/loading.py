@@ -19,6 +19,7 @@ from netclone.errors import ArgumentError, LoadError, first_line
 from netclone.models.checkpoints import Checkpoint, fitted, read_checkpoint
 from netclone.models.recipes import Recipe, recipe_of
 from netclone.preparing import IMAGES, Preparation, preparation, prepared_as
+from netclone.runtime.entering import entered
 
 LIBRARIES = ("timm", "torchvision")
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
@@ -63,6 +64,7 @@ class Opened:
         return preparation(self.network)
 
 
+@entered()
 def load_model(
     name: str,
     weights: str | os.PathLike[str] | None = PRETRAINED,

@@ -28,6 +28,7 @@ from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.resuming import Unfinished
+from netclone.runtime.entering import entered
 from netclone.sharing import ALONE, Workers
 from netclone.stepping import fast_forward, precision_of, step
 
@@ -39,6 +40,7 @@ LEARNING_RATE = 0.08  # of standardised scores; falls to nothing over the steps
 _USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
 
 
+@entered()
 def localize(
     source: nn.Module | ChannelGroups,
     data: Batches | None = None,

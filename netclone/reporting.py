@@ -38,6 +38,7 @@ from netclone.modules import CloneModule, CloneSpec
 from netclone.picturing import thumbnails
 from netclone.plotting import Row, rows, shortened
 from netclone.rendering import digest, render
+from netclone.runtime.entering import entered
 from netclone.writing import check_place, write_file
 
 MOST_BYTES = 2_000_000
@@ -116,6 +117,7 @@ class Report:
         return dict(self.costs)
 
 
+@entered()
 def report(
     grafted: fx.GraphModule,
     data: Batches,

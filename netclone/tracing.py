@@ -19,6 +19,7 @@ from netclone.errors import ArgumentError, OutputError, PositionError, TraceErro
 from netclone.exporting import copied
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 from netclone.graph.isolation import isolated
+from netclone.runtime.entering import entered
 
 INPUT = "input"
 """The position before everything: a clone there reads the images and is the whole slim source."""
@@ -73,6 +74,7 @@ class _PositionTracer(fx.Tracer):
         return node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
 
 
+@entered()
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
     """Copy a model into a graph whose nodes know their shapes; the model is untouched.
 
