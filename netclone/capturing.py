@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+import keyword
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from netclone.exporting import export, one_of
 from netclone.functionalizing import make_functional
 from netclone.runtime.entering import deterministic
 
+_OF_MODULES = frozenset(dir(nn.Module()))  # no tensor can be called as an attribute that there is already
+_OF_GRAPHS = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
 aten = torch.ops.aten
 
@@ -80,8 +84,12 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     paths = model.meta.get(FACTS, {}).get("positions", {}) if isinstance(model, fx.GraphModule) else {}
     exported = export(model, examples, paths)
     root = nn.Module()
+    names = _names(exported.tensors)
     for name, tensor in _untied(exported.tensors).items():
-        set_tensor(root, name, tensor)
+        set_tensor(root, names[name], tensor)
+    for node in exported.graph.nodes:
+        if node.op == "get_attr":
+            node.target = names[str(node.target)]
     graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
     make_functional(graph_module.graph, _FIRST_ARGUMENT, type(model).__name__)
     _name_squeezed_axes(graph_module.graph)
@@ -146,6 +154,48 @@ def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(memory)
         own[name] = tensor
     return own
+
+
+def _names(tensors: Iterable[str]) -> dict[str, str]:
+    """A name for each tensor that code and files can hold: its own, where that is one.
+
+    A model may call its modules anything: ``1x1``, ``conv 1``, ``class``, ``self``, or as an attribute of every module.
+    """
+    prefixes: dict[str, str] = {"": ""}
+    taken: set[str] = set()
+    for name in tensors:  # names that can stay come first, as no other may take their place
+        taken |= {prefix for prefix in _prefixes(name) if _fit(prefix) == prefix.rpartition(".")[2]}
+    found: dict[str, str] = {}
+    for name in tensors:
+        for prefix in _prefixes(name):
+            if prefix in prefixes:
+                continue
+            above, part = prefixes[prefix.rpartition(".")[0]], _fit(prefix)
+            whole = f"{above}.{part}" if above else part
+            while whole != prefix and whole in taken:
+                whole += "_"
+            taken.add(whole)
+            prefixes[prefix] = whole
+        found[name] = prefixes[name]
+    return found
+
+
+def _prefixes(name: str) -> list[str]:
+    """A dotted name's owners from the outside in, and itself."""
+    parts = name.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _fit(name: str) -> str:
+    """The last part of a name as code can hold it: digits, or an identifier in ASCII that is no module's attribute."""
+    above, _, part = name.rpartition(".")
+    if part.isascii() and part.isdigit():
+        return part
+    plain = re.sub(r"[^\w-]", "_", part, flags=re.ASCII)
+    if not plain.replace("-", "_").isidentifier() or plain.startswith("__"):
+        plain = f"n_{plain}"
+    reserved = keyword.iskeyword(plain) or plain == "self" or plain in (_OF_MODULES if above else _OF_GRAPHS)
+    return f"{plain}_" if reserved else plain
 
 
 def fingerprint(graph_module: fx.GraphModule) -> str:

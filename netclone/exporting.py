@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from netclone.errors import OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _MODES = {  # operators that run a part of the model under a mode, and which of their arguments the part is
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
@@ -58,6 +59,12 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
     OutputError
         If the model returns anything but one tensor.
     """
+    for path, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TraceError(
+                f"torch.export: {f'module {path!r} of ' if path else ''}{type(model).__name__} is TorchScript, which "
+                "holds no Python code to capture: give the Python module that it was made from"
+            )
     value, overwritten = _observed(model, examples)
     program, taps = _program(model, examples, overwritten)
     graph, tensors, copies = _with_named_tensors(program, len(examples), type(model).__name__)
@@ -77,13 +84,23 @@ def copied(model: nn.Module) -> nn.Module:
         If the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _computed(model))
     except Exception as error:  # a model may hold anything
         raise TraceError(
             f"copy.deepcopy: {type(error).__name__}: {first_line(error)} (in {type(model).__name__}); netclone works "
             "on a copy of the model: take out what cannot be copied, such as tensors with a gradient that an earlier "
             "forward() kept in an attribute"
         ) from error
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """A memo with which deepcopy copies tensors that torch computed from others and a module holds as attributes.
+
+    ``nn.utils.weight_norm`` and ``nn.utils.prune`` keep such a weight, as do modules that keep what they saw.
+    """
+    held = [value for module in model.modules() for value in module.__dict__.values()]
+    made = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
+    return {id(value): value.detach().clone() for value in made}
 
 
 def one_of(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -166,7 +183,7 @@ def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[
     """What the model gives for the first of the examples, and the positions a later in-place operator overwrites."""
     overwritten: set[str] = set()
     tapped = _Tapped(copied(model).eval(), overwritten)
-    with _refusals(model), torch.no_grad():
+    with _refusals(model, examples), torch.no_grad():
         want = tapped.model(*one_of(examples))
         if isinstance(model, fx.GraphModule):  # its nodes are tapped by the interpreter only
             tapped(*one_of(examples))
@@ -181,7 +198,7 @@ def _program(
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     while True:
         tapped = _Tapped(copied(model).eval(), overwritten)
-        with _refusals(model), isolated(), warnings.catch_warnings():
+        with _refusals(model, examples), isolated(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             with _ByShape():
                 program = torch.export.export(
@@ -293,6 +310,8 @@ class _ByShape(TorchFunctionMode):
             func = _lstm
         elif func is nn.functional.batch_norm:
             func = _by_running_statistics
+        elif func == _DATA:  # which is the same, and not seen by torch.export
+            func = torch.Tensor.detach
         return func(*args, **(kwargs or {}))
 
 
@@ -318,14 +337,25 @@ def _lstm_as_torch_has_it(graph: fx.Graph, lstm: fx.Node) -> None:
 
 
 @contextlib.contextmanager
-def _refusals(model: nn.Module) -> Iterator[None]:
+def _refusals(model: nn.Module, examples: tuple[Tensor, ...]) -> Iterator[None]:
     """What the model or torch.export raises means the same to a caller, whatever its type."""
     try:
         yield
     except Exception as error:
         raise TraceError(
             f"torch.export: {type(error).__name__}: {first_line(error)} (in {type(model).__name__})"
+            + other_dtype(model, examples)
         ) from error
+
+
+def other_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> str:
+    """What to say of a failure where the model and the images have different floating dtypes; else nothing."""
+    theirs = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    given = {example.dtype for example in examples}
+    if not theirs or given <= theirs:
+        return ""
+    seen, expected = (", ".join(sorted(map(str, dtypes))) for dtypes in (given, theirs))
+    return f"; the images are {seen}, the model's parameters {expected}: bring one to the dtype of the other with .to()"
 
 
 def _with_named_tensors(

@@ -16,7 +16,7 @@ from netclone.arguments import images_fault, not_finite
 from netclone.capturing import FACTS, capture, deterministic
 from netclone.describing import describe, described
 from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
-from netclone.exporting import copied
+from netclone.exporting import copied, other_dtype
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 from netclone.graph.isolation import isolated
 from netclone.runtime.entering import entered
@@ -52,6 +52,13 @@ class _PositionTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
+        """A node, but none called ``self``, as the module that code is generated for is."""
+        name = "self_" if name is None and target == "self" else name
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         out = super().call_module(m, forward, args, kwargs)
@@ -138,8 +145,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
         except TraceError as exported:
             raise TraceError(
                 f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_named(symbolic)}\n"
-                f"  {_named(exported)}\nWay out: move control flow that depends on data out of forward(), or "
-                "register the module that holds it as a leaf with timm.layers.register_notrace_module."
+                f"  {_named(exported)}" + _way_out(model, example)
             ) from symbolic
     else:
         if isinstance(got, Tensor) and not (isinstance(want, Tensor) and same_bits(got, want)):
@@ -154,6 +160,16 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
         module.training = modes.get(name, module.training)
     describe(traced, described(model))
     return traced
+
+
+def _way_out(model: nn.Module, example: Tensor) -> str:
+    """What to do about a model that neither capture takes, where its own message does not say it."""
+    if other_dtype(model, (example,)) or isinstance(model, torch.jit.ScriptModule):
+        return ""
+    return (
+        "\nWay out: move control flow that depends on data out of forward(), or register the module that holds it as a "
+        "leaf with timm.layers.register_notrace_module."
+    )
 
 
 def _shapes(traced: fx.GraphModule) -> dict[str, tuple[int, ...]]:
