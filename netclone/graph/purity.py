@@ -38,7 +38,7 @@ def _names(text: str) -> frozenset[str]:
 _PRIVATE = _names("""
     _unsafe_view _to_copy _softmax _log_softmax _prelu_kernel _conj _neg_view _adaptive_avg_pool2d _adaptive_avg_pool3d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d _reshape_alias _fft_r2c _fft_c2r _fft_c2c
+    _upsample_nearest_exact3d _fft_r2c _fft_c2r _fft_c2c
 """)
 
 # Kinds of operators that no network's forward pass needs and whose arguments torch checks less: those of one backend,
@@ -60,7 +60,7 @@ _NEVER = _names("""
     lu_unpack lu_solve cholesky_solve cholesky_inverse geqrf ormqr orgqr svd qr lstsq triangular_solve nuclear_norm
     pinverse max_unpool2d max_unpool3d fractional_max_pool2d fractional_max_pool3d embedding_bag
     binary_cross_entropy binary_cross_entropy_with_logits kl_div unsafe_split unsafe_split_with_sizes unsafe_chunk
-    flatten_dense_tensors unflatten_dense_tensors pad_sequence
+    flatten_dense_tensors unflatten_dense_tensors pad_sequence mvlgamma special_multigammaln
 """)
 _LINALG = _names("""
     linalg_vector_norm linalg_cross linalg_vecdot linalg_matmul linalg_multi_dot linalg_diagonal linalg_matrix_power

@@ -1,0 +1,43 @@
+"""Run many random cases and write the figures to docs/results/fuzzing.json: ``python tests/fuzz.py COUNT [SEED]``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from fuzzing import names, run, tally
+from limits import each
+
+PLACE = Path(__file__).parent.parent / "docs" / "results" / "fuzzing.json"
+BEHAVED = ("refused", "ran", "raised")
+
+
+def fuzz_operators(count: int, first: int = 0) -> dict[str, object]:
+    """The figures of ``count`` cases from a first seed on: how each ended, and which misbehaved."""
+    names()  # found once, not in every process
+    ends, wrong = [], []
+    for seed, ended in zip(range(first, first + count), each(run, range(first, first + count)), strict=True):
+        kind = ended.value if ended.kind == "done" else f"{ended.kind} ({ended.text.partition(':')[0]})"
+        ends.append(kind)
+        if kind not in BEHAVED:
+            wrong.append(f"{seed}: {names()[seed % len(names())]}: {kind}")
+    return {
+        "operators": len(names()),
+        "tried": count,
+        "first_seed": first,
+        "torch": torch.__version__,
+        "ends": tally(ends),
+        "misbehaved": wrong,
+    }
+
+
+def write(part: str, figures: dict[str, object], place: Path = PLACE) -> None:
+    """Put figures under a name into the file; what others wrote into it stays."""
+    known = json.loads(place.read_text()) if place.exists() else {}
+    place.write_text(json.dumps({**known, part: figures}, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    write("operators", fuzz_operators(int(sys.argv[1]), *map(int, sys.argv[2:])))
