@@ -25,7 +25,16 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.capturing import FACTS
 from netclone.describing import NAMES, describe, described, widened
-from netclone.errors import AdapterError, ArgumentError, CloneNameError, PositionError, TargetError, TargetWarning
+from netclone.errors import (
+    AdapterError,
+    ArchiveError,
+    ArgumentError,
+    CloneNameError,
+    PositionError,
+    TargetError,
+    TargetWarning,
+)
+from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.holding import hold
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.modules import CloneModule, CloneSpec
@@ -160,7 +169,8 @@ def inject(
     CloneNameError
         If the name is taken or not an identifier.
     ArgumentError
-        If ``module`` is no clone, or is on another device or in another dtype than ``target``.
+        If ``module`` is no clone, is on another device or in another dtype than ``target``, or its graph writes, draws
+        or takes more than it may.
     OutputError
         If the target does not return one tensor of logits.
     BitsError
@@ -263,6 +273,7 @@ def graft(
             "netclone.extract(...), or load one with netclone.load(...)"
         )
     _check_same_kind(target, module)
+    _check_pure(target, module)
     traced = _traced(target, module, at, share_parameters, example_inputs)
     record = traced.meta.get(_RECORD) or _Record(
         branches=(),
@@ -492,6 +503,19 @@ def _check_same_kind(target: nn.Module, module: CloneModule) -> None:
             f"module: its tensors are {seen[0]} on {seen[1]}, the target's are {expected[0]} on {expected[1]}: "
             f"bring it there with module.to('{expected[1]}', {expected[0]})"
         )
+
+
+def _check_pure(target: nn.Module, module: CloneModule) -> None:
+    """Refuse a graph of operators that does more than compute logits from features, in the target's dtype."""
+    body, spec = module.body, module.spec
+    if not isinstance(body, fx.GraphModule) or not is_of_operators(body.graph):
+        return  # code of the caller's own, which no file can hold
+    kind = _kind(target) or _kind(module)
+    shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
+    try:
+        dry_run(body.graph, on_meta(body), shapes, kind[0] if kind else torch.float32, len(spec.classes))
+    except ArchiveError as error:
+        raise ArgumentError(f"module: its graph cannot be part of a network: {error}") from error
 
 
 def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError, first_line
 from netclone.exporting import lstm_by_shape
@@ -65,6 +65,25 @@ def dry_run(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _Runs(graph, tensors, input_shapes, dtype).run(output_width)
+
+
+def is_of_operators(graph: fx.Graph) -> bool:
+    """Whether a graph is one that a file could hold: calls of torch's operators, and of what computes sizes."""
+    return all(
+        isinstance(node.target, torch._ops.OpOverload) or may_be_archived(node.target)
+        if node.op == "call_function"
+        else node.op in ("placeholder", "get_attr", "output")
+        for node in graph.nodes
+    )
+
+
+def on_meta(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module by name, without their memory."""
+    held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {
+        name: torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        for name, tensor in held
+    }
 
 
 class _Runs:
