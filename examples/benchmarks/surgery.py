@@ -67,10 +67,15 @@ def main() -> int:
     keep_all = netclone.localize(groups, method="magnitude", keep=1.0)
     fitting = netclone.extract(groups, keep_all, at="layer3", classes=[0, 1, 2])
 
-    grafting = ratio(
-        lambda: netclone.remove(netclone.inject(traced, fitting, at="layer3")), lambda: copy.deepcopy(resnet)
-    )
-    rows.append(("inject + remove / copy.deepcopy(model), resnet50", grafting, 5.0))
+    for check, claim, bar in (
+        (False, "inject(check=False) + remove / copy.deepcopy(model), resnet50", 5.0),
+        (True, "inject + remove / copy.deepcopy(model), resnet50, its bits compared", None),
+    ):
+        grafting = ratio(
+            lambda c=check: netclone.remove(netclone.inject(traced, fitting, at="layer3", check=c)),
+            lambda: copy.deepcopy(resnet),
+        )
+        rows.append((claim, grafting, bar))
     for name in ("resnet50", "vit_small_patch16_224"):
         model = timm.create_model(name).eval()
         rows.append((f"capture + grouping + extraction, {name}, s", seconds(lambda m=model: surgery(m, image), 3), 5.0))
