@@ -26,6 +26,7 @@ from netclone.data import (
     check_clone_set,
     check_keep,
     check_names,
+    check_new,
     check_number,
     check_taken,
     gather,
@@ -38,7 +39,7 @@ from netclone.extracting import Slimmed, classifier_rows, cut, features_node, sl
 from netclone.functionalizing import in_place_again
 from netclone.graph.numbers import numbers_digests
 from netclone.graphdata import unsavable
-from netclone.injecting import GraftedModule, clones, remove
+from netclone.injecting import GraftedModule, clones, names_in, remove
 from netclone.localizing import check_method, localize
 from netclone.masks import ChannelMask
 from netclone.modules import Candidate, CloneModule
@@ -204,6 +205,7 @@ def clone(
     for samples in (new, old):
         if samples is not None:
             workers.check_same([samples.images, samples.labels], samples.what)
+    own_names = names_in(target)
     while isinstance(target, GraftedModule):
         target = remove(target, clones(target)[0])
     example = new.images[:2]
@@ -213,6 +215,7 @@ def clone(
         chosen = check_classes(classes, groups.outputs)
         findings = Findings() if findings is None else findings
         check_names(class_names, chosen)
+        check_new(class_names, own_names, "class_names")
         new.check_labels(groups.outputs, "source")
         check_clone_set(new, chosen)
         whole, new = new, new.of_classes(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from netclone.capturing import deterministic
+from netclone.describing import plain
 from netclone.errors import ArgumentError, DataError, NetcloneError, WeakDataWarning, first_line
 from netclone.exporting import copied
 from netclone.learning.batches import Data, batches, format_of
@@ -315,6 +316,21 @@ def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
         raise ArgumentError(f"class_names: {len(names)} names for {len(classes)} classes; give one per class")
     if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
         raise ArgumentError(f"class_names: {twice[0]!r} is given {list(names).count(twice[0])} times; name each once")
+
+
+def check_new(names: Sequence[str], own: Iterable[str], what: str) -> None:
+    """Warn of classes to clone whose names the target's own classes have; numbers are no names.
+
+    Examples
+    --------
+    >>> check_new(["heron", "7"], ["ibis", "7"], "class_names")
+    """
+    known = {plain(name) for name in own}
+    if both := [name for name in names if plain(name) in known and not plain(name).isdigit()]:
+        _warn(
+            f"{what}: the target already has {', '.join(map(repr, both[:5]))}; what it shows would have two columns, "
+            "which take it from each other; leave the class out, or name it otherwise if it is another"
+        )
 
 
 def check_number(number: int, what: str, least: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from netclone.bundling import Bundle, Packed, config_of, is_bundle, read_bundle,
 from netclone.capturing import FACTS
 from netclone.cloning import Progress, check_options
 from netclone.cloning import clone as netclone_clone
+from netclone.data import check_new
 from netclone.errors import ArchiveError, CloneNameError, LoadError, WorkerError
 from netclone.injecting import columns, differences, graft, tell_mismatch
 from netclone.inspecting import classes_of
@@ -47,6 +49,7 @@ def clone(
     use_ema: bool | None = None,
     progress: Progress | None = None,
     note: Note = silent,
+    skip_broken: bool = False,
     **options: Any,
 ) -> CloneModule:
     """Clone classes of a named source for a named target from pictures, and write the clone to a file.
@@ -72,7 +75,9 @@ def clone(
     images, use_ema
         As for :func:`netclone.load_model`; ``images`` of the target.
     note
-        Called with a line for a person, where something is assumed.
+        Called with a line for a person, where something is assumed or left out.
+    skip_broken
+        Whether pictures that cannot be read are left out and counted, instead of being an error.
     options
         As for :func:`netclone.clone`.
 
@@ -96,13 +101,15 @@ def clone(
             target_network, given = opened.network, opened.preparation
             if opened.assumption and workers.main:
                 note(f"target: {opened.assumption}")
-            pictures = read(data, given.transform(), split, "data", batch_size).labelled_for(source_network, "data")
+            told = note if workers.main else silent
+            opening = partial(read, batch_size=batch_size, skip_broken=skip_broken, note=told)
+            pictures = opening(data, given.transform(), split, "data").labelled_for(source_network)
             columns, names = chosen(classes, pictures)
-            assert pictures.columns is not None
-            wanted = pictures.only([label for label, column in enumerate(pictures.columns) if column in columns])
-            old = target_data and read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(
-                target_network, "target-data"
-            )
+            wanted, old = pictures.keeping(columns), None
+            if target_data is not None:
+                old = opening(target_data, given.transform(), split, "target-data").labelled_for(target_network)
+                old = old.keeping(old.known.values())
+                check_new(names, old.known, "target-data")
         part = out.with_name(f"{out.name}.part")
         findings = Findings(part, workers, lambda stages: note(f"Resuming from '{part}' ({', '.join(stages)})."))
         try:
@@ -112,7 +119,7 @@ def clone(
                 replace(wanted, workers=workers),
                 classes=columns,
                 class_names=names,
-                target_data=replace(old, workers=workers) if old else None,
+                target_data=None if old is None else replace(old, workers=workers),
                 augment=mirrored if mirror else None,
                 progress=progress if workers.main else None,
                 workers=workers,

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # what torch sets again on its copies
 
@@ -76,3 +77,35 @@ def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int
         if known and all(len(names) == count for count, names in classes.values()):
             cfg["label_names"] = type(labels)([*labels, *(name for _, names in classes.values() for name in names)])
     return wide
+
+
+def labels_of(network: nn.Module) -> dict[str, int]:
+    """What a network calls its columns, each in every way it may be called, in plain writing; empty if it does not say.
+
+    Examples
+    --------
+    >>> import timm
+    >>> network = timm.create_model("test_resnet", num_classes=2)
+    >>> network.pretrained_cfg["label_names"] = ["Grey_Heron", "ibis"]
+    >>> labels_of(network)
+    {'grey heron': 0, 'ibis': 1}
+    """
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    given = cfg.get("label_names")
+    if given and len(given) == getattr(network, "num_classes", None):
+        return {plain(str(name)): column for column, name in enumerate(given)}
+    subset = infer_imagenet_subset(network)
+    if subset is None:
+        return {}
+    info = ImageNetInfo(subset)
+    found: dict[str, int] = {}
+    for column in range(info.num_classes()):
+        found[info.index_to_label_name(column)] = column
+        for word in info.index_to_description(column).split(","):
+            found.setdefault(plain(word), column)
+    return found
+
+
+def plain(name: str) -> str:
+    """A class's name as it is compared: without case, hyphens and underscores."""
+    return name.strip().replace("_", " ").replace("-", " ").lower()

@@ -93,3 +93,7 @@ class UncalibratedWarning(NetcloneWarning):
 
 class WeakDataWarning(NetcloneWarning):
     """The clone set is accepted, but too little can be learned from it, or something else than its labels say."""
+
+
+class SameNameWarning(NetcloneWarning):
+    """Two columns of a grafted network have the name of one class."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -68,6 +70,7 @@ def opened(
     use_ema: bool | None = None,
     progress: Progress | None = None,
     note: Note = silent,
+    skip_broken: bool = False,
 ) -> Subject:
     """A named network, and folders of pictures labelled with the columns of its logits.
 
@@ -76,13 +79,16 @@ def opened(
     model
         As for :func:`netclone.load_model`; only a file that ``netclone inject`` wrote has new classes.
     data
-        As for :func:`netclone.reading.read`: pictures of new classes; folders of other classes are left out.
+        As for :func:`netclone.reading.read`: pictures of new classes and, without ``target_data``, of the network's
+        own beside them; folders of other classes are left out.
     target_data
         Pictures of the network's own classes.
     images, use_ema
         As for :func:`netclone.load_model`, over what is known of the model.
     note
-        Called with a line for a person, where something is assumed.
+        Called with a line for a person, where something is assumed or left out.
+    skip_broken
+        Whether pictures that cannot be read are left out and counted, instead of being an error.
 
     Raises
     ------
@@ -99,14 +105,17 @@ def opened(
     given = preparation(target)
     if opened.assumption:
         note(f"model: {opened.assumption}")
+    opening = partial(read, batch_size=batch_size, skip_broken=skip_broken, note=note)
     pictures: list[Pictures] = []
     names: dict[int, str] = {}
     if target_data is not None:
-        old = read(target_data, given.transform(), split, "target-data", batch_size).labelled_for(target, "target-data")
-        pictures.append(old)
-        names.update(zip(old.columns or (), old.names, strict=True))
+        old = opening(target_data, given.transform(), split, "target-data").labelled_for(target)
+        pictures.append(old.keeping(old.known.values()))
     if data is not None:
-        pictures.append(_new(network, model, read(data, given.transform(), split, "data", batch_size)))
+        found = opening(data, given.transform(), split, "data")
+        pictures.append(_new(network, model, found, target if target_data is None else None))
+    for given_pictures in pictures:
+        names.update({column: name for name, column in given_pictures.known.items()})
     names.update({column: name for name, column in _new_columns(network).items()})
     return Subject(network, target, tuple(pictures), names, given, progress)
 
@@ -124,12 +133,13 @@ def evaluate(
     use_ema: bool | None = None,
     progress: Progress | None = None,
     note: Note = silent,
+    skip_broken: bool = False,
 ) -> tuple[Scores, Cost]:
     """Scores of a named network on pictures, and what it costs; its own part is compared with what it was before.
 
     Parameters
     ----------
-    model, data, target_data, split, images, use_ema, note
+    model, data, target_data, split, images, use_ema, note, skip_broken
         As for :func:`opened`.
     source, name
         What a clone was cloned from, for the similarity, and which clone that is.
@@ -149,6 +159,7 @@ def evaluate(
         use_ema=use_ema,
         progress=progress,
         note=note,
+        skip_broken=skip_broken,
     )
     scores = netclone_evaluate(
         subject.network,
@@ -161,30 +172,49 @@ def evaluate(
     return scores, cost(subject.network, example_input(subject.target)[:1])
 
 
-def _new(network: nn.Module, model: str, pictures: Pictures) -> Pictures:
-    """Those of the clones' classes, by the names that they were cloned under."""
+def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:
+    """Those of the clones' classes, by the names that they were cloned under, and those of the target, if it is given.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        If there is no clone, a name is that of two clones' classes, or no class was cloned.
+    """
     known = _new_columns(network)
     if not known:
         raise ArgumentError(
             f"data: '{model}' has no clone, so no new classes; give pictures of its own with --target-data, or a file "
             "that netclone inject wrote"
         )
-    cloned = [label for label, name in enumerate(pictures.names) if name in known]
-    if not cloned:
+    listed = [name for names in _names_of_clones(network) for name in names]
+    if twice := [name for name in pictures.names if listed.count(name) > 1]:
+        raise DataError(f"data: '{twice[0]}' is a class of two clones, and so two columns; remove one of the clones")
+    if not set(known) & set(pictures.names):
         raise DataError(
             f"data: none of the classes of '{pictures.where}' was cloned: it has {', '.join(pictures.names[:5])}, the "
             f"clones have {', '.join(known)}"
         )
-    labels = tuple(known.get(name, -1) for name in pictures.names)
-    return replace(pictures.only(cloned), columns=labels)
+    others = tuple(name for name in pictures.names if name not in known)
+    own: dict[str, int] = {}
+    if target is not None and others:
+        with contextlib.suppress(DataError):  # none of them is the target's
+            own = replace(pictures, names=others).labelled_for(target).known
+    labels = tuple(known.get(name, own.get(name, -1)) for name in pictures.names)
+    labelled = replace(pictures, columns=labels)
+    return labelled.keeping(labelled.known.values())
 
 
 def _new_columns(network: nn.Module) -> dict[str, int]:
     """The columns of a grafted network's new classes, by name and, where they have none, by the source's column."""
     if not isinstance(network, fx.GraphModule):
         return {}
-    found: dict[str, int] = {}
-    for clone, own in columns(network).items():
-        module = cast(CloneModule, network.get_submodule(clone))
-        found.update(zip(module.class_names or map(str, module.classes), own, strict=True))
-    return found
+    own = [column for columns_of_clone in columns(network).values() for column in columns_of_clone]
+    names = [name for names_of_clone in _names_of_clones(network) for name in names_of_clone]
+    return dict(zip(names, own, strict=True))
+
+
+def _names_of_clones(network: nn.Module) -> list[Sequence[str]]:
+    """What each clone's classes are called: by the source's columns, where they have no names."""
+    assert isinstance(network, fx.GraphModule)
+    modules = [cast(CloneModule, network.get_submodule(clone)) for clone in columns(network)]
+    return [module.class_names or tuple(map(str, module.classes)) for module in modules]

@@ -24,13 +24,14 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.capturing import FACTS
-from netclone.describing import NAMES, describe, described, widened
+from netclone.describing import NAMES, describe, described, labels_of, plain, widened
 from netclone.errors import (
     AdapterError,
     ArchiveError,
     ArgumentError,
     CloneNameError,
     PositionError,
+    SameNameWarning,
     TargetError,
     TargetWarning,
 )
@@ -283,6 +284,13 @@ def graft(
     )
     name = _checked_name(name, (target, traced, GraftedModule), record.names)
     logits_node(traced)
+    if both := [name for name in module.class_names if plain(name) in names_in(traced) and not plain(name).isdigit()]:
+        warnings.warn(
+            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; it and the clone's "
+            "stand for one class and take it from each other: remove the other clone, or give other class_names",
+            SameNameWarning,
+            stacklevel=3,
+        )
     branch = _Branch(name, tuple(node.name for node in _reads(traced, module.spec, at)))
 
     own = traced is not target  # traced just now: no second copy is needed
@@ -311,6 +319,15 @@ def clones(grafted: nn.Module) -> tuple[str, ...]:
     Reference: docs/adr/0004-grafting.md.
     """
     return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
+
+
+def names_in(target: nn.Module) -> frozenset[str]:
+    """What a network's columns are called, those of its clones too, in plain writing; none where nobody says."""
+    found = set(labels_of(target))
+    if isinstance(target, GraftedModule):
+        for clone in clones(target):
+            found |= {plain(name) for name in cast(CloneModule, target.get_submodule(clone)).class_names}
+    return frozenset(found)
 
 
 def columns(grafted: fx.GraphModule) -> dict[str, range]:

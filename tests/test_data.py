@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from netclone.data import Samples, check_agreement, check_classes, check_clone_set, check_keep, gather
+from netclone.data import (
+    Samples,
+    check_agreement,
+    check_classes,
+    check_clone_set,
+    check_keep,
+    check_names,
+    check_new,
+    gather,
+)
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
 
 IMAGES, LABELS = torch.arange(5 * 12.0).reshape(5, 3, 2, 2), torch.tensor([0, 1, 2, 1, 0])
@@ -255,3 +264,34 @@ def test_a_source_that_returns_nan_is_refused():
     logits = logits_for(LABELLED.labels, 6)
     logits[:, 0] = -math.inf  # a class that is ruled out
     check_agreement(logits, LABELLED, (2, 3, 4))
+
+
+def test_a_target_that_contradicts_its_labels_is_told():
+    message = (
+        "the target's own prediction agrees with the labels on 0%.*new logits are fitted against.*the target's order"
+    )
+    with pytest.warns(WeakDataWarning, match=message):
+        check_agreement(logits_for((LABELLED.labels - 1) % 3 + 2, 6), LABELLED, (2, 3, 4), "target")
+    check_agreement(logits_for(LABELLED.labels, 6), LABELLED, (2, 3, 4), "target")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["tulip", "rose", "tulip"], "'tulip' is given 2 times; name each once"),
+        (["tulip", "rose"], "2 names for 3 classes"),
+        ("abc", "got 'abc'; expected a sequence of texts"),
+        (["tulip", 5, "rose"], "expected a sequence of texts"),
+    ],
+)
+def test_bad_names_of_classes_are_refused(names, message):
+    with pytest.raises(ArgumentError, match=f"class_names: .*{message}"):
+        check_names(names, (1, 2, 3))
+    check_names(["tulip", "Tulip", "rose"], (1, 2, 3))
+    check_names((), (1, 2, 3))
+
+
+def test_classes_that_the_target_has_by_name_are_told():
+    with pytest.warns(WeakDataWarning, match="class_names: the target already has 'Grey_Heron'; .*leave the class out"):
+        check_new(["ibis", "Grey_Heron"], ["gull", "grey heron"], "class_names")
+    check_new(["ibis", "7"], ["gull", "7"], "class_names")

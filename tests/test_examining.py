@@ -15,8 +15,6 @@ from netclone import extract, load_model, localize, save
 from netclone.cli import app
 from netclone.examining import evaluate, opened
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
-
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -37,6 +35,8 @@ def root(tmp_path_factory):
     for name, classes, names in (("reds", [3], ["red"]), ("blues", [0], ())):
         module = extract(source, mask, classes=classes, class_names=names)
         save(module.with_spec(at="input"), root / f"{name}.safetensors")
+    alone = root / "reds_alone.safetensors"
+    assert run("inject", named(root, "target"), root / "reds.safetensors", "--out", alone).exit_code == 0
     files = [root / "reds.safetensors", root / "blues.safetensors"]
     result = run("inject", named(root, "target"), *files, "--out", root / "grafted.safetensors")
     assert result.exit_code == 0, result.output
@@ -58,6 +58,36 @@ def test_a_class_without_a_name_is_found_by_its_column(root, tmp_path):
     folder(tmp_path, ["0", "red", "7"], count=2)
     subject = opened(str(root / "grafted.safetensors"), str(tmp_path), None)
     assert torch.cat([labels for _, labels in subject]).tolist() == [3, 3, 2, 2]
+
+
+def test_old_and_new_classes_come_from_one_folder_and_what_is_left_out_is_said(root, tmp_path):
+    lines = []
+    folder(tmp_path, ["red", "1", "0", "pink"], count=2)
+    subject = opened(str(root / "reds_alone.safetensors"), str(tmp_path), None, note=lines.append)
+    assert torch.cat([labels for _, labels in subject]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert subject.names == {0: "0", 1: "1", 2: "red"}
+    assert [line for line in lines if "left out" in line] == [
+        f"data: 1 of the 4 classes in '{tmp_path}' are left out: pink"
+    ]
+    folder(tmp_path / "named", ["red", "gull", "tern"], count=2)
+    subject = opened(str(root / "reds_alone.safetensors"), str(tmp_path / "named"), None)
+    assert subject.names == {0: "gull", 1: "tern", 2: "red"}
+    found = run("evaluate", root / "reds_alone.safetensors", "--data", tmp_path / "named", "--json")
+    scores = json.loads(found.stdout)["scores"]
+    assert (scores["samples"], scores["old"] is None, scores["new"] is None) == (6, False, False)
+
+
+def test_broken_pictures_stop_or_are_counted(root, tmp_path):
+    folder(tmp_path, ["green", "grey"], count=3)
+    (tmp_path / "grey" / "1.png").write_bytes(b"broken")
+    words = ["evaluate", named(root, "target"), "--target-data", tmp_path, "--json"]
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "grey/1.png' cannot be read" in result.stderr
+    result = run(*words, "--skip-broken")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["scores"]["samples"] == 5
+    assert "1 of 6 pictures are broken and left out" in result.stderr
 
 
 def test_scores_are_those_of_evaluate_in_python(root):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from netclone.capturing import FACTS, capture
-from netclone.errors import AdapterError, ArgumentError, CloneNameError, OutputError, PositionError
+from netclone.errors import AdapterError, ArgumentError, CloneNameError, OutputError, PositionError, SameNameWarning
 from netclone.graph.holding import hold
 from netclone.injecting import GraftedModule, clones, inject, own_nodes, read_by, remove
 from netclone.modules import CloneModule, CloneSpec
@@ -760,3 +760,35 @@ def test_removing_what_is_not_there():
         for call in (clones, remove):
             with pytest.raises(ArgumentError, match=r"holds no clones; pass the graph that netclone.inject"):
                 call(model)
+
+
+def test_two_columns_of_one_class_name_are_told():
+    shape = (8,)
+    traced = trace(nn.Sequential(nn.Flatten(), nn.Linear(8, 8)), torch.randn(2, 8))
+    first, second, other, numbers = (
+        clone_for(shape, classes).with_spec(at="input", class_names=names)
+        for classes, names in (
+            ((1, 2), ("Grey Heron", "ibis")),
+            ((3, 4), ("gull", "grey-heron")),
+            ((5, 6), ("tern", "crow")),
+            ((7, 8), ("7", "8")),
+        )
+    )
+    grafted = inject(traced, first)  # warnings are errors
+    with pytest.warns(SameNameWarning, match="already has a column called 'grey-heron'; .*remove the other clone, or"):
+        inject(grafted, second)
+    assert clones(inject(inject(inject(grafted, other), numbers), numbers)) == (
+        "clone",
+        "clone_2",
+        "clone_3",
+        "clone_4",
+    )
+    inject(remove(grafted), second)
+
+
+def test_a_class_that_the_target_names_itself_is_told():
+    target = timm.create_model("test_resnet", num_classes=2).eval()
+    target.pretrained_cfg = {**target.pretrained_cfg, "label_names": ["heron", "gull"]}
+    module = clone_for((3, 160, 160)).with_spec(at="input", class_names=("Heron", "ibis"))
+    with pytest.warns(SameNameWarning, match="'Heron'"):
+        inject(target, module)

@@ -8,16 +8,16 @@ import safetensors.torch
 import timm
 import torch
 from pictures import COLOURS, folder
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from netclone import channel_groups, extract, load, load_model, localize
 from netclone.cli import app
+from netclone.data import gather
 from netclone.errors import ArgumentError, DataError
 from netclone.preparing import Converted, converted, preparation
 from netclone.reading import chosen, read
-
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
 
 
 def network(classes, **cfg):
@@ -42,7 +42,7 @@ def opened(where, batch_size=64):
     ids=["numbers of columns", "in order", "the network's labels", "synsets", "words"],
 )
 def test_folders_are_the_networks_classes(tmp_path, model, columns):
-    pictures = opened(folder(tmp_path, columns)).labelled_for(model, "data")
+    pictures = opened(folder(tmp_path, columns)).labelled_for(model)
     assert dict(zip(pictures.names, pictures.columns, strict=True)) == columns
     images, labels = next(iter(pictures))
     assert images.shape == (3 * len(columns), 3, 160, 160)
@@ -54,14 +54,14 @@ def test_only_some_classes_are_read_and_a_tar_file_is_a_folder(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         file.add(tmp_path / "a", arcname=".")
     for where in (tmp_path / "a", tmp_path / "a.tar"):
-        pictures = opened(str(where), batch_size=2).labelled_for(network(3), "data")
+        pictures = opened(str(where), batch_size=2).labelled_for(network(3))
         some = pictures.only([pictures.names.index("red")])
         assert len(some) == 3
         assert {int(label) for _, labels in some for label in labels} == {2}
 
 
 def test_classes_are_chosen_by_name_or_column(tmp_path):
-    pictures = opened(folder(tmp_path, ["red", "green", "blue"])).labelled_for(network(3), "data")
+    pictures = opened(folder(tmp_path, ["red", "green", "blue"])).labelled_for(network(3))
     assert chosen("red, 0", pictures) == ((2, 0), ("red", "blue"))
     with pytest.raises(ArgumentError, match=r"'pink' is not in '.*', which has blue \(0\), green \(1\), red \(2\)"):
         chosen("red,pink", pictures)
@@ -73,10 +73,103 @@ def test_data_that_cannot_be_used_say_why(tmp_path):
     with pytest.raises(DataError, match="data: '.*none' cannot be read"):
         opened(str(tmp_path / "none"))
     pictures = opened(folder(tmp_path / "two", ["goldfish", "unicorn"]))
-    with pytest.raises(DataError, match="class 'unicorn' of .* is none of the 1000 of the network.*called"):
-        pictures.labelled_for(network(1000), "data")
     with pytest.raises(DataError, match="class 'goldfish' of .* is none of the 5"):
-        pictures.labelled_for(network(5), "data")
+        pictures.labelled_for(network(5))
+    pictures = opened(folder(tmp_path / "one", ["unicorn"]))
+    with pytest.raises(DataError, match="class 'unicorn' of .* is none of the 1000 of the network.*called"):
+        pictures.labelled_for(network(1000))
+    with pytest.raises(DataError, match="'09' and '9' in .* are one class of the network, column 9; put"):
+        opened(folder(tmp_path / "nine", ["9", "09", "1"])).labelled_for(network(10))
+    with pytest.raises(DataError, match="'Gold-fish' and 'gold_fish' in .* are one class"):
+        given = network(3, label_names=["gold fish", "cat", "dog"])
+        opened(folder(tmp_path / "fish", ["Gold-fish", "gold_fish"])).labelled_for(given)
+
+
+def test_classes_of_no_column_are_left_out_with_a_line(tmp_path):
+    lines = []
+    where = folder(tmp_path, ["0", "2", "unicorn", "3"], count=2)
+    transform = preparation(network(3)).transform()
+    pictures = read(where, transform, "train", "target-data", note=lines.append).labelled_for(network(3))
+    assert pictures.known == {"0": 0, "2": 2}
+    kept = pictures.keeping(pictures.known.values())
+    assert torch.cat([labels for _, labels in kept]).tolist() == [0, 0, 2, 2]
+    assert lines == [f"target-data: 2 of the 4 classes in '{where}' are left out: 3, unicorn"]
+    assert pictures.keeping([0, 2, -1]) is pictures
+
+
+def test_an_order_that_image_folder_does_not_have_is_told(tmp_path):
+    lines = []
+    transform = preparation(network(3)).transform()
+    where = folder(tmp_path, ["bird10", "bird9", "Cat"], count=1)
+    pictures = read(where, transform, "train", "data", note=lines.append).labelled_for(network(3))
+    assert pictures.known == {"bird9": 0, "bird10": 1, "Cat": 2}
+    assert len(lines) == 1
+    assert "timm's order, bird9, bird10, Cat; ImageFolder's would be Cat, bird10, bird9" in lines[0]
+
+
+def broken(root):
+    """Six pictures of red and of blue, and four broken ones."""
+    folder(root, ["red", "blue"], count=6)
+    whole = (root / "red" / "0.png").read_bytes()
+    (root / "red" / "0.png").write_bytes(b"")
+    (root / "red" / "1.png").write_bytes(b"no picture")
+    (root / "red" / "2.png").write_bytes(whole[: len(whole) // 2])
+    (root / "blue" / "3.png").unlink()
+    (root / "blue" / "3.png").symlink_to(root / "gone.png")
+    return root
+
+
+def packed(root, file):
+    with tarfile.open(file, "w") as tar:
+        tar.add(root, arcname="pictures")
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_broken_picture_is_an_error_that_names_it(tmp_path, kind):
+    root = broken(tmp_path / "all")
+    (root / "blue" / "3.png").unlink()
+    where = str(root) if kind == "folder" else packed(root, tmp_path / "all.tar")
+    with pytest.raises(
+        DataError, match=r"data: picture '.*red/0.png' cannot be read: UnidentifiedImageError: .*--skip"
+    ):
+        list(opened(where))
+
+
+def test_broken_pictures_are_left_out_and_counted_and_never_replaced(tmp_path):
+    lines = []
+    transform = preparation(network(3)).transform()
+    root = broken(tmp_path / "all")
+    pictures = read(str(root), transform, "train", "data", 5, skip_broken=True, note=lines.append)
+    for _ in range(2):
+        assert torch.cat([labels for _, labels in pictures]).tolist() == 5 * [0] + 3 * [1]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("data: 4 of 12 pictures are broken and left out: ")
+    assert "3.png (FileNotFoundError" in lines[0]
+    assert "unclosed" not in lines[0]
+
+
+def test_where_nothing_can_be_read_the_data_are_empty(tmp_path):
+    folder(tmp_path, ["red"], count=3)
+    for file in (tmp_path / "red").iterdir():
+        file.write_bytes(b"broken")
+    pictures = read(str(tmp_path), preparation(network(3)).transform(), "train", "data", 2, skip_broken=True)
+    with pytest.raises(DataError, match="data: empty"):
+        gather(pictures)
+
+
+def test_a_picture_that_unpacks_to_more_than_is_sane_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"red/0.png' cannot be read: DecompressionBombError"):
+        list(opened(folder(tmp_path, ["red"])))
+
+
+def test_reading_moves_no_random_state(tmp_path):
+    pictures = opened(folder(tmp_path, ["red"]))
+    before = torch.get_rng_state()
+    list(pictures)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_source_that_wants_other_images_converts_the_targets(tmp_path):

@@ -309,7 +309,9 @@ def test_small_with_a_thousand_classes_and_large_images(tmp_path: Path) -> None:
     example = torch.zeros(2, 3, 128, 128)
     source, target = Wide(40), Wide(1000).eval()
     mask = netclone.localize(source, method="magnitude", example_inputs=example)
-    module = netclone.extract(source, mask, classes=range(40), class_names=["n" * 500] * 40, example_inputs=example)
+    module = netclone.extract(
+        source, mask, classes=range(40), class_names=[f"{c:n>500}" for c in range(40)], example_inputs=example
+    )
     grafted = netclone.inject(target, module, at="input", name="many", example_inputs=example)
     data = [(torch.rand(1040, 3, 128, 128), torch.arange(1040))]
     found = report(grafted, data, tmp_path / "wide.html", old_names=[f"{i} <{'o' * 500}>" for i in range(1000)])

@@ -36,6 +36,9 @@ Source = Annotated[str, typer.Argument(help=f"Knows the classes: {_NAMED}.")]
 Data = Annotated[str | None, typer.Option(help="Pictures of new classes: a folder for each, a tar file, torch/...")]
 TargetData = Annotated[str | None, typer.Option(help="Pictures of the target's classes.")]
 Split = Annotated[str, typer.Option(help="Part of the data, where there are several.")]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and count them.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
 ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of its images, in pixels. None: as it says.")]
 Mean = Annotated[str | None, typer.Option(help="Their mean, such as 0.5 or 0.485,0.456,0.406. None: as it says.")]

@@ -16,6 +16,7 @@ from netclone.cli.application import (
     Interpolation,
     Json,
     Mean,
+    SkipBroken,
     Source,
     Split,
     Std,
@@ -64,6 +65,7 @@ def clone(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
+    skip_broken: SkipBroken = False,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +100,7 @@ def clone(
                 mirror=mirror,
                 images=images_of(img_size, mean, std, interpolation, crop_pct),
                 use_ema=use_ema,
+                skip_broken=skip_broken,
                 note=note,
                 progress=bars.tell,
                 **options,

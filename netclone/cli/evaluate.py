@@ -20,6 +20,7 @@ from netclone.cli.application import (
     Json,
     Mean,
     Model,
+    SkipBroken,
     Split,
     Std,
     TargetData,
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 @app.command(
     rich_help_panel=SEE,
     help="Measure a network on pictures: accuracy on old, new and all classes, locality, calibration, size, speed.\n\n"
-    "--data holds pictures of the cloned classes, in folders named as they were cloned; --target-data those of the "
-    "target's own. With --source, how like the source's logits the clone's are is measured too.",
+    "--data holds pictures of the cloned classes, in folders named as they were cloned, and may hold the target's own "
+    "beside them; or give these with --target-data. With --source, how like the source's logits the clone's are is "
+    "measured too.",
     epilog="Example: netclone evaluate grafted.safetensors --data pictures --target-data birds",
 )
 def evaluate(
@@ -57,6 +59,7 @@ def evaluate(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Print scores and cost."""
@@ -74,6 +77,7 @@ def evaluate(
                 batch_size=batch_size,
                 images=images_of(img_size, mean, std, interpolation, crop_pct),
                 use_ema=use_ema,
+                skip_broken=skip_broken,
                 note=note,
                 progress=bars.tell,
             )

@@ -20,6 +20,7 @@ from netclone.cli.application import (
     Json,
     Mean,
     Model,
+    SkipBroken,
     Split,
     Std,
     TargetData,
@@ -55,6 +56,7 @@ def report(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Write a page about a clone."""
@@ -73,6 +75,7 @@ def report(
                 batch_size=batch_size,
                 images=images_of(img_size, mean, std, interpolation, crop_pct),
                 use_ema=use_ema,
+                skip_broken=skip_broken,
                 progress=bars.tell,
                 note=note,
             )
