@@ -429,6 +429,8 @@ def _check_pieces(bound: Mapping[str, Any], where: str) -> None:
     if not isinstance(tensor, Tensor) or not isinstance(dim, int) or not -tensor.dim() <= dim < tensor.dim():
         return  # takes a list of tensors, of which there are few; or fails
     sections = next((value for name, value in bound.items() if name not in ("self", "dim")), 1)
+    if not isinstance(sections, (int, list, tuple)):
+        return  # a number that says no size, of gradient()
     if isinstance(sections, (list, tuple)):
         pieces = len(sections)
     elif "chunks" in bound or "sections" in bound:
