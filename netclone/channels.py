@@ -192,10 +192,14 @@ def _occurrences(labelling: Labelling) -> dict[int, int]:
     tensors = _tensors(labelling)
     numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
     prints = np.zeros(len(labelling.labels), dtype=np.uint64)
-    own = len(labelling.slots) + len(labelling.constants)
+    activations = len(tensors) - len(labelling.slots) - len(labelling.constants)
     for place, (labels, number) in enumerate(zip(tensors, numbers, strict=True)):
-        units, counts = np.unique(labelling.labels.roots(compact(labels)).numpy(), return_counts=True)
-        prints[units] += number * counts.astype(np.uint64) if place >= len(tensors) - own else number
+        there = labelling.labels.roots(compact(labels)).numpy()
+        if place < activations:  # large ones: counting takes a sort
+            prints[np.unique(there)] += number
+        else:
+            units, counts = np.unique(there, return_counts=True)
+            prints[units] += number * counts.astype(np.uint64)
     return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
 
 
