@@ -47,6 +47,7 @@ from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, passed_over, reason
 from netclone.preparing import said_preparation
 from netclone.resuming import Findings
+from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
 from netclone.runtime.identity import identity
 from netclone.sharing import ALONE, Workers, digest
@@ -88,6 +89,7 @@ def clone(
     without: Sequence[str] = (),
     mixed_precision: str = "no",
     seed: int = 0,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
     workers: Workers = ALONE,
     findings: Findings | None = None,
@@ -142,6 +144,9 @@ def clone(
     mixed_precision
         ``"bf16"``: mask, distillation and fit learn in bfloat16 where torch.autocast does so; the clone's tensors keep
         their dtype, and all that is checked or refitted in closed form is computed as without.
+    device
+        Where to learn: copies of the networks, and each batch, are moved there, and the clone is left there. None:
+        where the networks are; the data have to be there too.
     progress
         Called with ``(what, done, total)``.
     workers
@@ -189,8 +194,10 @@ def clone(
     )
     precision = precision_of(mixed_precision)
     tell = progress or (lambda what, done, total: None)
-    new = gather(data, "data")
-    old = None if target_data is None else gather(target_data, "target_data")
+    place = device_named(device)
+    source, target = model_on(source, place), model_on(target, place)
+    new = gather(data, "data", place)
+    old = None if target_data is None else gather(target_data, "target_data", place)
     _check_same_images(new, old)
     for model, role in ((source, "source"), (target, "target")):
         if isinstance(model, nn.Module):
@@ -240,7 +247,15 @@ def clone(
                     [groups.graph_module, target],
                     groups.fingerprint,
                     [chosen, keep, budget, at, source_at, search, method, reconstruct, distill_steps, epochs],
-                    [batch_size, validation, sorted(without), seed, identity(augment), mixed_precision],
+                    [
+                        batch_size,
+                        validation,
+                        sorted(without),
+                        seed,
+                        identity(augment),
+                        mixed_precision,
+                        example.device.type,
+                    ],
                     [] if mask is None else [mask.kept],
                 )
             )

@@ -70,8 +70,8 @@ class Samples:
         return Samples(self.images[chosen], self.labels[chosen], self.what)
 
 
-def gather(data: Batches, what: str = "data") -> Samples:
-    """All batches in one, checked.
+def gather(data: Batches, what: str = "data", device: torch.device | None = None) -> Samples:
+    """All batches in one, checked, each moved to a device as it comes; None leaves them where they are.
 
     Raises
     ------
@@ -83,11 +83,11 @@ def gather(data: Batches, what: str = "data") -> Samples:
     >>> gather([(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]).images.shape
     torch.Size([2, 3, 8, 8])
     """
-    images, labels = zip(*batches(data, what), strict=True)
+    images, labels = zip(*_moved(data, what, device), strict=True)
     return Samples(torch.cat(images), torch.cat(labels), what)
 
 
-def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
+def streamed(data: Batches, rows: int, what: str = "data", device: torch.device | None = None) -> Iterator[Samples]:
     """The same samples, so many at a time (the last may be fewer): no more of them are held than these and a batch.
 
     Raises
@@ -103,7 +103,7 @@ def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    for image, label in batches(data, what):
+    for image, label in _moved(data, what, device):
         images.append(image)
         labels.append(label)
         if sum(map(len, labels)) >= rows:
@@ -114,6 +114,11 @@ def streamed(data: Batches, rows: int, what: str = "data") -> Iterator[Samples]:
             images, labels = [whole[full:].clone()], [known[full:].clone()]
     if sum(map(len, labels)):
         yield Samples(torch.cat(images), torch.cat(labels), what)
+
+
+def _moved(data: Batches, what: str, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches(data, what):
+        yield (images, labels) if device is None else (images.to(device), labels.to(device))
 
 
 def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted
 from netclone.reading import chosen, read
 from netclone.resuming import Findings
+from netclone.runtime.devices import device_named
 from netclone.sharing import share
 from netclone.tracing import same_bits
 from netclone.writing import check_place
@@ -90,7 +91,8 @@ def clone(
     KeyboardInterrupt
         With a message that says what is kept, where it is interrupted.
     """
-    check_options(**{name: value for name, value in options.items() if name != "reconstruct"})
+    device_named(options.get("device"))
+    check_options(**{name: value for name, value in options.items() if name not in ("reconstruct", "device")})
     batch_size = options.get("batch_size", 64)
     with share() as workers:
         with workers.agreed():

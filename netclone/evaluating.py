@@ -21,6 +21,7 @@ from netclone.errors import ArgumentError, CloneNameError, DataError, OutputErro
 from netclone.graph.unchanging import unchanged
 from netclone.injecting import columns
 from netclone.modules import CloneModule
+from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import deterministic, entered
 from netclone.sharing import ALONE, Workers
 
@@ -92,6 +93,7 @@ def evaluate(
     source: nn.Module | None = None,
     name: str | None = None,
     batch_size: int = 64,
+    device: str | torch.device | None = None,
     workers: Workers = ALONE,
 ) -> Scores:
     """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
@@ -112,6 +114,9 @@ def evaluate(
         The network a clone was cloned from, for ``similarity``; it is given the same images.
     name
         Which clone that is; may be left out where there is only one.
+    device
+        Where to run: copies of the networks, and each batch, are moved there. None: where the networks are; the data
+        have to be there too.
     workers
         The processes that share the batches (see :func:`netclone.sharing.share`); each gets the same scores.
 
@@ -137,12 +142,17 @@ def evaluate(
     Reference: Partial Network Cloning (arXiv 2303.10597), section 4 (accuracy and locality).
     """
     check_number(batch_size, "batch_size", 1)
+    place = device_named(device)
+    if place is not None:
+        model = model_on(model, place)
+        source = None if source is None else model_on(source, place)
+        reference = model_on(reference, place) if isinstance(reference, nn.Module) else reference
     of_clones = _columns_of_clones(model)
     added = sum(map(len, of_clones.values()))
     cloned = None if source is None else _cloned(model, of_clones, name)
     logits, labels, references, likeness = [], [], [], []
     seen = 0
-    for samples in streamed(data, batch_size * workers.count):
+    for samples in streamed(data, batch_size * workers.count, device=place):
         logits.append(predict(model, samples.images, batch_size, workers, first=seen))
         labels.append(samples.labels)
         if isinstance(reference, nn.Module):

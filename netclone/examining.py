@@ -20,6 +20,7 @@ from netclone.loading import Note, load_model, open_model, open_target, silent
 from netclone.modules import CloneModule
 from netclone.preparing import Preparation, converted, preparation
 from netclone.reading import Pictures, read
+from netclone.runtime.devices import device_named, model_on
 from netclone.tracing import example_input
 
 
@@ -131,6 +132,7 @@ def evaluate(
     batch_size: int = 64,
     images: Mapping[str, Any] | None = None,
     use_ema: bool | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
     note: Note = silent,
     skip_broken: bool = False,
@@ -143,12 +145,15 @@ def evaluate(
         As for :func:`opened`.
     source, name
         What a clone was cloned from, for the similarity, and which clone that is.
+    device
+        As for :func:`netclone.evaluate`.
 
     Raises
     ------
     NetcloneError
         As for :func:`opened` and :func:`netclone.evaluate`.
     """
+    place = device_named(device)
     subject = opened(
         model,
         data,
@@ -168,8 +173,10 @@ def evaluate(
         source=subject.source(source),
         name=name,
         batch_size=batch_size,
+        device=place,
     )
-    return scores, cost(subject.network, example_input(subject.target)[:1])
+    example = example_input(subject.target)[:1]
+    return scores, cost(model_on(subject.network, place), example if place is None else example.to(place))
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:

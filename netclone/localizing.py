@@ -28,6 +28,7 @@ from netclone.gates import Gated, gate_vector
 from netclone.masks import ChannelMask
 from netclone.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.resuming import Unfinished
+from netclone.runtime.devices import device_named, model_on, on_device
 from netclone.runtime.entering import entered
 from netclone.sharing import ALONE, Workers
 from netclone.stepping import fast_forward, precision_of, step
@@ -55,6 +56,7 @@ def localize(
     batch_size: int = 64,
     augment: Augment | None = None,
     mixed_precision: str = "no",
+    device: str | torch.device | None = None,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
@@ -92,6 +94,8 @@ def localize(
         generator, on the CPU, alone.
     mixed_precision
         ``"bf16"``: for ``"local"``, the masked source's passes are computed in bfloat16 where torch.autocast does so.
+    device
+        Where to learn: a copy of the source, and each batch, are moved there. None: where the source is.
     progress
         Called with ``(step, steps)``.
     workers
@@ -126,7 +130,11 @@ def localize(
             f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
             "method='magnitude'"
         )
-    samples = None if data is None else gather(data, what="data")
+    place = device_named(device)
+    samples = None if data is None else gather(data, "data", place)
+    if place is not None and isinstance(source, nn.Module):
+        source = model_on(source, place)
+        example_inputs = on_device(example_inputs, place)
     if example_inputs is None and samples is not None:
         example_inputs = samples.images[:2]
         if isinstance(source, nn.Module):

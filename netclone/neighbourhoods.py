@@ -49,7 +49,7 @@ class Neighbourhoods:
 def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images ``(N, C, H, W)``, about half of them mirrored."""
     turned = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(turned[:, None, None, None], images.flip(3), images)
+    return torch.where(turned.to(images.device)[:, None, None, None], images.flip(3), images)
 
 
 def viewed(augment: Augment, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def step(
     rows = len(batch[0])
     team = workers.team(rows)
     own = team.own(rows)
-    with torch.autocast(batch[0].device.type, precision, enabled=precision is not None):
+    with nullcontext() if precision is None else torch.autocast(batch[0].device.type, precision):
         loss = loss_of(*(tensor[own] for tensor in batch))
     if team.count > 1:
         loss = loss * ((own.stop - own.start) / rows)

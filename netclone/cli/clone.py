@@ -12,6 +12,7 @@ from netclone.bars import Bars
 from netclone.cli.application import (
     GRAFT,
     CropPct,
+    Device,
     ImgSize,
     Interpolation,
     Json,
@@ -66,6 +67,7 @@ def clone(
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
     skip_broken: SkipBroken = False,
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -86,6 +88,7 @@ def clone(
             "batch_size": batch_size,
             "seed": seed,
             "mixed_precision": mixed_precision,
+            "device": device,
         }
         telling.warnings = sharing.is_main()
         with Bars(Console(stderr=True) if sharing.is_main() else None) as bars:

@@ -15,6 +15,7 @@ from netclone.cli.application import (
     BatchSize,
     CropPct,
     Data,
+    Device,
     ImgSize,
     Interpolation,
     Json,
@@ -60,6 +61,7 @@ def evaluate(
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
     skip_broken: SkipBroken = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Print scores and cost."""
@@ -78,6 +80,7 @@ def evaluate(
                 images=images_of(img_size, mean, std, interpolation, crop_pct),
                 use_ema=use_ema,
                 skip_broken=skip_broken,
+                device=device,
                 note=note,
                 progress=bars.tell,
             )

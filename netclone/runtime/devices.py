@@ -1,0 +1,63 @@
+"""Devices: where networks and batches are, by the names that torch gives them."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from netclone.errors import ArgumentError, first_line
+
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+
+
+def device_named(name: str | torch.device | None) -> torch.device | None:
+    """The device of a name; ``"auto"`` is the accelerator that torch finds, or else the CPU; None stays None.
+
+    Raises
+    ------
+    ArgumentError
+        If torch knows no such device, or it cannot be used here.
+
+    Examples
+    --------
+    >>> device_named("cpu"), device_named(None)
+    (device(type='cpu'), None)
+    """
+    if name is None:
+        return None
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ArgumentError(
+            f"device: {name!r} cannot be used here ({first_line(error)}); expected 'auto', 'cpu', 'cuda', 'mps' or "
+            "another device that this torch has"
+        ) from error
+    return device
+
+
+def model_on(model: _AnyModule, device: torch.device | None) -> _AnyModule:
+    """A copy of a model on a device, or the model itself where it is there already or none is asked for."""
+    if device is None or not isinstance(model, nn.Module):
+        return model
+    if all(_same(tensor.device, device) for tensor in [*model.parameters(), *model.buffers()]):
+        return model
+    return copy.deepcopy(model).to(device)
+
+
+def on_device(inputs: Tensor | tuple[Tensor] | None, device: torch.device) -> Tensor | tuple[Tensor] | None:
+    """Example inputs, one tensor or a tuple of one, on a device; what else a caller gives is left to be refused."""
+    if isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+        return (inputs[0].to(device),)
+    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two devices are one; an accelerator without a number is its first."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)

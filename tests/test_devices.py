@@ -1,0 +1,77 @@
+"""Networks and data on a device that is not the CPU, and are moved there by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from netclone.errors import ArgumentError
+from netclone.runtime.devices import device_named, model_on, on_device
+
+HERE = Path(__file__).parent
+
+
+def run(code_or_file: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *code_or_file], capture_output=True, text=True, cwd=HERE, timeout=900
+    )
+
+
+@pytest.mark.parametrize(("source", "target"), [("test_efficientnet", "test_resnet"), ("test_resnet", "test_vit")])
+def test_the_whole_pipeline_runs_on_a_device_that_refuses_to_mix_with_the_cpu(
+    source: str, target: str, tmp_path: Path
+) -> None:
+    """A batch, index or generator's draw that is left on the CPU fails there."""
+    done = run(["whole_pipeline.py", "strict", source, target, str(tmp_path)])
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-2000:]
+
+
+FORGOTTEN = """
+import strict_device, torch
+images = torch.randn(4, 3, 8, 8).to("strict")
+turned = torch.rand(4) < 0.5
+assert torch.equal((images + 1).cpu(), images.cpu() + 1)
+for name, mixed in {
+    "where": lambda: torch.where(turned[:, None, None, None], images.flip(3), images),
+    "index": lambda: images[torch.tensor([0, 1])],
+    "add": lambda: images + torch.randn(3, 1, 1),
+    "conv": lambda: torch.nn.Conv2d(3, 2, 1)(images),
+    "cat": lambda: torch.cat([images, torch.zeros(1, 3, 8, 8)]),
+}.items():
+    try:
+        mixed()
+    except RuntimeError as error:
+        print(name, "same device" in str(error))
+"""
+
+
+def test_the_device_of_the_tests_finds_what_is_left_on_the_cpu() -> None:
+    done = run(["-c", FORGOTTEN])
+    assert done.stdout.split("\n")[:-1] == ["where True", "index True", "add True", "conv True", "cat True"], (
+        done.stderr
+    )
+
+
+def test_a_device_is_known_by_its_name() -> None:
+    assert device_named(None) is None
+    assert device_named("cpu") == device_named(torch.device("cpu")) == torch.device("cpu")
+    assert device_named("auto") == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "", 3.5, "strict", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_refused(name: object) -> None:
+    with pytest.raises(ArgumentError, match="device: .*expected 'auto', 'cpu'"):
+        device_named(name)  # type: ignore[arg-type]
+
+
+def test_a_model_is_copied_only_where_it_has_to_be_moved() -> None:
+    model = nn.Linear(2, 2)
+    assert model_on(model, None) is model and model_on(model, torch.device("cpu")) is model
+    moved = model_on(model, torch.device("meta"))
+    assert moved.weight.is_meta and not model.weight.is_meta
+    inputs = torch.zeros(1)
+    assert on_device(inputs, torch.device("meta")).is_meta and on_device((inputs,), torch.device("meta"))[0].is_meta
+    assert on_device(None, torch.device("meta")) is None

@@ -1,0 +1,77 @@
+"""Everything that netclone does, once, on a device: run as ``python whole_pipeline.py DEVICE SOURCE TARGET FOLDER``.
+
+The last line says ``done``; what a network on the CPU gives after the way back is compared with what it gave there.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import timm
+import torch
+
+import netclone
+from netclone import reporting
+from netclone.neighbourhoods import mirrored
+
+
+def main(device: str, source_name: str, target_name: str, folder: str) -> None:
+    """Localise, extract, clone, inject, evaluate, remove, save, load and report."""
+    if device == "strict":
+        import strict_device  # noqa: F401  (registers it)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore", netclone.NetcloneWarning)
+    size = 64
+    networks = [
+        timm.create_model(name, num_classes=count, **({"img_size": size} if "vit" in name else {})).eval()
+        for name, count in ((source_name, 4), (target_name, 2))
+    ]
+    source, target = (network.to(device) for network in networks)
+    images, labels = torch.randn(16, 3, size, size), torch.arange(16) % 4
+    there, own = images.to(device), labels.to(device)
+    data, old = [(there, own)], [(there, own % 2)]
+
+    groups = netclone.channel_groups(source, there[:2])
+    assert len(groups)
+    for method in ("magnitude", "random", "taylor"):
+        mask = netclone.localize(groups, data, classes=[2, 3], method=method)
+    learned = netclone.localize(source, data, classes=[2, 3], steps=3, batch_size=8, budget="params")
+    mask.apply(source)(there)
+    plain = netclone.extract(source, mask, classes=[2, 3], example_inputs=there[:2])
+    refitted = netclone.extract(source, learned, classes=[2, 3], reconstruct=data, example_inputs=there[:2])
+    options = {"classes": [2, 3], "target_data": old, "epochs": 1, "distill_steps": 2, "batch_size": 8}
+    module = netclone.clone(source, target, data, augment=mirrored, **options)
+
+    with torch.no_grad():
+        before = target(there)
+        grafted = netclone.inject(target, module, name="birds")
+        both = netclone.inject(grafted, plain.with_spec(at="input"), name="plain")
+        both = netclone.inject(both, refitted.with_spec(at="input"), name="refitted")
+        assert torch.equal(both(there)[:, :2], before)
+        assert torch.equal(netclone.remove(grafted)(there), before)
+    scores = netclone.evaluate(grafted, data, reference=target, source=source)
+    assert scores.samples == 16
+    assert netclone.verify(grafted, target, there[:3])
+    netclone.cost(grafted, there[:1], repeats=1)
+    netclone.save(module, f"{folder}/birds.safetensors")
+    back = netclone.load(f"{folder}/birds.safetensors")
+    grafted_again = netclone.inject(target, back.to(device))
+    with torch.no_grad():
+        assert torch.equal(grafted_again(there), grafted(there))
+    reporting.report(grafted, data, f"{folder}/birds.html")
+    assert Path(folder, "birds.html").stat().st_size > 10_000
+
+    # And from the CPU: networks and batches are moved, the caller's stay where they are.
+    source, target = (network.cpu() for network in networks)
+    moved = netclone.clone(source, target, [(images, labels)], device=device, **{**options, "target_data": None})
+    assert {p.device.type for p in moved.parameters()} == {torch.device(device).type}
+    assert {p.device.type for network in networks for p in network.parameters()} == {"cpu"}
+    assert netclone.evaluate(target, [(images, labels % 2)], device=device).samples == 16
+    netclone.localize(source, [(images, labels)], classes=[2], method="taylor", device=device)
+    print("done")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
