@@ -91,6 +91,10 @@ class UncalibratedWarning(NetcloneWarning):
     """New-class logits were fitted without any sample of the target's own classes."""
 
 
+class LostInTrainingWarning(NetcloneWarning):
+    """A traced model does in train mode what it does in eval mode, where the model itself does more."""
+
+
 class WeakDataWarning(NetcloneWarning):
     """The clone set is accepted, but too little can be learned from it, or something else than its labels say."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import warnings
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from netclone.arguments import images_fault, not_finite
 from netclone.capturing import FACTS, capture, deterministic
 from netclone.describing import describe, described
-from netclone.errors import ArgumentError, OutputError, PositionError, TraceError, first_line
+from netclone.errors import ArgumentError, LostInTrainingWarning, OutputError, PositionError, TraceError, first_line
 from netclone.exporting import copied, other_dtype
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 from netclone.graph.isolation import isolated
+from netclone.graph.training import differing
 from netclone.runtime.entering import entered
 
 INPUT = "input"
@@ -154,12 +156,35 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
                 "input; a forward hook on the model, randomness in eval mode or state changed by forward() does that: "
                 "remove it before tracing"
             )
+        _warn_of_what_is_lost(model, graph)
     traced.meta[FACTS]["derived"] = frozenset(dict(model.named_buffers())) - model.state_dict().keys()
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in traced.named_modules():
         module.training = modes.get(name, module.training)
     describe(traced, described(model))
     return traced
+
+
+def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph) -> None:
+    """Say which modules do more in train mode than the graph, which was traced in eval mode, holds."""
+    with deterministic():
+        try:
+            with isolated():
+                trained = _PositionTracer().trace(copied(model).train())
+        except Exception:  # any model code may run here; what it does in train mode, the graph does not hold
+            lost: tuple[str, ...] = ("",)
+        else:
+            lost = differing(evaluated, trained)
+    if lost:
+        named = [f"'{path}'" if path else "the model itself" for path in lost]
+        listed = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+        warnings.warn(
+            f"{type(model).__name__} is traced in eval mode, and in train mode does more: {listed}. What forward() "
+            "does only there, such as functional dropout, stochastic depth and auxiliary outputs, is not in the "
+            "graph, also after a clone is removed: use modules (nn.Dropout) for it, or train the original",
+            LostInTrainingWarning,
+            stacklevel=2,
+        )
 
 
 def _way_out(model: nn.Module, example: Tensor) -> str:
