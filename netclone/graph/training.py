@@ -42,4 +42,4 @@ def _drops_nothing(node: fx.Node) -> bool:
     if node.op != "call_function" or not ("dropout" in name or "stochastic_depth" in name):
         return False
     rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
-    return rate == 0
+    return bool(rate == 0)
