@@ -28,6 +28,7 @@ from .errors import (
 )
 from .evaluating import Cost, Scores, cost, evaluate
 from .extracting import extract
+from .grafting import save_grafted
 from .injecting import clones, inject, remove
 from .loading import load_model
 from .localizing import localize
@@ -86,6 +87,7 @@ __all__ = [
     "position",
     "remove",
     "save",
+    "save_grafted",
     "trace",
     "verify",
 ]

@@ -101,10 +101,7 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
         raise ArchiveError(f"only a CloneModule can be saved, got {type(module).__name__}: make one with extract()")
     check_place(path)
     with _only_archive_errors(f"cannot save to '{path}'"):
-        content = _archive_bytes(module)
-        if _module_from(memoryview(content)).body.code != module.body.code:
-            raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
-        write_bytes(path, content)
+        write_bytes(path, _checked_bytes(module))
 
 
 def load(path: str | os.PathLike[str]) -> CloneModule:
@@ -121,6 +118,18 @@ def load(path: str | os.PathLike[str]) -> CloneModule:
     """
     with _only_archive_errors(f"cannot load '{Path(path)}'"), _opened(path) as file:
         return _module_from(memoryview(file.read()))
+
+
+def to_bytes(module: CloneModule, what: str) -> bytes:
+    """The content of the file that :func:`save` would write; ``what`` names the clone in messages.
+
+    Raises
+    ------
+    ArchiveError
+        If the clone holds what an archive may not contain.
+    """
+    with _only_archive_errors(f"cannot write {what}"):
+        return _checked_bytes(module)
 
 
 def from_bytes(content: bytes, what: str) -> CloneModule:
@@ -186,6 +195,14 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 # Writing
+
+
+def _checked_bytes(module: CloneModule) -> bytes:
+    """A file's content, read once as :func:`load` reads it."""
+    content = _archive_bytes(module)
+    if _module_from(memoryview(content)).body.code != module.body.code:
+        raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
+    return content
 
 
 def _archive_bytes(module: CloneModule) -> bytes:

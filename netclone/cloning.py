@@ -37,11 +37,11 @@ from netclone.distilling import distill
 from netclone.errors import ArchiveError, ArgumentError, DataError, NetcloneError, PositionError, UncalibratedWarning
 from netclone.extracting import Slimmed, classifier_rows, cut, features_node, slim_down
 from netclone.functionalizing import in_place_again
-from netclone.graph.numbers import numbers_digests
 from netclone.graphdata import unsavable
 from netclone.injecting import GraftedModule, clones, names_in, remove
 from netclone.localizing import check_method, localize
 from netclone.masks import ChannelMask
+from netclone.models.numbers import numbers_digests
 from netclone.modules import Candidate, CloneModule
 from netclone.neighbourhoods import Augment, Neighbourhoods, drawn, viewed
 from netclone.placing import Place, candidates, features_at, matching, passed_over, reason

@@ -9,19 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import fx
 
 from netclone.archiving import save
 from netclone.bundling import Bundle, Packed, config_of, is_bundle, read_bundle, write_bundle
-from netclone.capturing import FACTS
 from netclone.cloning import Progress, check_options
 from netclone.cloning import clone as netclone_clone
 from netclone.data import check_new
-from netclone.errors import ArchiveError, CloneNameError, LoadError, WorkerError
+from netclone.errors import ArchiveError, CloneNameError, WorkerError
+from netclone.grafting import check_comes_back
 from netclone.injecting import columns, differences, graft, tell_mismatch
 from netclone.inspecting import classes_of
-from netclone.loading import Note, checked_images, grafted, open_model, open_target, silent
+from netclone.loading import Note, checked_images, open_model, open_target, silent
 from netclone.modules import CloneModule
 from netclone.neighbourhoods import mirrored
 from netclone.preparing import converted
@@ -29,7 +28,6 @@ from netclone.reading import chosen, read
 from netclone.resuming import Findings
 from netclone.runtime.devices import device_named
 from netclone.sharing import share
-from netclone.tracing import same_bits
 from netclone.writing import check_place
 
 Columns = tuple[int, int, str, str]
@@ -200,26 +198,13 @@ def inject(
         tell_mismatch(differing, allow_mismatch)
         bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
-    _check_comes_back(bundle, network, target, out)
+    check_comes_back(bundle, network, out)
     write_bundle(bundle, out)
     of_clones = columns(network)
     found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
     for name, own in of_clones.items():
         found.append((own.start, own.stop - 1, name, classes_of(cast(CloneModule, network.get_submodule(name)).spec)))
     return tuple(found)
-
-
-def _check_comes_back(bundle: Bundle, network: fx.GraphModule, target: str, out: Path) -> None:
-    """What a file gives has to be the network, to the bit, whatever its constructor was told."""
-    example = network.meta[FACTS]["example"]
-    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-    with torch.no_grad():
-        want, got = network(images.clone()), grafted(bundle, out).network(images.clone())
-    if not same_bits(want, got):
-        raise LoadError(
-            f"target: '{target}' is not what {bundle.architecture} with the options {dict(bundle.options)} computes, "
-            "and a file holds no more of it than these and the tensors"
-        )
 
 
 def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:

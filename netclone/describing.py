@@ -10,7 +10,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # what torch sets again on its copies
 
-NAMES = ("num_classes", "in_chans", "num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg")
+NAMES = (
+    *("num_classes", "in_chans", "num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"),
+    "_model_args",  # what timm's constructor was told
+)
 """The attributes; a graph has those that the network has."""
 
 

@@ -37,7 +37,7 @@ from netclone.errors import (
 )
 from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.holding import hold
-from netclone.graph.numbers import dtype_name, numbers_digest
+from netclone.models.numbers import dtype_name, numbers_digest
 from netclone.modules import CloneModule, CloneSpec
 from netclone.preparing import Preparation, said_preparation
 from netclone.runtime.entering import entered

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import timm
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from netclone.bundling import Bundle, is_bundle, read_bundle
 from netclone.errors import ArgumentError, LoadError, first_line
@@ -23,6 +25,8 @@ from netclone.runtime.entering import entered
 
 LIBRARIES = ("timm", "torchvision")
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
+_MOST_BESIDE = 2**26  # numbers of a head for other classes than a file's, at most
+_LEAST = 2**14  # numbers that any tensor counts for: making one takes time, however small it is
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 PRETRAINED = "pretrained"
 """The weights that the library itself supplies, which it may have to download."""
@@ -408,9 +412,34 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> Opened:
     def build(architecture: str, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         library, _, model = architecture.partition("/")
         plan = _timm_plan(model) if library == "timm" else _torchvision_plan(model)
+        plan = replace(plan, build=_bounded(plan.build, sum(tensor.numel() for tensor in tensors.values()), path))
         return _from_checkpoint(plan, Checkpoint(path, tensors), _Asked({**given, **options}, as_stored=True)).network
 
     return Opened(bundle.network(build), bundle.architecture, bundle.options)
+
+
+def _bounded(build: Builder, held: int, path: Path) -> Builder:
+    """The same, but a network of far more numbers than a file holds is not built to its end.
+
+    What the file says of it may come from anyone. A head of other classes than the file's is built first.
+    """
+
+    def bounded(weights: str | None, **options: Any) -> nn.Module:
+        thread, left = threading.get_ident(), [2 * held + _MOST_BESIDE]
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            if threading.get_ident() == thread and parameter is not None:
+                left[0] -= parameter.numel() + _LEAST
+                if left[0] < 0:
+                    raise LoadError(f"weights: '{path}' says a network of far more numbers than the {held} it holds")
+
+        handle = register_module_parameter_registration_hook(count)
+        try:
+            return build(weights, **options)
+        finally:
+            handle.remove()
+
+    return bounded
 
 
 def open_target(name: str, *, use_ema: bool | None = None, images: Mapping[str, Any] | None = None) -> Opened:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
 from netclone.errors import AdapterError
-from netclone.preparing import Preparation
+
+if TYPE_CHECKING:  # which imports timm, and a clone needs none of it
+    from netclone.preparing import Preparation
 
 
 @dataclass(frozen=True)

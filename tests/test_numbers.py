@@ -9,7 +9,7 @@ from torch import nn
 
 import netclone
 from netclone import CloneModule, TargetError, TargetWarning, clones, inject, load, remove, save, trace
-from netclone.graph.numbers import numbers_digest
+from netclone.models.numbers import numbers_digest
 from netclone.preparing import prepared_as
 
 IMAGES = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,100 @@
+"""A grafted network is written and read in Python, whatever its target's constructor was told."""
+
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+from netclone import ArgumentError, clones, extract, inject, load_model, localize, remove, save_grafted
+from netclone.errors import ArchiveError, LoadError
+from netclone.tracing import same_bits
+
+IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def module():
+    source = timm.create_model("test_resnet", num_classes=9)
+    return extract(source, localize(source, method="magnitude"), classes=[5, 7])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_resnet", {}),
+        ("test_efficientnet", {"pad_type": "same"}),
+        ("test_vit", {"global_pool": "avg", "qk_norm": True, "class_token": False}),
+        ("test_resnet", {"output_stride": 8, "act_layer": "gelu"}),
+    ],
+    ids=str,
+)
+def test_what_is_written_is_read_as_it_was(module, name, options, tmp_path):
+    target = timm.create_model(name, num_classes=4, **options).eval()
+    grafted = inject(inject(target, module, at="input", name="a"), module, at="input", name="b")
+    save_grafted(grafted, tmp_path / "both.safetensors")
+    found = load_model(str(tmp_path / "both.safetensors"))
+    with torch.no_grad():
+        assert same_bits(found(IMAGES), grafted(IMAGES))
+        assert same_bits(remove(remove(found, "a"))(IMAGES), target(IMAGES))
+    assert clones(found) == ("a", "b")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_it_keeps_its_dtype(module, dtype, tmp_path):
+    grafted = inject(timm.create_model("test_resnet", num_classes=4).eval(), module, at="input").to(dtype)
+    grafted.meta["netclone"]["example"] = grafted.meta["netclone"]["example"].to(dtype)
+    save_grafted(grafted, tmp_path / "cast.safetensors")
+    found = load_model(str(tmp_path / "cast.safetensors"))
+    with torch.no_grad():
+        assert same_bits(found(IMAGES.to(dtype)), grafted(IMAGES.to(dtype)))
+
+
+def test_a_network_that_does_not_say_its_architecture(module, tmp_path):
+    target = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True).eval()
+    grafted = inject(target, module, at="input", example_inputs=IMAGES)
+    with pytest.raises(ArgumentError, match="name it, such as 'torchvision/resnet50'"):
+        save_grafted(grafted, tmp_path / "x.safetensors")
+    options = {"init_weights": False, "aux_logits": True}
+    with pytest.raises(LoadError, match="lacks .* 'aux1"):
+        save_grafted(grafted, tmp_path / "x.safetensors", architecture="torchvision/googlenet", options=options)
+    other = {"architecture": "torchvision/googlenet", "options": options}
+    save_grafted(grafted, tmp_path / "x.safetensors", target=target, **other)
+    with torch.no_grad():
+        assert same_bits(load_model(str(tmp_path / "x.safetensors"))(IMAGES), grafted(IMAGES))
+    strange = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True)
+    with pytest.raises(ArgumentError, match="is not that of the grafted network's target"):
+        save_grafted(grafted, tmp_path / "y.safetensors", target=strange, **other)
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_what_a_file_cannot_hold_is_refused_and_nothing_is_written(module, tmp_path):
+    target = timm.create_model("test_resnet", num_classes=4, act_layer=torch.nn.Hardswish).eval()
+    grafted = inject(target, module, at="input")
+    with pytest.raises(ArchiveError, match="options: act_layer is .*, which is no data"):
+        save_grafted(grafted, tmp_path / "x.safetensors")
+    with pytest.raises(LoadError, match="is not what timm/test_resnet with the options {} computes"):
+        save_grafted(grafted, tmp_path / "x.safetensors", options={})
+    with pytest.raises(ArgumentError, match="holds no clones"):
+        save_grafted(remove(grafted), tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels": [4000] * 4}, {"layers": [4000] * 4}, {"stem_width": 90_000}], ids=["wide", "deep", "stem"]
+)
+def test_a_file_that_says_a_far_larger_network_is_not_built(module, options, tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_grafted(inject(timm.create_model("test_resnet", num_classes=4).eval(), module, at="input"), path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    key = next(key for key in metadata if "bundle" in key)
+    facts = json.loads(metadata[key])
+    content = safetensors.torch.save(
+        safetensors.torch.load_file(path), metadata={key: json.dumps({**facts, "options": options})}
+    )
+    path.write_bytes(content)
+    with pytest.raises((LoadError, ArchiveError), match="far more numbers|could not be built|digest"):
+        load_model(str(path))
