@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch does on tensors as on pictures; others become bicubic
@@ -60,6 +59,8 @@ class Preparation:
 
     def transform(self) -> Callable[[Any], Tensor]:
         """timm's own transform of a picture, as in evaluation."""
+        from timm.data import create_transform  # slow to import, and not needed to read a clone
+
         made: Callable[[Any], Tensor] = create_transform(
             self.size,
             mean=self.mean,
@@ -103,6 +104,8 @@ def preparation(network: nn.Module) -> Preparation:
     (3, 160, 160)
     """
     cfg = getattr(network, "pretrained_cfg", None) or {}
+    from timm.data import resolve_data_config  # slow to import, and not needed to read a clone
+
     resolved = resolve_data_config({}, pretrained_cfg=dict(cfg), model=network, use_test_size=False)
     channels, height, width = resolved["input_size"]
     return Preparation(

@@ -15,9 +15,13 @@ import pytest
 import netclone
 
 PACKAGE = Path(netclone.__file__).parent
-MODULES = sorted(
-    [path.stem for path in PACKAGE.glob("*.py")] + [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
-)
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""Every module by its name behind ``netclone.``, a package by that of its ``__init__``."""
+
+MODULES = sorted({name.partition(".")[0] for name in FILES})
 ON_TOP = {
     "plotting",
     "reporting",
@@ -41,12 +45,12 @@ HANDED_ON = {("modules", "publishing")}
 
 def files_of(module):
     """The file of a module, or all those of a package."""
-    return sorted((PACKAGE / module).glob("*.py")) or [PACKAGE / f"{module}.py"]
+    return [path for name, path in FILES.items() if name.partition(".")[0] == module]
 
 
-def imports(module):
-    """The modules (or packages, whole) that one imports when it runs; those for type checking alone do not count."""
-    tree = ast.Module([statement for file in files_of(module) for statement in ast.parse(file.read_text()).body], [])
+def imports(name):
+    """The modules that one imports when it runs; those for type checking alone do not count."""
+    tree = ast.parse(FILES[name].read_text())
     checked_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -58,31 +62,34 @@ def imports(module):
         if id(node) in checked_only:
             continue
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
-            assert not any(alias.name == "*" for alias in node.names), f"{module}: star import in line {node.lineno}"
+            assert node.level == 0, f"{name}: relative import in line {node.lineno}"
+            assert not any(alias.name == "*" for alias in node.names), f"{name}: star import in line {node.lineno}"
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [other if other.removeprefix("netclone.") in FILES else node.module for other in within]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            first, *rest = name.split(".")
+        for other in names:
+            first, _, rest = other.partition(".")
             if first == "netclone":
-                found.add(rest[0] if rest and rest[0] in MODULES else "__init__")
-    return found - {module}
+                found.add(rest or "__init__")
+    return found - {name}
 
 
 def test_imports_have_no_cycle():
-    found = {(module, other) for module in MODULES for other in imports(module) - {"__init__"}}
-    assert found >= HANDED_ON
+    found = {(name, other) for name in FILES for other in imports(name) - {"__init__"}}
+    assert found >= HANDED_ON and {other for _, other in found} <= set(FILES)
     graph = networkx.DiGraph(found - HANDED_ON)
-    assert graph.number_of_edges() > len(MODULES)
+    assert graph.number_of_edges() > len(FILES)
     assert list(networkx.simple_cycles(graph)) == []
 
 
 def test_nothing_imports_what_stands_on_top():
     for module in set(MODULES) - ON_TOP:
-        assert not {(module, other) for other in imports(module) & ON_TOP} - HANDED_ON, module
+        own = [name for name in FILES if name.partition(".")[0] == module]
+        found = {(module, other.partition(".")[0]) for name in own for other in imports(name)}
+        assert not {pair for pair in found if pair[1] in ON_TOP} - HANDED_ON, module
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
     named = {node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom)}
     assert named <= set(MODULES) - ON_TOP
