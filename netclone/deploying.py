@@ -18,7 +18,7 @@ from netclone.cloning import clone as netclone_clone
 from netclone.data import check_new
 from netclone.errors import ArchiveError, CloneNameError, WorkerError
 from netclone.grafting import check_comes_back
-from netclone.injecting import columns, differences, graft, tell_mismatch
+from netclone.injecting import columns, differences, graft, tell_mismatch, tell_same_names
 from netclone.inspecting import classes_of
 from netclone.loading import Note, checked_images, open_model, open_target, silent
 from netclone.modules import CloneModule
@@ -191,11 +191,12 @@ def inject(
     for file in files:
         packed = Packed(_name(file), at, _content(file))
         module = packed.module()
-        network = graft(network, module, at, name=packed.name)
+        before, network = network, graft(network, module, at, name=packed.name)
         differing = differences(network, module.spec, given)
         if module.spec.target_input_shape not in (None, given.size):
             differing.append(f"its images had the shape {module.spec.target_input_shape}, here it is {given.size}")
         tell_mismatch(differing, allow_mismatch)
+        tell_same_names(before, module)
         bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
     check_comes_back(bundle, network, out)

@@ -70,6 +70,8 @@ def save_grafted(
     ...     netclone.clones(netclone.load_model(f"{folder}/grafted.safetensors"))
     ('shirts',)
     """
+    if not isinstance(grafted, fx.GraphModule) or not clones(grafted):
+        raise ArgumentError("grafted: it holds no clones; pass the graph that netclone.inject(...) returned")
     names, own = clones(grafted), grafted
     packed = []
     for name in names:

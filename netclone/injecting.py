@@ -203,6 +203,7 @@ def inject(
         check=check,
     )
     tell_mismatch(differences(grafted, module.spec, said_preparation(grafted)), allow_mismatch)
+    tell_same_names(target, module)
     return grafted
 
 
@@ -230,6 +231,18 @@ def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | N
             if then != now:
                 found.append(f"the {what} of its images was {then}, here it is {now}")
     return found
+
+
+def tell_same_names(target: nn.Module, module: CloneModule) -> None:
+    """Warn where a clone's class has the name of one that a target, or a clone in it, has already."""
+    known = names_in(target)
+    if both := [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]:
+        warnings.warn(
+            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; it and the clone's "
+            "stand for one class and take it from each other: remove the other clone, or give other class_names",
+            SameNameWarning,
+            stacklevel=3,
+        )
 
 
 def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
@@ -284,13 +297,6 @@ def graft(
     )
     name = _checked_name(name, (target, traced, GraftedModule), record.names)
     logits_node(traced)
-    if both := [name for name in module.class_names if plain(name) in names_in(traced) and not plain(name).isdigit()]:
-        warnings.warn(
-            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; it and the clone's "
-            "stand for one class and take it from each other: remove the other clone, or give other class_names",
-            SameNameWarning,
-            stacklevel=3,
-        )
     branch = _Branch(name, tuple(node.name for node in _reads(traced, module.spec, at)))
 
     own = traced is not target  # traced just now: no second copy is needed

@@ -52,6 +52,7 @@ def test_it_keeps_its_dtype(module, dtype, tmp_path):
         assert same_bits(found(IMAGES.to(dtype)), grafted(IMAGES.to(dtype)))
 
 
+@pytest.mark.filterwarnings("ignore::netclone.errors.LostInTrainingWarning")  # of its auxiliary heads
 def test_a_network_that_does_not_say_its_architecture(module, tmp_path):
     target = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True).eval()
     grafted = inject(target, module, at="input", example_inputs=IMAGES)
