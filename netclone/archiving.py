@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError
+from netclone.files.text import is_plain_text
 from netclone.graph.dry_run import dry_run
 from netclone.graphdata import (
     check_keys,
@@ -116,6 +117,8 @@ def load(path: str | os.PathLike[str]) -> CloneModule:
     ArchiveError
         If the file is missing, damaged, written by a newer netclone, or asks for anything an archive may not contain.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArchiveError(f"path: got {type(path).__name__}; expected the path of a file that netclone.save wrote")
     with _only_archive_errors(f"cannot load '{Path(path)}'"), _opened(path) as file:
         return _module_from(memoryview(file.read()))
 
@@ -186,9 +189,9 @@ def _only_archive_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise ArchiveError("there is no such file")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ArchiveError("it is not a file")
     with open(path, "rb") as file:
         yield file
@@ -446,11 +449,34 @@ def _register(body: fx.GraphModule, entry: TensorEntry, tensor: Tensor) -> None:
 
 # The spec's fields
 
+_LARGEST_SCORE, _MOST_CHANNELS = 1e30, 2**31
+
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ArchiveError(f"expected text, got {shown(value)}")
-    return value
+    if not is_plain_text(value):
+        raise ArchiveError(f"expected text without control characters, got {shown(value)}")
+    return cast(str, value)
+
+
+def _finite(value: object) -> float:
+    number = float_from_data(value)
+    if not -_LARGEST_SCORE <= number <= _LARGEST_SCORE:  # NaN is none of them
+        raise ArchiveError(f"expected a finite number, got {shown(value)}")
+    return number
+
+
+def _error(value: object) -> float:
+    if not (number := _finite(value)) >= 0:
+        raise ArchiveError(f"expected an error of 0 or more, got {shown(value)}")
+    return number
+
+
+def _kept(value: object) -> tuple[str, int, int]:
+    """A group of channels: its name, how many of it are kept, its size."""
+    name, kept, size = _row(_text, _integer, _integer)(value)
+    if not 0 <= kept <= size or not 1 <= size <= _MOST_CHANNELS:
+        raise ArchiveError(f"{kept} of {size} channels kept: expected from 0 to all of 1 to {_MOST_CHANNELS}")
+    return name, kept, size
 
 
 def _integer(value: object) -> int:
@@ -512,7 +538,7 @@ def _preparation(value: object) -> Preparation:
 _CANDIDATE: dict[str, Callable[[object], Any]] = {
     "at": _text,
     "source_at": _optional(_text),
-    "score": _optional(float_from_data),
+    "score": _optional(_finite),
     "reason": _text,
 }
 _SPEC: dict[str, Callable[[object], Any]] = {
@@ -520,15 +546,15 @@ _SPEC: dict[str, Callable[[object], Any]] = {
     "class_names": _items(_text),
     "source_at": _optional(_text),
     "input_shape": _shape,
-    "certificate": float_from_data,
+    "certificate": _error,
     "at": _optional(_text),
     "feature_node": _optional(_text),
     "feature_shape": _optional(_shape),
     "target_input_shape": _optional(_shape),
     "source_fingerprint": _text,
     "target_fingerprint": _text,
-    "kept": _items(_row(_text, _integer, _integer)),
-    "scores": _items(_row(_text, float_from_data)),
+    "kept": _items(_kept),
+    "scores": _items(_row(_text, _finite)),
     "search": _items(_candidate),
     "target_digests": _items(_row(_text, _text)),
     "target_preparation": _optional(_preparation),

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from netclone.archiving import from_bytes
 from netclone.errors import ArchiveError, CloneNameError
+from netclone.files.digests import content_digest
+from netclone.files.text import is_plain_text
 from netclone.graphdata import check_keys, check_list, shown
 from netclone.injecting import graft
 from netclone.modules import CloneModule
@@ -97,7 +99,7 @@ class Bundle:
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a ``.safetensors`` file that says it is a bundle."""
-    return Path(path).is_file() and _KEY in _metadata(Path(path))
+    return os.path.isfile(path) and _KEY in _metadata(Path(path))
 
 
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
@@ -122,6 +124,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         }
         if bundle.options:
             header["options"] = checked_options(bundle.options)
+        header["sha256"] = content_digest(header, tensors)
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
         content = safetensors.torch.save(plain, metadata={"format": "pt"})
@@ -137,22 +140,28 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         If the file is none, or not as :func:`write_bundle` writes it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArchiveError(f"cannot read '{path}': there is no such file")
     text = _metadata(path).get(_KEY)
     if text is None:
         raise ArchiveError(f"cannot read '{path}': no grafted network is in it; netclone inject writes such files")
     try:
         facts = json.loads(text)
+        signed = dict(facts) if isinstance(facts, dict) else {}
         options = facts.pop("options", {}) if isinstance(facts, dict) else {}
-        facts = check_keys(facts, ["format_version", "architecture", "clones", "config"], "the bundle's header")
+        facts = check_keys(
+            facts, ["format_version", "architecture", "clones", "config", "sha256"], "the bundle's header"
+        )
         if facts["format_version"] != FORMAT_VERSION:
             raise ArchiveError(f"format {shown(facts['format_version'])}, this netclone reads {FORMAT_VERSION}")
         architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
-        if not isinstance(architecture, str) or not architecture.startswith(("timm/", "torchvision/")):
+        if not is_plain_text(architecture) or not architecture.startswith(("timm/", "torchvision/")):
             raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
         config, options = checked_config(facts["config"]), checked_options(options)
         tensors = safetensors.torch.load_file(path)
+        signed.pop("sha256")
+        if content_digest(signed, tensors) != facts["sha256"]:
+            raise ArchiveError("its digest is that of another content: the file is damaged; write it again")
         clones = tuple(_packed(item, tensors) for item in items)
     except ArchiveError as error:
         raise ArchiveError(f"cannot read '{path}': {error}") from error
@@ -213,7 +222,7 @@ def checked_options(options: Any) -> dict[str, Any]:
 
 def _literal(value: Any, name: str, depth: int = 0) -> Any:
     """A JSON literal of moderate size, a tuple as a list."""
-    if value is None or type(value) is bool or (type(value) is str and len(value) <= _MOST_LETTERS):
+    if value is None or type(value) is bool or (is_plain_text(value) and len(value) <= _MOST_LETTERS):
         return value
     if type(value) in (int, float) and abs(value) <= _LARGEST:
         return value
@@ -225,7 +234,7 @@ def _literal(value: Any, name: str, depth: int = 0) -> Any:
 
 
 def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= _LARGEST and all(isinstance(word, str) for word in value)
+    return isinstance(value, list) and len(value) <= _LARGEST and all(is_plain_text(word) for word in value)
 
 
 _LARGEST = 100_000  # of a number, of names of labels
@@ -238,8 +247,8 @@ CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
 def _packed(item: Any, tensors: dict[str, Tensor]) -> Packed:
     item = check_keys(item, ["name", "at"], "a clone")
     name, at = item["name"], item["at"]
-    if not isinstance(name, str) or not (at is None or isinstance(at, str)):
-        raise ArchiveError(f"a clone's name and position are text, got {shown(item)}")
+    if not is_plain_text(name) or not (at is None or is_plain_text(at)):
+        raise ArchiveError(f"a clone's name and position are text without control characters, got {shown(item)}")
     archive = tensors.pop(f"{_CLONE}{name}", None)
     if archive is None or archive.dtype != torch.uint8:
         raise ArchiveError(f"the archive of clone {shown(name)} is missing")

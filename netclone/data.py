@@ -16,6 +16,7 @@ from netclone.capturing import deterministic
 from netclone.describing import plain
 from netclone.errors import ArgumentError, DataError, NetcloneError, WeakDataWarning, first_line
 from netclone.exporting import copied
+from netclone.files.text import is_plain_text
 from netclone.learning.batches import Data, batches, format_of
 from netclone.sharing import ALONE, Workers
 
@@ -317,6 +318,10 @@ def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
     """Refuse names that are not as many as the classes, no text, or given twice; none at all are well."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ArgumentError(f"class_names: got {names!r}; expected a sequence of texts, one per class")
+    if strange := [name for name in names if not is_plain_text(name)]:
+        raise ArgumentError(
+            f"class_names: {strange[0]!r} has control characters or is too long: it could not be saved; rename it"
+        )
     if names and len(names) != len(classes):
         raise ArgumentError(f"class_names: {len(names)} names for {len(classes)} classes; give one per class")
     if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -102,6 +103,9 @@ def _check_identifier(name: object, where: str) -> str:
     return name
 
 
+_LARGEST_FLOAT = sys.float_info.max
+
+
 def float_to_data(value: float) -> Any:
     """A float as standard JSON can hold it: ``inf`` as ``{"float": "inf"}``."""
     return value if math.isfinite(value) else {"float": str(value)}
@@ -111,7 +115,7 @@ def float_from_data(value: object) -> float:
     """What :func:`float_to_data` wrote; a plain integer is taken as it is."""
     if isinstance(value, dict) and value.keys() == {"float"} and value["float"] in list(_NON_FINITE):
         return _NON_FINITE[value["float"]]
-    if type(value) not in (int, float) or not -math.inf < value < math.inf:  # type: ignore[operator]
+    if type(value) not in (int, float) or not -_LARGEST_FLOAT <= value <= _LARGEST_FLOAT:  # type: ignore[operator]
         raise ArchiveError(f"expected a number, got {shown(value)}")
     return value  # type: ignore[return-value]
 

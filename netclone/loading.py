@@ -283,7 +283,9 @@ def _unknown(library: str, model: str, names: list[str]) -> LoadError:
 def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
     """The network, in eval mode; a checkpoint's number of classes is taken where none is asked for."""
     path = None if weights is None or weights == PRETRAINED else Path(weights)
-    if path is not None and (path.suffix in CHECKPOINTS or path.is_file()):  # else perhaps the name of one of several
+    if path is not None and (
+        path.suffix in CHECKPOINTS or os.path.isfile(path)
+    ):  # else perhaps the name of one of several
         return _from_checkpoint(plan, read_checkpoint(path), asked)
     if asked.use_ema is not None:
         raise LoadError(f"use_ema: {plan.model} is given no checkpoint, which alone may hold averaged weights")

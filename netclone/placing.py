@@ -13,7 +13,8 @@ from torch import Tensor, fx
 
 from netclone.adapting import grid_of
 from netclone.capturing import FACTS
-from netclone.errors import AdapterError, NetcloneError, PositionError
+from netclone.errors import AdapterError, NetcloneError, PositionError, first_line
+from netclone.files.text import as_plain_text
 from netclone.sharing import ALONE, Workers
 from netclone.tracing import no_batch, shape_of
 
@@ -162,7 +163,7 @@ def features_at(
 
 def reason(error: NetcloneError) -> str:
     """Why a candidate was rejected, in one line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return as_plain_text(f"{type(error).__name__}: {first_line(error)}")
 
 
 class _AllSeen(Exception):

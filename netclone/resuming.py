@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from netclone.errors import ArchiveError
+from netclone.files.digests import content_digest
 from netclone.sharing import ALONE, Workers
 from netclone.writing import write_bytes
 
@@ -116,6 +117,7 @@ class Findings:
             "key": self.key,
             "stages": [[name, number] for name, (_, number) in stages],
         }
+        facts["sha256"] = content_digest(facts, named)
         return safetensors.torch.save(named, metadata={_KEY: json.dumps(facts)})
 
 
@@ -178,11 +180,14 @@ def _stages_from(content: bytes, key: str) -> dict[str, tuple[dict[str, Tensor],
         facts = json.loads(header["__metadata__"][_KEY])
         if (facts["format_version"], facts["key"]) != (FORMAT_VERSION, key):
             return {}
+        tensors = safetensors.torch.load(content)
+        if facts.pop("sha256") != content_digest(facts, tensors):
+            return {}
         stages: dict[str, tuple[dict[str, Tensor], float]] = {name: ({}, number) for name, number in facts["stages"]}
         names = list(stages)
-        for label, tensor in safetensors.torch.load(content).items():
+        for label, tensor in tensors.items():
             number, _, name = label.partition(".")
             stages[names[int(number)]][0][name] = tensor
         return stages
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError):
+    except (RecursionError, ValueError, KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError):
         return {}  # none, torn, or something else: the run begins from the start

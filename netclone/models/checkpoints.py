@@ -6,6 +6,7 @@ of that is listed here: whichever mapping in the file has all names of the netwo
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from argparse import Namespace
@@ -228,7 +229,7 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 @contextmanager
 def _tensors_alone(path: Path) -> Iterator[None]:
     """Whatever goes wrong while a checkpoint is read means that it holds something else than tensors."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LoadError(f"weights: there is no file '{path}'")
     try:
         yield

@@ -1,0 +1,1 @@
+"""Files, and what they say: data that anyone may have written."""
