@@ -6,6 +6,7 @@ imports ``huggingface_hub``.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -400,6 +401,21 @@ def _push(file: Path, repo: str, **options: Any) -> str:
         return str(_Published(file, repo).push_to_hub(repo, **options))
 
 
+_OF_THE_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
+"""What the system says of a place on this machine, and never of the network."""
+
+
 @contextmanager
 def _told(repo: str, revision: str | None = None) -> Iterator[None]:
     """Whatever goes wrong on the way to the hub and back is a HubError that says the way out."""
@@ -407,6 +423,13 @@ def _told(repo: str, revision: str | None = None) -> Iterator[None]:
         yield
     except (NetcloneError, TypeError):  # TypeError: a keyword that the mixin does not know
         raise
+    except OSError as error:
+        if error.errno in _OF_THE_DISK:
+            place = error.filename or repo
+            raise ArchiveError(
+                f"cannot write '{place}': {error.strerror or error}; make room, or write elsewhere"
+            ) from error
+        raise HubError(f"repo: '{repo}': {_why(error, revision)}") from error
     except Exception as error:  # of huggingface_hub and of what it speaks HTTP with
         raise HubError(f"repo: '{repo}': {_why(error, revision)}") from error
 
