@@ -6,7 +6,7 @@ import contextlib
 import copy
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from netclone.errors import OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
+from netclone.graph.recurrent import as_torch_has_it, exported_by_shape
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
@@ -223,43 +224,6 @@ def _program(
     return program, dict(zip(tapped.taps.values, values[1:], strict=True))
 
 
-def lstm_by_shape(source: Tensor, state: Sequence[Tensor], *rest: Any, **options: Any) -> tuple[Tensor, ...]:
-    """The shapes an LSTM returns; torch's own run on shapes takes milliseconds for every step of the sequence."""
-    layers, bidirectional = rest[2], rest[5]
-    directions = 2 if bidirectional else 1
-    hidden, cell = state
-    if source.dim() != 3 or hidden.shape[0] != layers * directions:
-        raise ValueError(f"input {tuple(source.shape)} and state {tuple(hidden.shape)} do not fit")
-    return source.new_empty((*source.shape[:2], directions * hidden.shape[2])), hidden, cell
-
-
-@torch.library.custom_op("netclone::lstm", mutates_args=())
-def _lstm(
-    source: Tensor,
-    state: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM in a program that is being exported; in the graph, torch's own operator takes its place."""
-    out: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.lstm.input(
-        source, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    )
-    return out
-
-
-@_lstm.register_fake
-def _(
-    source: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, hidden, cell = lstm_by_shape(source, state, weights, *options)
-    return out, hidden.clone(), cell.clone()
-
-
 @torch.library.custom_op("netclone::batch_norm", mutates_args=())
 def _batch_norm(
     source: Tensor,
@@ -302,12 +266,14 @@ def _by_running_statistics(
 class _ByShape(TorchFunctionMode):
     """Export some operators by the shapes they return; torch works these out from their parts.
 
-    For an LSTM that is step by step of the sequence, and takes minutes; for BatchNorm, a quarter of an export's time.
+    For a recurrent one that is step by step of the sequence, and takes minutes; for BatchNorm, a quarter of an
+    export's time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.lstm and isinstance(args[1], (list, tuple)):  # else a packed sequence
-            func = _lstm
+        recurrent = exported_by_shape(func, args)
+        if recurrent is not None:
+            func = recurrent
         elif func is nn.functional.batch_norm:
             func = _by_running_statistics
         elif func == _DATA:  # which is the same, and not seen by torch.export
@@ -319,21 +285,8 @@ def _as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
     """Turn an operator that was exported by its shapes into torch's own."""
     if node.target is torch.ops.netclone.batch_norm.default:
         node.target = torch.ops.aten.batch_norm.default
-    elif node.target is torch.ops.netclone.lstm.default:
-        _lstm_as_torch_has_it(graph, node)
-
-
-def _lstm_as_torch_has_it(graph: fx.Graph, lstm: fx.Node) -> None:
-    """Turn an exported LSTM into torch's operator; a state that starts as zeros takes the dtype of the input."""
-    source, state, *rest = lstm.args
-    starts = []
-    for start in state:  # type: ignore[union-attr]
-        if isinstance(start, fx.Node) and start.target is torch.ops.aten.zeros.default:
-            with graph.inserting_before(lstm):
-                made = graph.call_function(torch.ops.aten.new_zeros.default, (source, start.args[0]))
-            made.meta, start = dict(start.meta), made
-        starts.append(start)
-    lstm.target, lstm.args = torch.ops.aten.lstm.input, (source, starts, *rest)
+    else:
+        as_torch_has_it(graph, node)
 
 
 @contextlib.contextmanager

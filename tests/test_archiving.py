@@ -30,8 +30,8 @@ import netclone
 from netclone import archiving, graphdata
 from netclone.archiving import FORMAT_VERSION, load, read_header, save
 from netclone.errors import ArchiveError
-from netclone.exporting import lstm_by_shape
 from netclone.graph.dry_run import dry_run
+from netclone.graph.recurrent import recurrent_by_shape
 from netclone.modules import Candidate, CloneModule, CloneSpec
 
 aten = torch.ops.aten
@@ -639,12 +639,15 @@ def test_any_change_under_a_valid_digest_loads_or_raises(content: bytes, folder:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_lstm_shapes(bidirectional: bool, batch_first: bool) -> None:
-    lstm = nn.LSTM(4, 5, num_layers=2, bidirectional=bidirectional, batch_first=batch_first)
-    state = [torch.zeros(4 if bidirectional else 2, 3 if batch_first else 7, 5)] * 2
-    args = (torch.randn(3, 7, 4), state, lstm._flat_weights, True, 2, 0.0, False, bidirectional, batch_first)
-    real = aten.lstm.input(*args)
-    assert [one.shape for one in lstm_by_shape(*args)] == [one.shape for one in real]
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_recurrent_shapes(kind: str, bidirectional: bool, batch_first: bool) -> None:
+    options = {"num_layers": 2, "bidirectional": bidirectional, "batch_first": batch_first}
+    network = {"lstm": nn.LSTM, "gru": nn.GRU}.get(kind, nn.RNN)(4, 5, **options)
+    hidden = torch.zeros(4 if bidirectional else 2, 3 if batch_first else 7, 5)
+    state = [hidden, hidden] if kind == "lstm" else hidden
+    args = (torch.randn(3, 7, 4), state, network._flat_weights, True, 2, 0.0, False, bidirectional, batch_first)
+    real = getattr(aten, kind).input(*args)
+    assert [one.shape for one in recurrent_by_shape(*args)] == [one.shape for one in real]
 
 
 def test_many_pieces_are_counted_before_they_are_made(folder: Path) -> None:

@@ -11,6 +11,7 @@ from netclone.channels import channel_groups
 from netclone.errors import OutputError, TraceError
 from netclone.exporting import copied, export, one_of
 from netclone.extracting import extract
+from netclone.graph.recurrent import exported_by_shape
 from netclone.localizing import localize
 
 
@@ -84,14 +85,23 @@ def test_one_of_each_batch_is_a_copy():
     assert x[0].abs().max() > 0
 
 
-class Rows(nn.Module):
-    """A classifier that reads the rows of an image with an LSTM, in both directions."""
+RECURRENT = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "rnn_tanh": (nn.RNN, {}),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
 
-    def __init__(self):
+
+class Rows(nn.Module):
+    """A classifier that reads the rows of an image with a recurrent network, in both directions."""
+
+    def __init__(self, kind, **options):
         super().__init__()
+        network, special = RECURRENT[kind]
         self.stem = nn.Linear(6, 8)
-        self.rows = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
-        self.hidden = nn.Linear(10, 12)
+        self.rows = network(8, 5, num_layers=2, bidirectional=True, batch_first=True, **special, **options)
+        self.hidden = nn.Linear(2 * options.get("proj_size", 5), 12)
         self.head = nn.Linear(12, 3)
 
     def forward(self, x):
@@ -99,23 +109,33 @@ class Rows(nn.Module):
         return self.head(torch.relu(self.hidden(read.mean(1))))
 
 
-def test_an_lstm_is_one_operator_that_follows_the_dtype_and_is_slimmed_around(tmp_path):
-    model = Rows().eval()
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")  # torch's own
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((kind, {}) for kind in RECURRENT), ("lstm", {"proj_size": 3}), ("gru", {"bias": False})]
+)
+def test_a_recurrent_network_is_one_operator_that_follows_the_dtype_and_is_slimmed_around(kind, options, tmp_path):
+    model = Rows(kind, **options).eval()
     images = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))
     groups = channel_groups(model, images)
-    lstms = [node for node in groups.graph_module.graph.nodes if "lstm" in str(node.target)]
-    assert [node.target for node in lstms] == [torch.ops.aten.lstm.input]
+    operator = getattr(torch.ops.aten, kind).input
+    assert sum(node.target is operator for node in groups.graph_module.graph.nodes) == 1
+    assert len(groups.graph_module.graph.nodes) < 40
     more = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.equal(groups.graph_module(more), model(more))
     slim = extract(groups, localize(groups, method="magnitude", keep=0.5))
     assert slim.certificate < 1e-12
-    assert slim.body.get_parameter("hidden.weight").shape == (6, 10)
+    assert slim.body.get_parameter("hidden.weight").shape == (6, 2 * options.get("proj_size", 5))
     save(slim, tmp_path / "rows.safetensors")
     again = load(tmp_path / "rows.safetensors")
     with torch.no_grad():
         assert torch.equal(again(more), slim(more))
         assert again.double()(more.double()).dtype == torch.float64
+
+
+def test_a_packed_sequence_is_not_taken_for_a_plain_one():
+    function = exported_by_shape(torch.gru, (torch.ones(4, 6), torch.ones(2), torch.ones(1, 2, 5), []))
+    assert function is None
 
 
 class Norms(nn.Module):

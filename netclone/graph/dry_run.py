@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArchiveError, first_line
-from netclone.exporting import lstm_by_shape
 from netclone.graph.budgets import Meter, budget, memory_of
 from netclone.graph.purity import SIZE_FUNCTIONS, functional_twin, impurity, may_be_archived
+from netclone.graph.recurrent import GATES, recurrent_by_shape
 from netclone.graph.signatures import MAX_ITEMS, bind
 
 MAX_ELEMENTS = 2**31
@@ -189,7 +189,7 @@ class _Runs:
         meter.where, meter.elements, meter.operations = where, 0, 0
         meter.may_write = lambda memory: memory not in self.given and not held[memory]
         try:
-            value = _lstm(meter, bound) if target is aten.lstm.input else _called(target, bound)
+            value = _recurrent(meter, target, bound) if target in GATES else _called(target, bound)
         except ArchiveError:
             raise
         except Exception as error:
@@ -271,7 +271,19 @@ def gives_new_memory(target: Any) -> bool:
 
 _NEW = (
     *("conv", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "matmul", "softmax"),
-    *("log_softmax", "max_pool", "avg_pool", "adaptive_", "upsample_", "scaled_dot", "lstm", "gru", "add", "mul"),
+    *(
+        "log_softmax",
+        "max_pool",
+        "avg_pool",
+        "adaptive_",
+        "upsample_",
+        "scaled_dot",
+        "lstm",
+        "gru",
+        "rnn_",
+        "add",
+        "mul",
+    ),
     *("sub", "div", "silu", "relu", "selu", "gelu", "mish", "hard", "sigmoid", "where", "cross"),
 )
 
@@ -306,26 +318,28 @@ def _stored_elements(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
-def _lstm(meter: Meter, bound: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The shapes an LSTM returns, once its weights are known to fit: torch's own run takes step by step."""
+def _recurrent(meter: Meter, target: Any, bound: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The shapes an LSTM, GRU or RNN returns, once its weights are known to fit: torch's own run takes every step."""
     source, weights, layers = bound["input"], bound["params"], bound["num_layers"]
+    states = list(bound["hx"]) if isinstance(bound["hx"], (list, tuple)) else [bound["hx"]]
     directions, biases = 2 if bound["bidirectional"] else 1, 2 if bound["has_biases"] else 0
-    if source.dim() != 3 or len(bound["hx"]) != 2 or not 1 <= layers <= 64:
-        raise ValueError("an LSTM takes (N, T, C) or (T, N, C), two states and at least one layer")
-    hidden, cell = bound["hx"]
-    width, batch = hidden.shape[-1], source.shape[0 if bound["batch_first"] else 1]
-    if {tuple(state.shape) for state in (hidden, cell)} != {(layers * directions, batch, width)}:
-        raise ValueError(f"states {tuple(hidden.shape)} and {tuple(cell.shape)} do not fit {tuple(source.shape)}")
-    if len({tensor.dtype for tensor in (source, hidden, cell, *weights)}) != 1:
-        raise ValueError("an LSTM and its input have one dtype")
-    expected = []
+    if source.dim() != 3 or len(states) != (2 if target is aten.lstm.input else 1) or not 1 <= layers <= 64:
+        raise ValueError("an LSTM, GRU or RNN takes (N, T, C) or (T, N, C), its states and at least one layer")
+    given, width = states[0].shape[-1], states[-1].shape[-1]  # these differ in an LSTM that projects what it gives
+    batch = source.shape[0 if bound["batch_first"] else 1]
+    if [tuple(s.shape) for s in states] != [(layers * directions, batch, w) for w in (given, width)[: len(states)]]:
+        raise ValueError(f"states {[tuple(state.shape) for state in states]} do not fit {tuple(source.shape)}")
+    if len({tensor.dtype for tensor in (source, *states, *weights)}) != 1:
+        raise ValueError("a recurrent network and its input have one dtype")
+    rows, expected = GATES[target] * width, []
     for layer in range(layers):
-        inner = source.shape[2] if layer == 0 else directions * width
-        expected += directions * [(4 * width, inner), (4 * width, width), *biases * [(4 * width,)]]
+        inner = source.shape[2] if layer == 0 else directions * given
+        projection = [] if given == width else [(given, width)]
+        expected += directions * [(rows, inner), (rows, given), *biases * [(rows,)], *projection]
     if [tuple(weight.shape) for weight in weights] != expected:
         raise ValueError(f"weights of other shapes than {layers} layers of width {width} have")
     steps = source.shape[0] * source.shape[1]
-    value = lstm_by_shape(*bound.values())
+    value = recurrent_by_shape(*bound.values())
     meter.operations += 2 * steps * sum(weight.numel() for weight in weights) + source.numel()
     meter.elements += 5 * layers * directions * steps * width
     return value
