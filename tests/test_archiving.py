@@ -45,7 +45,7 @@ SPEC = CloneSpec(
     target_input_shape=(3, 32, 32),
     source_fingerprint="ab12",
     kept=(("layer3.0", 3, 8), ("fc", 2, 2)),
-    scores=(("accuracy", 0.9), ("locality", math.inf)),
+    scores=(("accuracy", 0.9), ("locality", 0.25)),
     search=(Candidate("layer1.0", "layer2", 0.9), Candidate("layer2.0", None, None, "shapes differ")),
 )
 
