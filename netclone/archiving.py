@@ -39,7 +39,7 @@ from netclone.graphdata import (
 )
 from netclone.modules import Candidate, CloneModule, CloneSpec
 from netclone.preparing import IMAGES, Preparation
-from netclone.writing import check_place, write_bytes
+from netclone.writing import check_place, write_file
 
 FORMAT_VERSION = 1
 """Version of the files :func:`save` writes, and the newest :func:`load` reads."""
@@ -97,12 +97,13 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
     ArchiveError
         If the clone holds what an archive may not contain, or the file cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     if not isinstance(module, CloneModule) or not isinstance(module.body, fx.GraphModule):
         raise ArchiveError(f"only a CloneModule can be saved, got {type(module).__name__}: make one with extract()")
     check_place(path)
     with _only_archive_errors(f"cannot save to '{path}'"):
-        write_bytes(path, _checked_bytes(module))
+        content = _checked_bytes(module)
+    write_file(path, content)
 
 
 def load(path: str | os.PathLike[str]) -> CloneModule:
@@ -117,9 +118,7 @@ def load(path: str | os.PathLike[str]) -> CloneModule:
     ArchiveError
         If the file is missing, damaged, written by a newer netclone, or asks for anything an archive may not contain.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ArchiveError(f"path: got {type(path).__name__}; expected the path of a file that netclone.save wrote")
-    with _only_archive_errors(f"cannot load '{Path(path)}'"), _opened(path) as file:
+    with _only_archive_errors(f"cannot load {_quoted(path)}"), _opened(path) as file:
         return _module_from(memoryview(file.read()))
 
 
@@ -159,7 +158,7 @@ def read_header(path: str | os.PathLike[str]) -> ArchiveHeader:
     ArchiveError
         As :func:`load`, for all but the tensors' bytes.
     """
-    with _only_archive_errors(f"cannot read '{Path(path)}'"), _opened(path) as file:
+    with _only_archive_errors(f"cannot read {_quoted(path)}"), _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = file.read(8)
         return _header_from(length + file.read(_header_length(length, size)), size)[0]
@@ -178,6 +177,24 @@ def header_from_bytes(content: bytes, what: str) -> ArchiveHeader:
         return _header_from(content[: 8 + length], len(content))[0]
 
 
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """The path that an argument is.
+
+    Raises
+    ------
+    ArchiveError
+        If it is none.
+    """
+    try:
+        return Path(os.fsdecode(path))
+    except (TypeError, ValueError) as error:
+        raise ArchiveError(f"path: got {shown(path)}, expected the path of a file, as text or pathlib.Path") from error
+
+
+def _quoted(path: object) -> str:
+    return f"'{path}'" if isinstance(path, (str, os.PathLike)) else shown(path)
+
+
 @contextmanager
 def _only_archive_errors(what: str) -> Iterator[None]:
     try:
@@ -189,6 +206,7 @@ def _only_archive_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    path = path_of(path)
     if not os.path.exists(path):
         raise ArchiveError("there is no such file")
     if not os.path.isfile(path):

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from netclone.archiving import from_bytes
+from netclone.archiving import from_bytes, path_of
 from netclone.errors import ArchiveError, CloneNameError
 from netclone.files.digests import content_digest
 from netclone.files.text import is_plain_text
@@ -110,7 +110,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     ArchiveError
         If it cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in bundle.tensors.items()}
     if bundle.clones:
         tensors = {f"{_TARGET}{name}": tensor for name, tensor in plain.items()}
@@ -139,7 +139,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     ArchiveError
         If the file is none, or not as :func:`write_bundle` writes it.
     """
-    path = Path(path)
+    path = path_of(path)
     if not os.path.isfile(path):
         raise ArchiveError(f"cannot read '{path}': there is no such file")
     text = _metadata(path).get(_KEY)
@@ -148,6 +148,11 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     try:
         facts = json.loads(text)
         signed = dict(facts) if isinstance(facts, dict) else {}
+        if signed and "sha256" not in signed:
+            raise ArchiveError(
+                "it was written before grafted files had a digest, so damage would not be noticed; graft its clones "
+                "anew: netclone inject"
+            )
         options = facts.pop("options", {}) if isinstance(facts, dict) else {}
         facts = check_keys(
             facts, ["format_version", "architecture", "clones", "config", "sha256"], "the bundle's header"

@@ -37,6 +37,7 @@ from netclone.injecting import inject, remove
 from netclone.modules import Candidate, CloneModule
 from netclone.plotting import draw
 from netclone.tracing import same_bits, trace
+from netclone.writing import write_text
 
 NAME = "digits"
 """Name of the clone."""
@@ -185,7 +186,7 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
             module=archive,
             results=results,
         )
-        (staging / "results.json").write_text(json.dumps(as_data(result, out), indent=2) + "\n", encoding="utf-8")
+        write_text(staging / "results.json", json.dumps(as_data(result, out), indent=2) + "\n")
         done(4, 4)
     return result
 

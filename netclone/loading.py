@@ -161,7 +161,7 @@ def open_model(
     path = Path(name)
     if path.suffix in CHECKPOINTS:
         return _of_checkpoint(path, weights, asked)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise LoadError(f"name: '{name}' is a folder; a model that timm saved into it is 'local-dir:{name}'")
     known = f"; did you mean 'timm/{name}'?" if timm.is_model(name) else ""
     raise LoadError(
@@ -283,9 +283,8 @@ def _unknown(library: str, model: str, names: list[str]) -> LoadError:
 def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
     """The network, in eval mode; a checkpoint's number of classes is taken where none is asked for."""
     path = None if weights is None or weights == PRETRAINED else Path(weights)
-    if path is not None and (
-        path.suffix in CHECKPOINTS or os.path.isfile(path)
-    ):  # else perhaps the name of one of several
+    # what is no file is perhaps the name of one of several
+    if path is not None and (path.suffix in CHECKPOINTS or os.path.isfile(path)):
         return _from_checkpoint(plan, read_checkpoint(path), asked)
     if asked.use_ema is not None:
         raise LoadError(f"use_ema: {plan.model} is given no checkpoint, which alone may hold averaged weights")

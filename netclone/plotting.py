@@ -15,11 +15,12 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from torch import fx, nn
 
 from netclone.capturing import FACTS, tensor_at
-from netclone.errors import ArgumentError, CloneNameError
+from netclone.errors import ArchiveError, ArgumentError, CloneNameError
 from netclone.injecting import clones, own_nodes, read_by
 from netclone.modules import CloneModule
 from netclone.rendering import times
 from netclone.tracing import INPUT, shape_of
+from netclone.writing import write_file
 
 SIZE = (1600, 900)
 """Width and height of the picture in pixels."""
@@ -113,9 +114,9 @@ def draw(grafted: fx.GraphModule, name: str, path: str | os.PathLike[str]) -> Fi
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
     try:
-        Path(path).write_bytes(content.getvalue())
-    except OSError as error:
-        raise ArgumentError(f"path: cannot write '{path}': {error.strerror or error}") from error
+        write_file(Path(path), content.getvalue())
+    except ArchiveError as error:
+        raise ArgumentError(f"path: {error}") from error
     return figure
 
 

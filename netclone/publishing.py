@@ -6,7 +6,6 @@ imports ``huggingface_hub``.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import tempfile
@@ -32,11 +31,12 @@ from netclone.archiving import from_bytes, load, save
 from netclone.errors import ArchiveError, HubError, NetcloneError
 from netclone.inspecting import Inspection, facts, inspect
 from netclone.modules import CloneModule
-from netclone.writing import check_place, write_bytes, write_file
+from netclone.writing import check_place, is_of_files, make_folder, reason, write_file
 
 FILE = "clone.safetensors"
 """Name of the archive in a folder or repository."""
 
+_README = "README.md"
 _LOGIN = "log in with 'hf auth login', set HF_TOKEN, or pass a token"
 _LONG = 200  # characters of a cell in a card
 _ROWS = 100  # of a table in a card
@@ -115,7 +115,7 @@ class _Published(
         self._hub_mixin_config = None  # no config.json: the archive's header says it all
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_bytes(save_directory / FILE, self.file.read_bytes())
+        write_file(save_directory / FILE, self.file.read_bytes())
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -225,16 +225,19 @@ def save_pretrained(
     (1, 3)
     """
     folder = Path(save_directory)
+    wanted = options.pop("push_to_hub", False)
+    here: dict[str, Any] = {name: options.get(name) for name in ("config", "model_card_kwargs")}
     with _saved(module) as file, _told(repo_id or folder.name):
         published = _Published(file, repo_id)
-        try:
-            return published.save_pretrained(folder, repo_id=repo_id, **options)
-        except HfHubHTTPError:  # an OSError too
-            raise
-        except OSError as error:
-            if error.filename is None:  # not of the file system
-                raise
-            raise ArchiveError(f"cannot write '{folder}': {error.strerror or error}") from error
+        with tempfile.TemporaryDirectory() as made:  # the mixin writes in place; what a user has is written as a whole
+            published.save_pretrained(made, repo_id=repo_id, **here)
+            make_folder(folder)
+            for new in sorted(Path(made).iterdir()):
+                if new.name != _README or not (folder / _README).exists():
+                    write_file(folder / new.name, new.read_bytes())
+        if here["config"] is None:
+            (folder / "config.json").unlink(missing_ok=True)  # of another clone
+        return str(published.push_to_hub(repo_id or folder.name, **options)) if wanted else None
 
 
 def from_pretrained(
@@ -256,11 +259,11 @@ def from_pretrained(
         If the file is not an intact archive, or a folder has none.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / FILE).is_file():
             raise ArchiveError(f"folder '{path}' holds no {FILE}: write one with module.save_pretrained(folder)")
         return load(path / FILE)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ArchiveError(f"'{path}' is a file, expected a folder or a repository: read it with netclone.load(...)")
     repo = str(name)
     with _told(repo, revision):
@@ -401,37 +404,27 @@ def _push(file: Path, repo: str, **options: Any) -> str:
         return str(_Published(file, repo).push_to_hub(repo, **options))
 
 
-_OF_THE_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-}
-"""What the system says of a place on this machine, and never of the network."""
-
-
 @contextmanager
 def _told(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Whatever goes wrong on the way to the hub and back is a HubError that says the way out."""
+    """Whatever goes wrong on the way to the hub and back is a HubError; what goes wrong on the disk an ArchiveError."""
     try:
         yield
     except (NetcloneError, TypeError):  # TypeError: a keyword that the mixin does not know
         raise
-    except OSError as error:
-        if error.errno in _OF_THE_DISK:
-            place = error.filename or repo
-            raise ArchiveError(
-                f"cannot write '{place}': {error.strerror or error}; make room, or write elsewhere"
-            ) from error
-        raise HubError(f"repo: '{repo}': {_why(error, revision)}") from error
     except Exception as error:  # of huggingface_hub and of what it speaks HTTP with
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and is_of_files(cause):
+                where = f"'{cause.filename}'" if cause.filename else f"what goes to or comes from '{repo}'"
+                raise ArchiveError(f"cannot read or write {where}: {reason(cause)}") from error
         raise HubError(f"repo: '{repo}': {_why(error, revision)}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from; an answer of the hub has no causes but itself."""
+    left: BaseException | None = error
+    while left is not None and not isinstance(left, (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError)):
+        yield left
+        left = left.__cause__
 
 
 def _why(error: BaseException, revision: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,7 +214,7 @@ def read(
     """
     broken: dict[str, str] = {}
     noted = broken if skip_broken else None
-    if where.partition("/")[0] not in READERS or Path(where).exists():
+    if where.partition("/")[0] not in READERS or os.path.exists(where):
         listing = listed(Path(where), split, what)
         names, samples = listing.classes, _of_listing(listing, transform, what, noted)
     else:

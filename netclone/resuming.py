@@ -16,7 +16,7 @@ from torch import Tensor
 from netclone.errors import ArchiveError
 from netclone.files.digests import content_digest
 from netclone.sharing import ALONE, Workers
-from netclone.writing import write_bytes
+from netclone.writing import write_file
 
 FORMAT_VERSION = 1
 PERIOD = 10.0  # seconds between two writes of an unfinished stage, by one process
@@ -93,12 +93,9 @@ class Findings:
         with self.workers.agreed():
             if self.workers.main:
                 try:
-                    write_bytes(self.path, self._content())
-                except OSError as error:
-                    raise ArchiveError(
-                        f"cannot write '{self.path}', where what was found is kept: {error.strerror or error}; make "
-                        "room, or write elsewhere"
-                    ) from error
+                    write_file(self.path, self._content())
+                except ArchiveError as error:
+                    raise ArchiveError(f"where what was found is kept: {error}") from error
 
     def unfinished(self, name: str) -> Unfinished | None:
         """Where to keep what is learned within a stage; None where there is no file."""

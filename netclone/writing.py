@@ -1,17 +1,47 @@
-"""write_file, write_text, write_bytes: a file that appears whole or not at all."""
+"""check_place, write_file, write_text: a file that appears whole or not at all, where the user asked for it.
+
+Everything that netclone writes for a user goes through here. What is written goes to a temporary file in the same
+folder, which then takes the place of the old one in one step.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import hashlib
 import os
 import re
 import secrets
+import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netclone.errors import ArchiveError
 
-_TEMPORARY = re.compile(r"\.netclone-(\d+)-[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.netclone-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{16}\.tmp")
+_KINDS = (
+    (stat.S_ISDIR, "a folder: add a file name, such as clone.safetensors"),
+    (stat.S_ISLNK, "a link that leads back to itself: remove it"),
+    (stat.S_ISFIFO, "a pipe, and not a file: choose another path"),
+    (stat.S_ISSOCK, "a socket, and not a file: choose another path"),
+    (stat.S_ISCHR, "a device, and not a file: choose another path"),
+    (stat.S_ISBLK, "a device, and not a file: choose another path"),
+)
+_WAYS_OUT = {
+    errno.ENOSPC: "; make room, or write elsewhere",
+    errno.EDQUOT: "; make room, or write elsewhere",
+    errno.EFBIG: "; make room, or write elsewhere",
+    errno.EROFS: "; write elsewhere",
+    errno.EACCES: "; change its permissions, or write elsewhere",
+    errno.EPERM: "; change its permissions, or write elsewhere",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+}
+_OF_FILES = {
+    *_WAYS_OUT,
+    *(errno.EIO, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ESTALE),
+}
 
 
 def check_place(path: Path) -> None:
@@ -20,75 +50,137 @@ def check_place(path: Path) -> None:
     Raises
     ------
     ArchiveError
-        If there is no such folder, it is no regular file itself, or the name cannot be one.
+        If there is no such folder, it may not be written to, the name is no file's, or something else than a regular
+        file is there.
     """
-    try:
-        if not path.parent.is_dir():
-            raise ArchiveError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-        if path.is_dir():
-            raise ArchiveError(f"cannot write '{path}': it is a folder; add a file name, such as clone.safetensors")
-        if path.exists() and not path.is_file():
-            raise ArchiveError(f"cannot write '{path}': it is no regular file; give the name of one")
-        path.parent.joinpath(path.name).lstat()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # too long a name, a loop of links, a null character
-        raise ArchiveError(f"cannot write '{path}': {getattr(error, 'strerror', None) or error}") from error
+    with _typed(path):
+        _place(path)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """As :func:`write_bytes`, for a file that a user asked for.
+    """Make ``path`` hold the content in one step: a crash leaves the old file or the new one, never a part.
+
+    A file that was there keeps its mode. Where the path is a link, the file it leads to is written. Temporary files
+    that dead processes left in the folder are removed.
 
     Raises
     ------
     ArchiveError
-        If it cannot be written.
+        If it cannot be written; whatever was there before is still there.
     """
-    check_place(path)
-    try:
-        write_bytes(path, content)
-    except OSError as error:
-        raise ArchiveError(f"cannot write '{path}': {error.strerror or error}") from error
+    with _typed(path):
+        place, old = _place(path)
+        _clear(place.parent)
+        temporary = place.parent / f".netclone-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            with open(os.open(temporary, flags, 0o666 if old is None else 0o600), "wb") as file:
+                if old is not None:
+                    _set_owner_and_mode(temporary, old)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, place)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """As :func:`write_bytes`, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """As :func:`write_file`, in UTF-8."""
+    write_file(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Make ``path`` hold the content in one step: a crash leaves the old file or the new one, never a part.
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
 
-    A file that is there keeps its mode, and a link its place: the file that it points to is written. What processes
-    that are gone have left half-made in the folder is removed.
+    Raises
+    ------
+    ArchiveError
+        If it cannot be made.
     """
-    path = path.resolve() if path.is_symlink() else path
-    _clear(path.parent)
-    temporary = path.parent / f".netclone-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    with _typed(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def is_of_files(error: BaseException) -> bool:
+    """Whether an error is the local file system's, and not the network's.
+
+    Examples
+    --------
+    >>> is_of_files(OSError(errno.ENOSPC, "No space left on device")), is_of_files(ConnectionResetError(104, "reset"))
+    (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in _OF_FILES
+
+
+def reason(error: OSError) -> str:
+    """What the file system says, and the way out where there is one."""
+    return f"{error.strerror or error}{_WAYS_OUT.get(error.errno or 0, '')}"
+
+
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """What the file system says, as an ArchiveError."""
     try:
-        with open(temporary, "xb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise ArchiveError(f"cannot write '{path}': {reason(error)}") from error
+    except ValueError as error:  # a NUL in the name, or half of a surrogate pair
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"cannot write {str(path)!r}: no file can have this name ({error})") from error
+
+
+def _place(path: Path) -> tuple[Path, os.stat_result | None]:
+    """The file to write once links are followed, and what is known about the one that is there."""
+    place = Path(os.path.realpath(path))
+    try:
+        old = os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        old = None
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(old.st_mode)), "no file: choose another path")
+        raise ArchiveError(f"cannot write '{path}': it is {kind}")
+    if not place.parent.is_dir():
+        raise ArchiveError(f"cannot write '{path}': there is no folder '{place.parent}'; create it first")
+    if (old is not None and not os.access(place, os.W_OK)) or not os.access(place.parent, os.W_OK):
+        what = "its folder" if old is None or os.access(place, os.W_OK) else "it"
+        raise ArchiveError(f"cannot write '{path}': {what} is read-only; change its permissions, or write elsewhere")
+    return place, old
+
+
+def _set_owner_and_mode(path: Path, old: os.stat_result) -> None:
+    new = os.stat(path)
+    if hasattr(os, "chown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):  # who may not give files away keeps them
+            os.chown(path, old.st_uid, old.st_gid)
+    os.chmod(path, stat.S_IMODE(old.st_mode))
 
 
 def _clear(folder: Path) -> None:
-    """Remove the temporary files of processes that are gone."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            made = _TEMPORARY.fullmatch(entry.name)
-            if made and not _runs(int(made[1])):
+    """Remove temporary files whose process, on this machine, is gone."""
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name.startswith(".netclone-")]
+    for entry in found:
+        named = _TEMPORARY.fullmatch(entry.name)
+        if named and named[1] == _host() and not _is_alive(int(named[2])):
+            with suppress(OSError):
                 os.unlink(entry.path)
 
 
-def _runs(process: int) -> bool:
-    """Whether there is such a process here."""
-    if not os.path.isdir("/proc/self"):
-        return True  # not to be told: nothing is removed
-    return os.path.isdir(f"/proc/{process}")
+def _host() -> str:
+    """Stands for this machine: what others write into a shared folder is theirs."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

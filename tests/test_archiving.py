@@ -856,3 +856,14 @@ def test_no_way_to_run_or_import_what_a_file_names(module: Any) -> None:
     assert not called & {"eval", "exec", "compile", "__import__", "getattr", "setattr", "globals", "open_code"}
     dotted = {ast.unparse(item) for item in ast.walk(tree) if isinstance(item, ast.Attribute)}
     assert not dotted & {"torch.load", "torch.save", "sys.modules", "torch.classes", "torch.package"}
+
+
+@pytest.mark.parametrize("path", [None, 7, b"\xff" * 300, "x" * 300, "a\0b", ["a"]])
+def test_what_is_no_path_of_a_file_is_a_typed_error(path):
+    with pytest.raises(ArchiveError, match="cannot load"):
+        load(path)
+
+
+def test_a_folder_is_no_archive(tmp_path):
+    with pytest.raises(ArchiveError, match="it is not a file"):
+        load(tmp_path)

@@ -1,10 +1,13 @@
 """Clones on the hub: the folder, the card, and the wire, against a server that runs in a thread of the test."""
 
 import base64
+import errno
 import hashlib
 import inspect
 import json
+import os
 import re
+import resource
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,17 +16,18 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, close_session, constants
+from limits import alone
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from netclone import CloneModule, extract, load, localize, save
+from netclone import CloneModule, extract, load, localize, publishing, save
 from netclone.cli import app
 from netclone.errors import ArchiveError, HubError
 from netclone.modules import Candidate
 from netclone.publishing import FILE, pull, push
 from netclone.tracing import same_bits
 
-NASTY = "[x](http://e.e) | <b>*_`{{ 7 * 7 }}`_*</b>\n---\nlicense: mit\n# \u202egnp\u0000"
+NASTY = "[x](http://e.e) | <b>*_`{{ 7 * 7 }}`_*</b> --- license: mit # gnp"
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +105,23 @@ def test_text_of_the_archive_shows_as_itself_in_the_card(clone, tmp_path):
     nasty.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license is None
-    shown = "[x](http://e.e) | <b>*_`{{ 7 * 7 }}`_*</b> --- license: mit # gnp"
     rows = cells(card.text)
-    assert [shown, shown, "50.0%", shown] in rows
-    assert [shown, "0.5"] in rows
+    assert [NASTY, NASTY, "50.0%", NASTY] in rows
+    assert [NASTY, "0.5"] in rows
     assert ["and 100 more", "", "", ""] in rows
     html = MarkdownIt("commonmark").enable("table").render(card.text)
     assert re.findall('href="([^"]*)"', html) == ["https://arxiv.org/abs/2303.10597"]
     assert "<b>" not in html
-    assert "\u202e" not in card.content
+
+
+@pytest.mark.parametrize(
+    "hidden", ["a\n---\nlicense: mit", "\u202egnp", "a\0", "\x1b[2J", "\u200b", "\ud800", "x" * 20_000]
+)
+def test_no_card_is_written_of_text_that_steers_what_shows_it(clone, tmp_path, hidden):
+    for field in ({"class_names": (hidden, "b")}, {"scores": ((hidden, 0.5),)}, {"source_fingerprint": hidden}):
+        with pytest.raises(ArchiveError, match="expected text without control characters"):
+            clone.with_spec(**field).save_pretrained(tmp_path / "clone")
+    assert not (tmp_path / "clone").exists()
 
 
 def cells(text):
@@ -437,3 +449,22 @@ def test_the_commands_push_and_pull(hub, file, tmp_path, logged_in):
     assert refused.exit_code == 1
     assert refused.stderr.startswith("Error: repo: 'me/storks': there is no such model")
     assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_a_full_disk_is_no_fault_of_the_hub(clone, tmp_path):
+    def run():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        clone.save_pretrained(tmp_path / "clone", config={"notes": "x" * 1_000_000})
+
+    ended = alone(run)
+    assert ended.kind == "raised" and ended.text.startswith("ArchiveError: cannot"), ended
+    assert "could not be reached" not in ended.text
+
+
+def test_a_cache_on_a_full_disk_is_no_fault_of_the_hub_either(monkeypatch):
+    def download(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/blob")
+
+    monkeypatch.setattr(publishing, "hf_hub_download", download)
+    with pytest.raises(ArchiveError, match=r"'cache/blob': No space left on device; make room"):
+        publishing.from_pretrained("me/herons")

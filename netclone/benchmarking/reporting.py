@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netclone.errors import ArgumentError
-from netclone.writing import write_text
+from netclone.writing import write_file, write_text
 
 Run = dict[str, Any]
 
@@ -423,9 +423,9 @@ def _draw_search(results: dict[str, Any], figure: Any, path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=130, format="png")
-    os.replace(part, path)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130, format="png")
+    write_file(path, content.getvalue())
 
 
 def _over_seeds(runs: Sequence[Run], name: str) -> float | None:

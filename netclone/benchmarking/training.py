@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.suites import Dataset, Network, Suite, needed
 from netclone.evaluating import predict
+from netclone.writing import write_file
 
 Tell = Callable[[str, int, int], None]
 
@@ -98,10 +98,8 @@ class Networks:
                 progress=lambda done, total: self.tell(f"train the {role}, seed {seed}", done, total),
             )
             seconds = time.perf_counter() - started
-            part = path.with_suffix(".part")
             state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, part, metadata={"seconds": repr(seconds)})
-            os.replace(part, path)
+            write_file(path, save(state, metadata={"seconds": repr(seconds)}))
         return model, {"name": network.name, "training": asdict(network.training), "seconds": seconds}
 
 

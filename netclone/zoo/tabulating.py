@@ -14,10 +14,10 @@ import torch
 import torchvision
 
 import netclone
-from netclone.errors import ArgumentError
+from netclone.errors import ArchiveError, ArgumentError
 from netclone.graph.modes import SPREAD
 from netclone.rendering import render
-from netclone.writing import write_text
+from netclone.writing import make_folder, write_text
 from netclone.zoo.checking import Row
 
 HEADINGS = (
@@ -50,12 +50,12 @@ def write(rows: Sequence[Row], out: Path, command: str) -> None:
     """
     facts = _facts(rows, command)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_text(out / "zoo.json", json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
         write_text(out / "zoo.md", markdown(rows, facts))
         write_text(out / "zoo.html", page(rows, facts))
-    except OSError as error:
-        raise ArgumentError(f"out: '{out}' cannot be written: {error.strerror}") from error
+    except ArchiveError as error:
+        raise ArgumentError(f"out: {error}") from error
 
 
 def read(out: Path) -> tuple[tuple[Row, ...], str]:
