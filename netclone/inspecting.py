@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from netclone.archiving import ArchiveHeader, header_from_bytes, read_header
 from netclone.bundling import read_bundle
@@ -109,13 +109,12 @@ def inspect_bundle(path: str | os.PathLike[str]) -> BundleInspection:
 def show_bundle(inspection: BundleInspection, console: Console) -> None:
     """Print it: the target, and in short what each clone is."""
     config = inspection.config
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("[bold]target[/bold]", f"{inspection.architecture}, {inspection.values:,} numbers")
-    if config:
-        given = (f"{name} {escape(str(value))}" for name, value in config.items() if name != "label_names")
-        table.add_row("[bold]its images[/bold]", ", ".join(given))
-    table.add_row("[bold]size[/bold]", f"{inspection.bytes:,} bytes")
-    console.print(table)
+    about = {
+        "target": f"{inspection.architecture}, {inspection.values:,} numbers",
+        "its images": ", ".join(f"{name} {value}" for name, value in config.items() if name != "label_names"),
+        "size": f"{inspection.bytes:,} bytes",
+    }
+    console.print(_table_of(about))
     table = Table("clone", "classes", "grafted at", title="Clones, in order", title_justify="left")
     table.add_column("parameters", justify="right")
     table.add_column("certificate", justify="right")
@@ -126,8 +125,17 @@ def show_bundle(inspection: BundleInspection, console: Console) -> None:
             f"{found.parameters:,}",
             f"{found.spec.certificate:.1e}",
         )
-        table.add_row(escape(name), *map(escape, facts))
+        table.add_row(*map(Text, (name, *facts)))
     console.print(table)
+
+
+def _table_of(facts: dict[str, str]) -> Table:
+    """What there is to say, by name; as text, which is never markup."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, fact in facts.items():
+        if fact:
+            table.add_row(Text(name, style="bold"), Text(fact))
+    return table
 
 
 def _inspection(header: ArchiveHeader, file: str, size: int) -> Inspection:
@@ -170,17 +178,13 @@ def facts(inspection: Inspection) -> dict[str, str]:
 def show(inspection: Inspection, console: Console) -> None:
     """Print it: the facts, how much of each group of channels was kept, and the positions that were tried."""
     spec = inspection.spec
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, fact in facts(inspection).items():
-        if fact:
-            table.add_row(f"[bold]{name}[/bold]", escape(fact))
-    console.print(table)
+    console.print(_table_of(facts(inspection)))
     if spec.kept:
         table = Table("group of channels", "", title="Kept of the source", title_justify="left")
         table.add_column("kept", justify="right")
         for name, kept, size in spec.kept:
             filled = round(_WIDTH * kept / size)
-            table.add_row(escape(name), "█" * filled + "░" * (_WIDTH - filled), f"{kept} of {size}")
+            table.add_row(Text(name), "█" * filled + "░" * (_WIDTH - filled), f"{kept} of {size}")
         console.print(table)
     if spec.search:
         table = Table("position", "source cut behind", title="Positions tried", title_justify="left")
@@ -188,7 +192,7 @@ def show(inspection: Inspection, console: Console) -> None:
         table.add_column("rejected because")
         for tried in spec.search:
             score = "" if tried.score is None else f"{tried.score:.1%}"
-            table.add_row(escape(tried.at), escape(tried.source_at or "input"), score, escape(tried.reason))
+            table.add_row(*map(Text, (tried.at, tried.source_at or "input", score, tried.reason)))
         console.print(table)
 
 

@@ -16,6 +16,7 @@ from netclone import inject as graft
 from netclone.bundling import read_bundle, write_bundle
 from netclone.cli import app
 from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError
+from netclone.files.digests import content_digest
 from netclone.preparing import preparation
 from netclone.tracing import same_bits
 
@@ -203,7 +204,30 @@ def _header(grafted, change):
         facts = json.loads(file.metadata()["netclone_bundle"])
     tensors = safetensors.torch.load_file(grafted)
     change(facts, tensors)
+    facts.pop("sha256", None)
+    facts["sha256"] = content_digest(facts, tensors)  # anyone can sign: what is refused is refused for what it says
     return safetensors.torch.save(tensors, metadata={"netclone_bundle": json.dumps(facts)})
+
+
+def test_any_other_bit_or_dtype_is_noticed_and_a_file_without_a_digest_says_the_way_out(grafted, tmp_path):
+    content = _header(grafted, lambda facts, tensors: None)
+    path = tmp_path / "changed.safetensors"
+    for place in (-1, -5000, len(content) // 2):
+        changed = bytearray(content)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(ArchiveError, match="the file is damaged"):
+            load_model(str(path))
+    path.write_bytes(content.replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
+    with pytest.raises(ArchiveError, match="the file is damaged"):
+        load_model(str(path))
+    with safetensors.safe_open(grafted, "pt") as file:
+        facts = json.loads(file.metadata()["netclone_bundle"])
+    del facts["sha256"]
+    tensors = safetensors.torch.load_file(grafted)
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"netclone_bundle": json.dumps(facts)}))
+    with pytest.raises(ArchiveError, match="before grafted files had a digest.* netclone inject"):
+        load_model(str(path))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +238,9 @@ def _header(grafted, change):
         (lambda facts, tensors: facts.update(architecture="timm/os.system"), "timm has no model"),
         (lambda facts, tensors: facts.update(architecture="timm/test_vit"), "is not of test_vit"),
         (lambda facts, tensors: facts.update(more=1), "exactly the fields"),
+        (lambda facts, tensors: facts.update(architecture="timm/\x1b[2J"), "architecture: got"),
+        (lambda facts, tensors: facts["config"].update(label_names=["gull\u202e"]), "config: label_names is"),
+        (lambda facts, tensors: facts["clones"][0].update(at="\ud800"), "text without control characters"),
         (
             lambda facts, tensors: facts["config"].update(url="file:///etc"),
             "config: got .* expected an object with none",

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 import netclone
 from netclone.errors import NetcloneError, NetcloneWarning, first_line
+from netclone.files.text import as_plain_text
 
 app = typer.Typer(
     name="netclone",
@@ -99,7 +99,7 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
             raise
         except KeyboardInterrupt as stop:
             text = f"Interrupted: {stop}" if str(stop) else interrupted
-            errors.print(f"[red]{escape(text)}[/red]", soft_wrap=True, highlight=False)
+            _say(errors, text, "red")
             raise typer.Exit(130) from None
         except Exception as error:
             if _DEBUG.get():
@@ -107,12 +107,12 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
             text = " ".join(str(error).split())
             if not isinstance(error, NetcloneError):
                 text = f"{type(error).__name__}: {first_line(error)}; nobody foresaw this: netclone --debug says where"
-            errors.print(f"[red]Error: {escape(text)}[/red]", soft_wrap=True, highlight=False)
+            _say(errors, f"Error: {text}", "red")
             raise typer.Exit(1) from None
         finally:
             weak = (str(w.message) for w in caught if issubclass(w.category, NetcloneWarning))
             for text in dict.fromkeys(weak) if telling.warnings else ():
-                errors.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True, highlight=False)
+                _say(errors, f"Warning: {text}", "yellow")
 
 
 def images_of(
@@ -140,18 +140,24 @@ def _numbers(text: str, option: str) -> list[float]:
 
 def note(line: str) -> None:
     """Tell a person something beside the result."""
-    Console(stderr=True).print(f"Note: {escape(line)}", soft_wrap=True, highlight=False)
+    _say(Console(stderr=True), f"Note: {line}")
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
     """Print plain data for a machine."""
-    typer.echo(json.dumps(facts, indent=2, default=str))
+    typer.echo(json.dumps(facts, indent=2, default=str).replace("\x7f", "\\u007f"))
 
 
 def print_written(console: Console, *paths: Path, more: str = "") -> None:
     """Say which files there are now."""
     files = ", ".join(str(path) for path in paths)
-    console.print(f"Written: {escape(files + more)}", soft_wrap=True, highlight=False)
+    _say(console, f"Written: {files}{more}")
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    """Print a line in which names of files and of what is in them show as text: no markup, nothing that steers."""
+    plain = "\n".join(as_plain_text(part) for part in line.splitlines())
+    console.print(plain, style=style, markup=False, soft_wrap=True, highlight=False)
 
 
 def shown(path: Path) -> str:

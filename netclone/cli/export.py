@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from netclone.cli.application import (
     SHIP,
@@ -59,7 +60,7 @@ def export(
         from netclone.loading import load_model  # slow to import, and not needed to show help
         from netclone.translating import to_onnx, to_pt2
 
-        with Console(stderr=True).status(f"Exporting {model}"):
+        with Console(stderr=True).status(Text(f"Exporting {model}")):
             images = images_of(img_size, mean, std, interpolation, crop_pct)
             network = load_model(model, use_ema=use_ema, images=images)
             done = (to_onnx if to is Kind.ONNX else to_pt2)(network, out)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from netclone.cli.application import (
     GRAFT,
@@ -72,7 +72,7 @@ def inject(
             return
         table = Table("columns", "of", "classes", title="Logits of the grafted network", title_justify="left")
         for first, last, owner, classes in columns:
-            table.add_row(f"{first}-{last}", escape(owner), escape(classes))
+            table.add_row(f"{first}-{last}", Text(owner), Text(classes))
         console = Console()
         console.print(table)
         print_written(console, out)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from netclone.cli.application import SHIP, Json, Token, app, reported
 from netclone.cli.inspect import show
@@ -28,6 +29,6 @@ def pull(
     with reported():
         from netclone import publishing  # slow to import, and not needed to show help
 
-        with Console(stderr=True).status(f"Pulling {repo}"):
+        with Console(stderr=True).status(Text(f"Pulling {repo}")):
             publishing.pull(repo, out, revision=revision, token=token)
         show(out, as_json, written=True)

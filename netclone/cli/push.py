@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from netclone.cli.application import SHIP, Json, Token, app, print_json, reported
 
@@ -36,7 +37,7 @@ def push(
         from netclone import publishing  # slow to import, and not needed to show help
 
         given = {"license": license, "base_model": base_model}
-        with console.status(f"Pushing {file}"):
+        with console.status(Text(f"Pushing {file}")):
             url = publishing.push(
                 file,
                 repo,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import unicodedata
 
 MOST_LETTERS = 10_000
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = "\u200c\u200d"  # within words of Persian or Hindi, and emoji
 
 
 def is_plain_text(value: object) -> bool:
     """Whether a value is text of moderate length without control characters, halves of characters or line ends.
 
-    Characters that turn the direction of what follows count as control characters.
+    Characters that turn the direction of what follows, and those of no width, count as control characters; but for the
+    two joiners, without which words of some languages cannot be written.
 
     Examples
     --------
@@ -33,4 +34,4 @@ def as_plain_text(value: str) -> str:
 
 
 def _is_plain(letter: str) -> bool:
-    return letter not in _BIDI and unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or letter in _JOINERS
