@@ -2,7 +2,7 @@
 
 It is a Python backend for torch's PrivateUse1: a tensor there keeps its numbers in a tensor on the CPU that hangs at
 its storage, and every operator is computed with those. An operator that meets a tensor on the CPU which is more than a
-single number fails, as on a GPU. Importing this module registers the device, for good: do so in a process of its own.
+single number fails, as on a GPU. ``register()`` registers the device, for good: do so in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = "strict"
+LIBRARIES: list[torch.library.Library] = []
+"""The device's operators are there as long as these are."""
 
 
 def _is_on_it(value: object) -> bool:
@@ -90,8 +92,8 @@ def _deepcopy(self: Tensor, memo: dict[int, Any], original: Any = Tensor.__deepc
     return memo[id(self)]
 
 
-def _registered() -> list[torch.library.Library]:
-    """Register the device; its operators are there as long as these are."""
+def register() -> None:
+    """Register the device in this process. (Doctests import this module in those of the other tests.)"""
     torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME)
     everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(_run, "PrivateUse1")
@@ -109,7 +111,4 @@ def _registered() -> list[torch.library.Library]:
         if operator is not None and not has(name, "PrivateUse1"):
             aten.impl(name.removeprefix("aten::"), functools.partial(_run, operator), "PrivateUse1")
     Tensor.__deepcopy__ = _deepcopy
-    return [everything, aten]
-
-
-LIBRARIES = _registered()
+    LIBRARIES.extend([everything, aten])

@@ -31,6 +31,7 @@ def test_the_whole_pipeline_runs_on_a_device_that_refuses_to_mix_with_the_cpu(
 
 FORGOTTEN = """
 import strict_device, torch
+strict_device.register()
 images = torch.randn(4, 3, 8, 8).to("strict")
 turned = torch.rand(4) < 0.5
 assert torch.equal((images + 1).cpu(), images.cpu() + 1)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import strict_device
 import timm
 import torch
 
@@ -20,7 +21,7 @@ from netclone.neighbourhoods import mirrored
 def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     """Localise, extract, clone, inject, evaluate, remove, save, load and report."""
     if device == "strict":
-        import strict_device  # noqa: F401  (registers it)
+        strict_device.register()
     torch.manual_seed(0)
     warnings.simplefilter("ignore", netclone.NetcloneWarning)
     size = 64
