@@ -47,6 +47,7 @@ FORMAT_VERSION = 1
 _KEY = "netclone"
 _BATCH = 2  # of the run on shapes
 _SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
+_SHA256 = re.compile("[0-9a-f]{64}")
 _ABSOLUTE = re.compile(r"\s*(?:/|\\\\|[a-z]:[\\/]|file:/)", re.IGNORECASE)
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -321,6 +322,8 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, An
     check_keys(data, ["format_version", "spec", "graph", "tensors", "sha256"], "the header")
     _refuse_absolute_paths([table, data])
     sha256 = data.pop("sha256")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ArchiveError(f"sha256: got {shown(sha256)}, expected 64 hexadecimal digits")
     spec = _spec_from(data["spec"])
     tensors = _table_from(data["tensors"], table, size - len(content))
     graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=_SMALL + size // 1000)

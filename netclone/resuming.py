@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ FORMAT_VERSION = 1
 PERIOD = 10.0  # seconds between two writes of an unfinished stage, by one process
 EVERY = 25  # steps between them, by several: they have to agree on when
 _KEY = "netclone_partial"
+_DAMAGED = (
+    *(RecursionError, OverflowError, ValueError, KeyError, TypeError, IndexError, AttributeError),
+    safetensors.SafetensorError,
+)  # what reading something else than a file of findings may raise
 _UNFINISHED = ", unfinished"  # after the name of a stage
 
 
@@ -180,11 +185,15 @@ def _stages_from(content: bytes, key: str) -> dict[str, tuple[dict[str, Tensor],
         tensors = safetensors.torch.load(content)
         if facts.pop("sha256") != content_digest(facts, tensors):
             return {}
-        stages: dict[str, tuple[dict[str, Tensor], float]] = {name: ({}, number) for name, number in facts["stages"]}
+        stages: dict[str, tuple[dict[str, Tensor], float]] = {}
+        for name, number in facts["stages"]:
+            if not isinstance(name, str) or type(number) not in (int, float) or not math.isfinite(number):
+                return {}
+            stages[name] = {}, number
         names = list(stages)
         for label, tensor in tensors.items():
             number, _, name = label.partition(".")
             stages[names[int(number)]][0][name] = tensor
         return stages
-    except (RecursionError, ValueError, KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError):
+    except _DAMAGED:
         return {}  # none, torn, or something else: the run begins from the start

@@ -1,4 +1,7 @@
-"""Run many random cases and write the figures to docs/results/fuzzing.json: ``python tests/fuzz.py COUNT [SEED]``."""
+"""Run many random cases and write the figures to docs/results/fuzzing.json.
+
+``python tests/fuzz.py operators|files COUNT [SEED]``
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import mutating
 import torch
 from fuzzing import names, run, tally
 from limits import each
@@ -33,6 +37,27 @@ def fuzz_operators(count: int, first: int = 0) -> dict[str, object]:
     }
 
 
+def fuzz_files(count: int, first: int = 0) -> dict[str, object]:
+    """The figures of ``count`` files with mutations, from a first seed on: how each ended, by kind."""
+    kinds = list(mutating.KEYS)
+    for kind in kinds:
+        mutating.original(kind)  # made once, not in every process
+    ends: dict[str, list[str]] = {kind: [] for kind in kinds}
+    wrong = []
+    for seed, ended in zip(range(first, first + count), each(mutating.run, range(first, first + count)), strict=True):
+        end = ended.value if ended.kind == "done" else f"{ended.kind} ({ended.text.partition(':')[0]})"
+        ends[kinds[seed % len(kinds)]].append(end)
+        if end not in mutating.BEHAVED:
+            wrong.append(f"{seed}: {kinds[seed % len(kinds)]}: {end}")
+    return {
+        "tried": count,
+        "first_seed": first,
+        "torch": torch.__version__,
+        "ends": {kind: tally(found) for kind, found in ends.items()},
+        "misbehaved": wrong,
+    }
+
+
 def write(part: str, figures: dict[str, object], place: Path = PLACE) -> None:
     """Put figures under a name into the file; what others wrote into it stays."""
     known = json.loads(place.read_text()) if place.exists() else {}
@@ -40,4 +65,5 @@ def write(part: str, figures: dict[str, object], place: Path = PLACE) -> None:
 
 
 if __name__ == "__main__":
-    write("operators", fuzz_operators(int(sys.argv[1]), *map(int, sys.argv[2:])))
+    fuzz = {"operators": fuzz_operators, "files": fuzz_files}[sys.argv[1]]
+    write(sys.argv[1], fuzz(*map(int, sys.argv[2:])))
