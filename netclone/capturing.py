@@ -1,8 +1,9 @@
 """capture(model) -> operator graph: the exact capture, used for sources and for what a clone is made of.
 
 One placeholder per input, ``get_attr`` for tensors under their own names, ``call_function`` on aten operators, one
-tensor out. Nothing is decomposed; what only serves training or bookkeeping is removed, in-place operators become
-functional, and what depends on no input at all is evaluated where an operator needs it as a plain tensor.
+tensor out. Nothing is decomposed but other spellings of what has a rule; what only serves training or bookkeeping is
+removed, in-place operators become functional, and what depends on no input at all is evaluated where an operator needs
+it as a plain tensor.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor, fx, nn
 from netclone.errors import TraceError
 from netclone.exporting import export, one_of
 from netclone.functionalizing import make_functional
+from netclone.graph.calls import arguments, call
+from netclone.graph.spelling import spell
+from netclone.oprules import rule_of
 from netclone.runtime.entering import deterministic
 
 _OF_MODULES = frozenset(dir(nn.Module()))  # no tensor can be called as an attribute that there is already
@@ -28,11 +32,9 @@ FACTS = "netclone"  # key in GraphModule.meta: positions, example
 aten = torch.ops.aten
 
 _WEIGHT_SLOTS: dict[Any, tuple[int, ...]] = {
-    aten.conv1d.default: (1, 2),
-    aten.conv2d.default: (1, 2),
-    aten.conv3d.default: (1, 2),
-    aten.conv2d.padding: (1, 2),
-    aten.conv_transpose2d.input: (1, 2),
+    **dict.fromkeys((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), (1, 2)),
+    **dict.fromkeys((aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding), (1, 2)),
+    **dict.fromkeys((aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), (1, 2)),
     aten.linear.default: (1, 2),
     aten.batch_norm.default: (1, 2, 3, 4),
     aten.layer_norm.default: (2, 3),
@@ -92,13 +94,13 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
             node.target = names[str(node.target)]
     graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
     make_functional(graph_module.graph, _FIRST_ARGUMENT, type(model).__name__)
+    moved = spell(graph_module.graph, rule_of)
     _name_squeezed_axes(graph_module.graph)
-    _drop_bookkeeping(graph_module)
+    moved |= _drop_bookkeeping(graph_module.graph)
     _fold_constants(graph_module)
     graph_module.graph.eliminate_dead_code()
     drop_unused_tensors(graph_module)
     alive = {node.name for node in graph_module.graph.nodes}
-    moved = graph_module.meta.pop("moved", {})
     positions = {path: _follow(name, moved) for path, name in exported.positions.items()}
     graph_module.graph.lint()
     graph_module.recompile()
@@ -129,17 +131,6 @@ def _check_same_function(graph_module: fx.GraphModule, model: str, examples: tup
             f"{float((got - want).abs().max()):.1e} on the example input; forward hooks, randomness in eval mode or "
             "state changed by forward() do that: remove them before capturing"
         )
-
-
-def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A node's positional arguments: literals and nodes, as the operator's schema says."""
-    return node.args
-
-
-def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Call the operator of a node."""
-    function: Any = node.target
-    return function(*args, **kwargs)
 
 
 def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -245,19 +236,20 @@ def _name_squeezed_axes(graph: fx.Graph) -> None:
         node.args = (node.args[0], [axis for axis in axes if isinstance(before.shape[axis], int)])
 
 
-def _drop_bookkeeping(graph_module: fx.GraphModule) -> None:
+def _drop_bookkeeping(graph: fx.Graph) -> dict[str, str]:
+    """Drop nodes that give what they are given; returns their names with those of what stands in for them."""
     moved: dict[str, str] = {}
-    for node in list(graph_module.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         source = node.args[0] if node.args else None
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
-            graph_module.graph.erase_node(node)
+            graph.erase_node(node)
         elif isinstance(source, fx.Node) and (node.target in _FIRST_ARGUMENT or _keeps_value(node, source)):
             moved[node.name] = source.name
             node.replace_all_uses_with(source)
-            graph_module.graph.erase_node(node)
-    graph_module.meta["moved"] = moved
+            graph.erase_node(node)
+    return moved
 
 
 def _keeps_value(node: fx.Node, source: fx.Node) -> bool:

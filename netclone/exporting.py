@@ -6,7 +6,7 @@ import contextlib
 import copy
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,6 +263,37 @@ def _by_running_statistics(
     return out
 
 
+def _taken_along(source: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """``torch.take_along_dim``."""
+    if dim is None:
+        return source.flatten().gather(0, indices.flatten())
+
+    def widened(tensor: Tensor, other: Tensor) -> Tensor:
+        pairs = enumerate(zip(tensor.shape, other.shape, strict=True))
+        return tensor.expand([b if a == 1 and axis != dim % source.dim() else a for axis, (a, b) in pairs])
+
+    return widened(source, indices).gather(dim, widened(indices, source))
+
+
+def _bilinear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.bilinear``."""
+    out = torch.einsum("...i,oij,...j->...o", first, weight, second)
+    return out if bias is None else out + bias
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+    """``torch.cdist``."""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+_WITH_FREE_SIZES: dict[Any, Callable[..., Tensor]] = {  # in place of what fixes the batch size when it is exported
+    torch.take_along_dim: _taken_along,
+    torch.Tensor.take_along_dim: _taken_along,
+    nn.functional.bilinear: _bilinear,
+    torch.cdist: _distances,
+}
+
+
 class _ByShape(TorchFunctionMode):
     """Export some operators by the shapes they return; torch works these out from their parts.
 
@@ -276,6 +307,8 @@ class _ByShape(TorchFunctionMode):
             func = recurrent
         elif func is nn.functional.batch_norm:
             func = _by_running_statistics
+        elif func in _WITH_FREE_SIZES:
+            func = _WITH_FREE_SIZES[func]
         elif func == _DATA:  # which is the same, and not seen by torch.export
             func = torch.Tensor.detach
         return func(*args, **(kwargs or {}))

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 
 from netclone.capturing import (
     FACTS,
-    arguments,
     deterministic,
     drop_unused_tensors,
     set_tensor,
@@ -23,6 +22,7 @@ from netclone.data import Batches, Samples, check_classes, check_names, gather
 from netclone.errors import CertificateError, PositionError, first_line
 from netclone.folding import fold_batch_norms
 from netclone.functionalizing import in_place_again
+from netclone.graph.calls import arguments
 from netclone.masks import ChannelMask, leave_out_of_norms, silenced, silent_columns
 from netclone.modules import CloneModule, CloneSpec
 from netclone.reconstructing import reconstruct_slim

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import arguments, drop_unused_tensors, set_tensor, tensor_at
+from netclone.capturing import drop_unused_tensors, set_tensor, tensor_at
+from netclone.graph.calls import arguments
 
 aten = torch.ops.aten
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding)
+_CONVOLUTIONS = tuple(
+    operator for packet in (aten.conv1d, aten.conv2d, aten.conv3d) for operator in (packet.default, packet.padding)
+)
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> int:

@@ -148,7 +148,7 @@ def in_place_again(graph_module: fx.GraphModule) -> None:
         packet = getattr(aten, f"{node.target._schema.name.split('::')[1]}_", None)
         target = getattr(packet, node.target._overloadname, None)
         changed = node.args[0]
-        fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not _is_view(changed)
+        fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not is_view(changed)
         if target is not None and fresh and len(changed.users) == 1 and _same_shape(node, changed):
             node.target = target
     graph_module.recompile()
@@ -169,7 +169,8 @@ def _functional_twin(target: Any) -> Any:
     return None
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Whether an operator gives back memory that it was given."""
     target = node.target
     return target is operator.getitem or (
         isinstance(target, torch._ops.OpOverload)
@@ -183,7 +184,7 @@ def _is_view(node: fx.Node) -> bool:
 def _read_later(chain: Sequence[fx.Node], writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether memory that is written to is read later under a name not in the chain: its base, or another view."""
     base = changed = chain[0]
-    while _is_view(base) and isinstance(base.args[0], fx.Node):
+    while is_view(base) and isinstance(base.args[0], fx.Node):
         base = base.args[0]
     sharing, stack = set(), [base]
     while stack:
@@ -192,5 +193,5 @@ def _read_later(chain: Sequence[fx.Node], writer: fx.Node, order: dict[fx.Node, 
         beside = siblings and node.args[0] is changed.args[0] and node.args[1] != changed.args[1]
         if node not in sharing and not beside:
             sharing.add(node)
-            stack.extend(user for user in node.users if _is_view(user) and order[user] < order[writer])
+            stack.extend(user for user in node.users if is_view(user) and order[user] < order[writer])
     return any(order[user] > order[writer] for node in sharing - {*chain} for user in node.users)

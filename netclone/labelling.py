@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from netclone.capturing import tensor_at
 from netclone.graph.batching import sizes_at
 from netclone.labels import Event, Labels, compact, expanded, varies
-from netclone.oprules import RULES, operator_name
+from netclone.oprules import operator_name, rule_of
 
 Shape = tuple[int, ...]
 
@@ -238,6 +238,11 @@ class Labelling:
         self.labels.unite(a, b, self._event(node, "are multiplied with each other"))
         return b if _varied(b) >= _varied(a) else a
 
+    def keep(self, node: fx.Node, operand: Any, why: str) -> None:
+        """Keep all of an operand that an operator reads in its own way."""
+        if self.name(operand) is None:
+            self.labels.fix(self.data(operand), self._event(node, why))
+
     def opaque(self, node: fx.Node, why: str) -> Any:
         """Keep every channel an operator touches, and say so."""
         event = self._event(node, why)
@@ -259,7 +264,7 @@ class Labelling:
         elif node.op == "call_function":
             if node.all_input_nodes and all(n in self._constant_nodes for n in node.all_input_nodes):
                 self._constant_nodes.add(node)
-            rule = RULES.get(node.target)
+            rule = rule_of(node.target)
             if rule is None or rule.label is None:
                 self.without_rule.append((node.name, operator_name(node.target)))
                 self.values[node] = self.opaque(node, f"operator {operator_name(node.target)} has no rule")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from netclone.capturing import arguments
+from netclone.graph.calls import arguments
 
 aten = torch.ops.aten
 

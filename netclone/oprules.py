@@ -1,7 +1,8 @@
 """What every operator does to labels, and how its literal arguments follow when channels are removed.
 
-One small table for the whole package: grouping, masking, slimming, and the archive's allow-list read it. An operator
-without an entry keeps all the channels it touches, and is reported by name.
+One small table for the whole package: grouping, masking and slimming read it. Operators that torch's own tags call
+elementwise or reductions need no entry. Any other operator without one keeps all the channels it touches, and is
+reported by name.
 
 A label rule takes the running :class:`~netclone.labelling.Labelling` and the node, and returns the labels of the
 output. A resize rule takes a :class:`~netclone.slimming.Resizer` and the node, and returns the node's new arguments.
@@ -9,6 +10,7 @@ output. A resize rule takes a :class:`~netclone.slimming.Resizer` and the node, 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from netclone.capturing import arguments as _args
-from netclone.capturing import call
+from netclone.graph.calls import argument, call, is_composite
+from netclone.graph.calls import arguments as _args
+from netclone.graph.purity import may_be_archived
 from netclone.labels import varies
 from netclone.normalising import norm_over_channels
 
@@ -47,6 +50,11 @@ class Rule:
 def _pointwise(run: Labelling, node: fx.Node) -> Tensor:
     """Elements that meet are kept or removed together."""
     return run.meet(node, [a for a in (*_args(node), *node.kwargs.values()) if isinstance(a, fx.Node)])
+
+
+def _like(run: Labelling, node: fx.Node) -> Tensor:
+    """New values in the shape of another tensor."""
+    return run.data(_args(node)[0])
 
 
 def _are_tensors(run: Labelling, *operands: Any) -> bool:
@@ -132,6 +140,40 @@ def _index(run: Labelling, node: fx.Node) -> Any:
     return run.executed(node.target, (x, [None if i is None else i.cpu() for i in indices]), {})
 
 
+def _index_select(run: Labelling, node: fx.Node) -> Tensor:
+    x, axis, index = run.data(_args(node)[0]), _args(node)[1], _args(node)[2]
+    run.keep(node, index, "chooses what is read")
+    return run.merge(node, x, [axis % x.dim()], "is indexed along this axis").expand(run.shapes(node)[0])
+
+
+def _gather(run: Labelling, node: fx.Node) -> Tensor:
+    """What is read along the axis stays together; along others, indices meet what they are indices into."""
+    x, axis, index = run.data(_args(node)[0]), _args(node)[1], run.data(_args(node)[2])
+    if x.dim() == 0 or any(x.size(other) != index.size(other) for other in range(x.dim()) if other != axis % x.dim()):
+        return run.opaque(node, "gathers from a part of a tensor")
+    axis %= x.dim()
+    x = run.merge(node, x, [axis], "is indexed along this axis")
+    index = run.merge(node, index, [axis], "is indexed along this axis")
+    run.unite(node, x, index, "are indexed by each other")
+    return x.expand(run.shapes(node)[0])
+
+
+def _embedding(run: Labelling, node: fx.Node) -> Tensor:
+    """A producer along the second axis of its table."""
+    table, index = _args(node)[:2]
+    if not _are_tensors(run, table):
+        return run.opaque(node, "its table is computed from the input")
+    run.keep(node, index, "chooses what is read")
+    shape = run.shapes(node)[0]
+    return run.spread(run.rows(table, 1), len(shape) - 1, shape)
+
+
+def _grid_sampler(run: Labelling, node: fx.Node) -> Tensor:
+    x = run.data(_args(node)[0])
+    run.keep(node, _args(node)[1], "says where to sample")
+    return run.spread(run.along(node, x, 1, "mixes positions"), 1, run.shapes(node)[0])
+
+
 def _im2col(run: Labelling, node: fx.Node) -> Tensor:
     args, kwargs = run.literal(node)
     moved = call(node, (args[0].double().contiguous(), *args[1:]), kwargs)
@@ -157,6 +199,14 @@ def _pad(run: Labelling, node: fx.Node) -> Tensor:
             sides.append(run.labels.fresh(amount).reshape(shape).expand(*x.shape[:axis], amount, *x.shape[axis + 1 :]))
         x = torch.cat([sides[0], x, sides[1]], axis)
     return run.trim(x)
+
+
+def _halves(run: Labelling, node: fx.Node) -> Tensor:
+    """One half of the channels is gated by the other."""
+    x, axis = run.data(_args(node)[0]), argument(node, "dim")
+    first, second = x.chunk(2, axis)
+    run.unite(node, first, second, "gate each other")
+    return run.trim(first)
 
 
 def _getitem(run: Labelling, node: fx.Node) -> Any:
@@ -226,33 +276,34 @@ def _pad_amounts(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- reductions and normalisation
 
 
-def _dims(node: fx.Node, rank: int, default: Any = None) -> list[int]:
-    dims = _args(node)[1] if len(_args(node)) > 1 else node.kwargs.get("dim", default)
+def _dims(node: fx.Node, rank: int) -> list[int]:
+    """The axes an operator works along, as its schema calls them: all, where it has none or is given none."""
+    dims = argument(node, "dim", "dims")
     if dims is None or dims == []:
         return list(range(rank))
-    return [d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    return [d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])] if rank else []
 
 
-def _reduce(dim_at: int = 1) -> LabelRule:
+def _reduce(run: Labelling, node: fx.Node) -> Any:
     """What is reduced together stays together."""
+    x = run.data(_args(node)[0])
+    dims = _dims(node, x.dim())
+    merged = run.merge(node, x, dims, "reduces over this axis")
+    shapes = run.shapes(node)
+    out = [merged.expand(s) if len(s) == x.dim() else merged.squeeze(dims).expand(s) for s in shapes]
+    return tuple(out) if run.is_list(node) else out[0]
+
+
+def _over(why: str, axes: Callable[[fx.Node, int], list[int]] = _dims) -> LabelRule:
+    """What lies along some axes is worked on together, and stays together; the shape does not change."""
 
     def rule(run: Labelling, node: fx.Node) -> Any:
         x = run.data(_args(node)[0])
-        dims = _args(node)[dim_at] if len(_args(node)) > dim_at else None
-        if dims is None or dims == []:
-            dims = list(range(x.dim()))
-        dims = [d % x.dim() for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
-        merged = run.merge(node, x, dims, "reduces over this axis")
-        shapes = run.shapes(node)
-        out = [merged.expand(s) if len(s) == x.dim() else merged.squeeze(dims).expand(s) for s in shapes]
+        merged = run.merge(node, x, axes(node, x.dim()), why)
+        out = [merged.expand(shape) for shape in run.shapes(node)]
         return tuple(out) if run.is_list(node) else out[0]
 
     return rule
-
-
-def _softmax(run: Labelling, node: fx.Node) -> Tensor:
-    x = run.data(_args(node)[0])
-    return run.merge(node, x, _dims(node, x.dim()), "normalises over this axis").expand(x.shape)
 
 
 def _layer_norm(run: Labelling, node: fx.Node) -> Tensor:
@@ -411,24 +462,34 @@ def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, 
 
 
 def _matmul(run: Labelling, node: fx.Node) -> Tensor:
-    a, b = _args(node)[0], _args(node)[1]
+    a, b = _args(node)[:2]
     if run.name(b) is not None and run.tensor_of(b).dim() == 2:
         return _matrix(run, node, a, b, None, columns=0)
+    return _product(run, node, a, b)
+
+
+def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Tensor:
     x, y = run.data(a), run.data(b)
     if x.dim() < 2 or y.dim() < 2:
         return run.opaque(node, "a product with a vector")
     x = run.merge(node, x, [x.dim() - 1], "is summed over in a product")
     y = run.merge(node, y, [y.dim() - 2], "is summed over in a product")
-    return run.contract(node, x, y).expand(run.shapes(node)[0])
+    return run.contract(node, x, y).expand(
+        (*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.size(-2), y.size(-1))
+    )
+
+
+def _sum_with_product(run: Labelling, node: fx.Node) -> Tensor:
+    """``baddbmm``: something is added to a product."""
+    source, a, b = _args(node)[:3]
+    return run.meet_labels(node, _product(run, node, a, b), source).expand(run.shapes(node)[0])
 
 
 def _einsum(run: Labelling, node: fx.Node) -> Tensor:
-    equation, operands = _args(node)[0], [run.data(n) for n in _args(node)[1]]
-    assert isinstance(equation, str)
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not right or "." in equation or any(len(set(t)) != len(t) for t in terms):
-        return run.opaque(node, f"einsum '{equation}'")
+    operands = [run.data(n) for n in _args(node)[1]]
+    terms, right = _axes_by_letter(str(_args(node)[0]), [operand.dim() for operand in operands])
+    if any(len(set(t)) != len(t) for t in terms):
+        return run.opaque(node, f"einsum '{_args(node)[0]}'")
     out: Tensor | None = None
     for term, labels in zip(terms, operands, strict=True):
         summed = [axis for axis, letter in enumerate(term) if letter not in right]
@@ -442,6 +503,32 @@ def _einsum(run: Labelling, node: fx.Node) -> Tensor:
         out = labels if out is None else run.contract(node, out, labels)
     assert out is not None
     return out.expand(run.shapes(node)[0])
+
+
+def _axes_by_letter(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
+    """The axes of the operands and the result of an einsum, one name each: ``...`` stands for axes from the right.
+
+    Examples
+    --------
+    >>> _axes_by_letter("...ij,kj->...ik", [3, 2])
+    ([['-1', 'i', 'j'], ['k', 'j']], ['-1', 'i', 'k'])
+    >>> _axes_by_letter("bi,ij", [2, 2])
+    ([['b', 'i'], ['i', 'j']], ['b', 'j'])
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    widths = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    widest = max((width for term, width in zip(terms, widths, strict=True) if "..." in term), default=0)
+
+    def axes(term: str, width: int) -> list[str]:
+        before, dots, after = term.partition("...")
+        return [*before, *([str(axis) for axis in range(-width, 0)] if dots else []), *after]
+
+    if not arrow:
+        right = ("..." if "..." in left else "") + "".join(
+            sorted(letter for letter in set(left) - {",", "."} if left.count(letter) == 1)
+        )
+    return [axes(term, width) for term, width in zip(terms, widths, strict=True)], axes(right, widest)
 
 
 def _attention(run: Labelling, node: fx.Node) -> Tensor:
@@ -473,6 +560,7 @@ _ELEMENTWISE = """
     lt.Scalar le.Scalar eq.Tensor ne.Tensor gt.Tensor ge.Tensor lt.Tensor le.Tensor to.dtype to.device to.dtype_layout
     _to_copy type_as contiguous clone floor_divide
 """
+_LIKE = "zeros_like ones_like full_like fill.Scalar"
 _MOVEMENT = """
     permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze stack unbind.int pixel_shuffle
     pixel_unshuffle movedim.int swapaxes repeat reshape_as view_as expand_as
@@ -480,18 +568,27 @@ _MOVEMENT = """
 """
 _REDUCTIONS = """
     mean.dim sum.dim_IntList amax amin var.dim var.correction std.dim std.correction max.dim min.dim prod.dim_int
-    logsumexp argmax argmin all.dim any.dim
+    logsumexp argmax argmin all.dim any.dim median median.dim nanmedian nanmedian.dim mode kthvalue topk
+    linalg_vector_norm norm.ScalarOpt_dim
+"""
+_ALONG_AN_AXIS = """
+    softmax.int log_softmax.int _softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort sort.stable
 """
 _POSITIONS = """
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d upsample_nearest2d.vec upsample_bilinear2d
-    upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec upsample_linear1d.vec
-    _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec
+    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest1d.vec
+    upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d upsample_nearest3d.vec
+    _upsample_nearest_exact1d _upsample_nearest_exact1d.vec _upsample_nearest_exact2d _upsample_nearest_exact2d.vec
+    _upsample_nearest_exact3d _upsample_nearest_exact3d.vec upsample_linear1d upsample_linear1d.vec
+    upsample_bilinear2d upsample_bilinear2d.vec upsample_trilinear3d upsample_trilinear3d.vec
+    upsample_bicubic2d upsample_bicubic2d.vec _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 """
-# known, and safe in an archive, but what they touch stays
+# known as they are, though torch could take some apart: what they touch stays
 _KEPT_WHOLE = """
-    col2im cumsum topk sort gather scatter.src grid_sampler cross copy baddbmm lstm.input index_select zeros ones
-    full tile one_hot fill.Scalar fill.Tensor new_zeros new_ones new_full zeros_like ones_like full_like
+    lstm.input gru.input rnn_tanh.input rnn_relu.input lstm.data gru.data rnn_tanh.data rnn_relu.data
+    col2im scatter.src cross copy zeros ones full one_hot fill.Tensor new_zeros new_ones new_full
 """
 
 
@@ -506,6 +603,7 @@ def _rules() -> dict[Any, Rule]:
                 rules[operation] = Rule(label, resize)
 
     add(_pointwise, _ELEMENTWISE)
+    add(_like, _LIKE)
     add(_pointwise, " ".join(f"{name.partition('.')[0]}_.{name.partition('.')[2]}" for name in _ELEMENTWISE.split()))
     add(_prelu, "prelu _prelu_kernel")
     add(_move, _MOVEMENT)
@@ -519,22 +617,30 @@ def _rules() -> dict[Any, Rule]:
     add(_move, "select.int", resize=_select_index)
     add(_move_fixed_axes(lambda args: list(args[2]) if len(args) > 2 else []), "roll")
     add(_move_fixed_axes(lambda args: list(args[1])), "flip")
-    add(_move_fixed_axes(lambda args: [args[1]]), "narrow unfold")
+    add(_move_fixed_axes(lambda args: [args[1]]), "unfold")
+    add(_move_fixed_axes(lambda args: [*args[2:], *(0, 1)[len(args[2:]) :]]), "diagonal")
+    add(_move_fixed_axes(lambda args: list(args[2]) if len(args) > 2 else [0, 1]), "rot90")
     add(_index, "index.Tensor")
+    add(_index_select, "index_select")
+    add(_gather, "gather")
+    add(_embedding, "embedding")
+    add(_grid_sampler, "grid_sampler grid_sampler_2d grid_sampler_3d")
+    add(_halves, "glu")
     add(_im2col, "im2col")
     add(_pad, "pad constant_pad_nd", resize=_pad_amounts)
-    add(_reduce(), _REDUCTIONS)
-    add(_reduce(2), "linalg_vector_norm norm.ScalarOpt_dim")
-    add(_softmax, "softmax.int log_softmax.int _softmax")
+    add(_reduce, _REDUCTIONS)
+    add(_over("is worked on along this axis"), _ALONG_AN_AXIS)
+    add(_over("is cut off by place", lambda node, rank: [rank - 2, rank - 1]), "tril triu")
     add(_layer_norm, "layer_norm rms_norm", resize=_normalized_shape)
     add(_batch_norm, "batch_norm instance_norm")
     add(_group_norm, "group_norm", resize=_group_count)
     add(_spatial, _POSITIONS)
-    add(_convolution, "conv1d conv2d conv3d conv1d.padding conv2d.padding", resize=_convolution_groups)
-    add(_transposed_convolution, "conv_transpose2d.input conv_transpose1d")
+    add(_convolution, "conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding", resize=_convolution_groups)
+    add(_transposed_convolution, "conv_transpose1d conv_transpose2d.input conv_transpose3d.input")
     add(_linear, "linear")
     add(_addmm, "addmm")
-    add(_matmul, "matmul bmm")
+    add(_matmul, "matmul bmm mm")
+    add(_sum_with_product, "baddbmm")
     add(_einsum, "einsum")
     add(_attention, "scaled_dot_product_attention")
     add(None, _KEPT_WHOLE)
@@ -549,6 +655,26 @@ def _rules() -> dict[Any, Rule]:
 
 
 RULES: dict[Any, Rule] = _rules()
+
+
+@functools.cache
+def rule_of(function: Any) -> Rule | None:
+    """The rule of an operator: the table's, or what torch's own tags say of a pure one; None without one.
+
+    Examples
+    --------
+    >>> rule_of(torch.ops.aten.sinc.default).label is rule_of(torch.ops.aten.relu.default).label
+    True
+    >>> rule_of(torch.ops.aten.block_diag.default) is None
+    True
+    """
+    if function in RULES or is_composite(function) or not may_be_archived(function):
+        return RULES.get(function)
+    if not isinstance(function, torch._ops.OpOverload):
+        return None
+    if torch.Tag.pointwise in function.tags and len(function._schema.returns) == 1:
+        return Rule(_pointwise)
+    return Rule(_reduce) if torch.Tag.reduction in function.tags else None
 
 
 def operator_name(function: Any) -> str:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from netclone.capturing import arguments, call, tensor_at
+from netclone.capturing import tensor_at
 from netclone.data import Samples
+from netclone.graph.calls import arguments, call
 from netclone.sharing import ALONE, Workers
 from netclone.slimming import Resizer
 

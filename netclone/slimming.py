@@ -13,7 +13,7 @@ from netclone.errors import CertificateError
 from netclone.functionalizing import IN_PLACE
 from netclone.labelling import Labelling, Shape
 from netclone.labels import compact, expanded
-from netclone.oprules import RULES
+from netclone.oprules import rule_of
 
 
 class Resizer:
@@ -103,7 +103,7 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
     copied: dict[fx.Node, fx.Node] = {}
     sliced: set[str] = set()
     for node in source.graph.nodes:
-        rule = RULES.get(node.target) if node.op == "call_function" else None
+        rule = rule_of(node.target) if node.op == "call_function" else None
         arguments = rule.resize(new, node) if rule is not None and rule.resize is not None else node.args
         if node.op == "get_attr" and str(node.target) not in sliced:
             sliced.add(str(node.target))

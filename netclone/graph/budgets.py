@@ -151,6 +151,8 @@ def _inside(packet: Any, args: Any, kwargs: Any, made: list[Tensor]) -> int:
         kernel = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
         axes = args[0].dim() - 2 if "2d" in name or "3d" in name else 1
         return made[0].numel() * int(math.prod(kernel) if len(kernel) > 1 else kernel[0] ** axes)
+    if name in ("linalg_vector_norm", "linalg_cross"):
+        return 0  # one pass, unlike all others of linear algebra
     if "linalg" in name or name in ("inverse", "det", "matrix_exp", "_cdist_forward", "_linalg_det"):
-        return 64 * args[0].numel() * max(args[0].shape, default=1)
+        return 64 * args[0].numel() * max(args[0].shape[-2:], default=1)
     return 0

@@ -1,0 +1,229 @@
+"""spell(graph, rule_of): other spellings of operators become those that netclone has rules for.
+
+``torch.hstack`` is ``cat``, ``F.cosine_similarity`` a few sums and products. No list says so: torch itself computes
+these from others, and is asked what it computes. Each is taken apart until all of its parts have rules; one that does
+not come down to such parts stays what it is, and keeps its channels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from netclone.functionalizing import IN_PLACE, is_view
+from netclone.graph.calls import is_composite
+from netclone.graph.purity import functional_twin, may_be_archived
+
+aten = torch.ops.aten
+
+
+class _Rule(Protocol):
+    @property
+    def label(self) -> Any: ...
+
+
+_RuleOf = Callable[[Any], _Rule | None]
+
+
+class _NoSpelling(Exception):
+    """An operator cannot be written as others in the graph."""
+
+
+def spell(graph: fx.Graph, rule_of: _RuleOf) -> dict[str, str]:
+    """Take apart, in place, operators that have no rule; returns names that are gone, with those that stand for them.
+
+    Parameters
+    ----------
+    graph
+        Of functional operators, whose nodes say in ``meta["val"]`` what they give.
+    rule_of
+        The rule of an operator; None where there is none.
+    """
+    moved: dict[str, str] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or rule_of(node.target) is not None:
+            continue
+        if is_composite(node.target) or node.target in _AS_OTHERS:
+            moved |= _spelled(graph, node, rule_of)
+    return moved
+
+
+def _spelled(graph: fx.Graph, node: fx.Node, rule_of: _RuleOf) -> dict[str, str]:
+    recording = _Recording(graph, node, rule_of)
+    try:
+        result = recording.of(node)
+        several = isinstance(result, (list, tuple))
+        parts: list[Any] = [recording.node_of(part) for part in (result if several else [result])]
+        if not _is_better(node, recording.made, rule_of):
+            raise _NoSpelling
+    except (_NoSpelling, RuntimeError, NotImplementedError, TypeError):  # what torch raises where it cannot either
+        for made in reversed(recording.made):
+            graph.erase_node(made)
+        return {}
+    if several:
+        for user in list(node.users):
+            index: Any = user.args[1]
+            user.replace_all_uses_with(parts[index])
+            graph.erase_node(user)
+        graph.erase_node(node)
+        return {}
+    [part] = parts
+    node.replace_all_uses_with(part)
+    graph.erase_node(node)
+    if part not in recording.made:
+        return {node.name: part.name}
+    part.name = node.name  # a position stays where it was
+    part.meta = {**node.meta, "val": part.meta["val"]}
+    if len(recording.made) > 1:
+        part.meta.pop(IN_PLACE, None)
+    return {}
+
+
+def _is_better(node: fx.Node, made: Sequence[fx.Node], rule_of: _RuleOf) -> bool:
+    """Whether all parts have rules; failing that, whether a file may hold them but not what they are parts of."""
+    rules = [rule_of(part.target) for part in made if part.all_input_nodes]  # others are folded into constants
+    if all(rule is not None and rule.label is not None for rule in rules):
+        return True
+    return not may_be_archived(node.target) and all(may_be_archived(part.target) for part in made)
+
+
+class _Recording(TorchDispatchMode):
+    """Writes down, before a node, the operators that torch computes it from."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node, rule_of: _RuleOf) -> None:
+        super().__init__()
+        self.graph = graph
+        self.before = node
+        self.rule_of = rule_of
+        self.made: list[fx.Node] = []
+        self.known: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity; tensors are held, so that it stays theirs
+
+    def of(self, node: fx.Node) -> Any:
+        """What a node gives, computed from others."""
+        given: list[fx.Node] = node.all_input_nodes
+        for source in given:
+            value = source.meta["val"]
+            if isinstance(value, Tensor):
+                self.known[id(value)] = (value, source)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        fake = detect_fake_mode([source.meta["val"] for source in given])
+        if fake is None:
+            raise _NoSpelling
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), fake, self:
+            return self._parts(node.target, args, kwargs)
+
+    def node_of(self, value: Any) -> fx.Node:
+        """The node that gives a tensor."""
+        if not isinstance(value, Tensor) or id(value) not in self.known:
+            raise _NoSpelling
+        return self.known[id(value)][1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks a tensor for its device, say
+            return func(*args, **kwargs)
+        if self.rule_of(func) is None and (is_composite(func) or func in _AS_OTHERS):
+            with self:
+                return self._parts(func, args, kwargs)
+        written = func
+        if func._schema.is_mutable:
+            written = self._functional(func, args)
+        value = func(*args, **kwargs)
+        if func in (aten.detach.default, aten.alias.default):
+            self.known[id(value)] = (value, self.node_of(args[0]))
+            return value
+        if func is aten.sym_size.int or not isinstance(value, (Tensor, list, tuple)):
+            return value
+        self._note(written, args, kwargs, value)
+        return value
+
+    def _functional(self, func: Any, args: Any) -> Any:
+        """The twin of an in-place operator that overwrites a new tensor which nothing has read yet."""
+        twin = functional_twin(func)
+        changed = self.node_of(args[0])
+        makes = isinstance(changed.target, torch._ops.OpOverload) and changed in self.made
+        if twin is None or not makes or changed.users or is_view(changed):
+            raise _NoSpelling
+        return twin
+
+    def _parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        value = _AS_OTHERS.get(func, func.decompose)(*args, **kwargs)
+        if value is NotImplemented:
+            raise _NoSpelling
+        return value
+
+    def _note(self, func: Any, args: Any, kwargs: Any, value: Any) -> None:
+        node = self._add(func, self._written(args), self._written(kwargs), value)
+        if isinstance(value, Tensor):
+            self.known[id(value)] = (value, node)
+            return
+        for index, item in enumerate(value):
+            self.known[id(item)] = (item, self._add(operator.getitem, (node, index), {}, item))
+
+    def _add(self, func: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        with self.graph.inserting_before(self.before):
+            node = self.graph.call_function(func, args, kwargs)
+        node.meta = {**self.before.meta, "val": value}
+        node.meta.pop(IN_PLACE, None)
+        self.made.append(node)
+        return node
+
+    def _written(self, value: Any) -> Any:
+        """Arguments with nodes in place of tensors and of sizes that depend on the batch."""
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, torch.SymInt):
+            return self._size(value.node.expr)
+        if isinstance(value, (torch.SymFloat, torch.SymBool)):
+            raise _NoSpelling
+        if isinstance(value, dict):
+            return {key: self._written(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._written, value))
+        return value
+
+    def _size(self, size: Any) -> Any:
+        """A size as sums and products of the sizes of inputs."""
+        if size.is_Integer:
+            return int(size)
+        if size.is_Symbol:
+            for source in self.graph.find_nodes(op="placeholder"):
+                for axis, own in enumerate(source.meta["val"].shape):
+                    if isinstance(own, torch.SymInt) and own.node.expr == size:
+                        return self._add(aten.sym_size.int, (source, axis), {}, own)
+        if not size.is_Add and not size.is_Mul:
+            raise _NoSpelling
+        combine = operator.add if size.is_Add else operator.mul
+        first, *others = map(self._size, size.args)
+        for other in others:
+            values = [part.meta["val"] if isinstance(part, fx.Node) else part for part in (first, other)]
+            first = self._add(combine, (first, other), {}, combine(*values))
+        return first
+
+
+def _assigned(source: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """``source[mask] = number`` chooses by the mask, which may leave out axes before and after its own."""
+    masks = [index for index in indices if index is not None]
+    if accumulate or len(masks) != 1 or masks[0].dtype != torch.bool or values.numel() != 1 or values.dim() > 1:
+        return NotImplemented
+    [mask] = masks
+    for _ in range(next(axis for axis, index in enumerate(indices) if index is not None)):
+        mask = aten.unsqueeze.default(mask, 0)
+    while mask.dim() < source.dim():
+        mask = aten.unsqueeze.default(mask, mask.dim())
+    return aten.where.self(mask, values, source)
+
+
+def _sloped(source: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Any:
+    """``rrelu`` draws its slopes in training alone."""
+    return NotImplemented if training else aten.leaky_relu.default(source, (lower + upper) / 2)
+
+
+_AS_OTHERS: dict[Any, Callable[..., Any]] = {aten.index_put.default: _assigned, aten.rrelu.default: _sloped}
+"""What torch computes in one go and others compute as well; NotImplemented for arguments with which they do not."""
