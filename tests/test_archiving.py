@@ -30,6 +30,7 @@ import netclone
 from netclone import archiving, graphdata
 from netclone.archiving import FORMAT_VERSION, load, read_header, save
 from netclone.errors import ArchiveError
+from netclone.files.text import is_plain_text
 from netclone.graph.dry_run import dry_run
 from netclone.graph.recurrent import recurrent_by_shape
 from netclone.modules import Candidate, CloneModule, CloneSpec
@@ -299,11 +300,13 @@ def test_an_extracted_module_round_trips(folder: Path, at: str | None) -> None:
     assert peak_of_load(content, folder) <= 10 * len(content)
 
 
-text = st.text(max_size=8).filter(lambda value: not archiving._ABSOLUTE.match(value))
+text = st.text(max_size=8).filter(lambda value: is_plain_text(value) and not archiving._ABSOLUTE.match(value))
 name = st.none() | text
 sizes = st.lists(st.integers(1, 40), max_size=4).map(tuple)
 whole = st.integers(-(2**62), 2**62)
-pairs = st.tuples(text, st.floats())
+finite = st.floats(-1e30, 1e30)
+pairs = st.tuples(text, finite)
+kept = st.integers(1, 2**31).flatmap(lambda size: st.tuples(text, st.integers(0, size), st.just(size)))
 
 
 @st.composite
@@ -315,15 +318,15 @@ def specs(draw: st.DrawFn) -> CloneSpec:
         class_names=tuple(draw(st.lists(text, min_size=names, max_size=names))),
         source_at=draw(name),
         input_shape=(3, draw(st.integers(1, 9)), draw(st.integers(1, 9))),
-        certificate=draw(st.floats()),
+        certificate=draw(st.floats(0, 1e30)),
         at=draw(name),
         feature_node=draw(name),
         target_input_shape=draw(st.none() | sizes),
         source_fingerprint=draw(text),
         target_fingerprint=draw(text),
-        kept=tuple(draw(st.lists(st.tuples(text, whole, whole), max_size=3))),
+        kept=tuple(draw(st.lists(kept, max_size=3))),
         scores=tuple(draw(st.lists(pairs, max_size=3))),
-        search=tuple(draw(st.lists(st.builds(Candidate, text, name, st.none() | st.floats(), text), max_size=3))),
+        search=tuple(draw(st.lists(st.builds(Candidate, text, name, st.none() | finite, text), max_size=3))),
     )
 
 
