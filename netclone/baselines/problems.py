@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from netclone.data import Samples, check_classes, check_keep
-from netclone.errors import ArgumentError, OutputError
+from netclone.errors import ArgumentError, DataError, OutputError
 from netclone.evaluating import predict
 from netclone.neighbourhoods import Augment
 
@@ -78,8 +78,9 @@ class Problem:
         what = f"{len(self.classes)} rows added to its last linear layer"
         try:
             width = predict(model, self.train.images[:1]).shape[1]
-        except RuntimeError as error:
-            raise OutputError(f"{type(model).__name__} fails with {what}: {error}; {ends}") from error
+        except DataError as error:  # the target itself takes these images
+            said = error.__cause__ or error
+            raise OutputError(f"{type(model).__name__} fails with {what}: {said}; {ends}") from error
         if width != self.columns:
             raise OutputError(f"{type(model).__name__}: {width} logits with {what}, expected {self.columns}: {ends}")
         return model
