@@ -17,6 +17,7 @@ from rich.text import Text
 
 from netclone.archiving import ArchiveHeader, header_from_bytes, read_header
 from netclone.bundling import read_bundle
+from netclone.files.text import as_plain_text
 from netclone.modules import CloneSpec
 
 _WIDTH = 20  # of a bar, in characters
@@ -125,8 +126,13 @@ def show_bundle(inspection: BundleInspection, console: Console) -> None:
             f"{found.parameters:,}",
             f"{found.spec.certificate:.1e}",
         )
-        table.add_row(*map(Text, (name, *facts)))
+        table.add_row(*map(_cell, (name, *facts)))
     console.print(table)
+
+
+def _cell(value: str) -> Text:
+    """What a file says, as a terminal may show it."""
+    return Text(as_plain_text(value))
 
 
 def _table_of(facts: dict[str, str]) -> Table:
@@ -134,7 +140,7 @@ def _table_of(facts: dict[str, str]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, fact in facts.items():
         if fact:
-            table.add_row(Text(name, style="bold"), Text(fact))
+            table.add_row(Text(name, style="bold"), _cell(fact))
     return table
 
 
@@ -184,7 +190,7 @@ def show(inspection: Inspection, console: Console) -> None:
         table.add_column("kept", justify="right")
         for name, kept, size in spec.kept:
             filled = round(_WIDTH * kept / size)
-            table.add_row(Text(name), "█" * filled + "░" * (_WIDTH - filled), f"{kept} of {size}")
+            table.add_row(_cell(name), "█" * filled + "░" * (_WIDTH - filled), f"{kept} of {size}")
         console.print(table)
     if spec.search:
         table = Table("position", "source cut behind", title="Positions tried", title_justify="left")
@@ -192,7 +198,7 @@ def show(inspection: Inspection, console: Console) -> None:
         table.add_column("rejected because")
         for tried in spec.search:
             score = "" if tried.score is None else f"{tried.score:.1%}"
-            table.add_row(*map(Text, (tried.at, tried.source_at or "input", score, tried.reason)))
+            table.add_row(*map(_cell, (tried.at, tried.source_at or "input", score, tried.reason)))
         console.print(table)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netclone.files.text import is_plain_text
+
 INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch does on tensors as on pictures; others become bicubic
 _WORDS = ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", "random")  # those that timm reads
 _MOST_VALUES = 2**26  # of an image
@@ -41,7 +43,7 @@ IMAGES: dict[str, Callable[[Any], bool]] = {
     "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
     "interpolation": lambda value: value in _WORDS,
     "crop_pct": _is_positive,
-    "crop_mode": lambda value: isinstance(value, str) and len(value) <= _MOST,
+    "crop_mode": lambda value: is_plain_text(value) and len(value) <= _MOST,
 }
 """What is known about how a network wants its images, by timm's names, and what is a value of each, as data."""
 
