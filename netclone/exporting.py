@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,11 +287,17 @@ def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+def _product_of(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.linalg.multi_dot``, from left to right."""
+    return functools.reduce(torch.matmul, tensors)
+
+
 _WITH_FREE_SIZES: dict[Any, Callable[..., Tensor]] = {  # in place of what fixes the batch size when it is exported
     torch.take_along_dim: _taken_along,
     torch.Tensor.take_along_dim: _taken_along,
     nn.functional.bilinear: _bilinear,
     torch.cdist: _distances,
+    torch.linalg.multi_dot: _product_of,
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from netclone.errors import TraceError
+from netclone.graph.calls import call
 
 IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
 aten = torch.ops.aten
@@ -51,7 +52,7 @@ def make_functional(graph: fx.Graph, harmless: Collection[Any], model: str) -> N
                 raise _refusal(node, model)
         node.target = twin
         node.meta[IN_PLACE] = True
-        part = _copied_as_it_is(node) or node
+        part = _copied_as_it_is(node) or _in_the_same_dtype(graph, node, order)
         for inner, whole in zip([None, *chain], chain, strict=False):
             if inner is not None:
                 part = _with_part(graph, inner, part, node, order)
@@ -124,6 +125,24 @@ def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node, writer: fx.Node, o
     return add(aten.cat.default, pieces, dim) if len(pieces) > 1 else part
 
 
+def _in_the_same_dtype(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
+    """What an operator gives, in the dtype of what it once overwrote: a comparison in place makes no booleans."""
+    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+    args, kwargs = given
+    before = args[0]
+    after = before if node.target is aten.copy.default else call(node, args, kwargs)
+    if after.dtype == before.dtype:
+        return node
+    with graph.inserting_after(node):
+        cast = graph.call_function(aten.to.dtype, (node, before.dtype))
+    cast.meta = {**node.meta, "val": before}
+    cast.meta.pop(IN_PLACE, None)
+    node.meta["val"] = after
+    node.meta.pop(IN_PLACE, None)
+    order[cast] = order[node]
+    return cast
+
+
 def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
     """What a copy is of, where it has the shape and dtype of what is written over."""
     if node.target is not aten.copy.default or not isinstance(node.args[1], fx.Node):
@@ -162,11 +181,21 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _functional_twin(target: Any) -> Any:
-    name = target._schema.name.split("::")[1]
-    if target._schema.name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
-        packet = getattr(aten, name[:-1], None)
-        return getattr(packet, target._overloadname, None)
-    return None
+    """The operator that gives what an in-place one writes; its overload may have another name, of the same types."""
+    space, _, name = target._schema.name.partition("::")
+    if name.startswith("__i") and name.endswith("__"):
+        packet = getattr(aten, f"__{name[3:]}", None)
+    else:
+        packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
+    if space != "aten" or packet is None:
+        return None
+    others = [getattr(packet, overload) for overload in packet.overloads()]
+    twins = [other for other in others if not other._schema.is_mutable and _types(other) == _types(target)]
+    return getattr(packet, target._overloadname, None) or next(iter(twins), None)
+
+
+def _types(target: Any) -> list[str]:
+    return [str(argument.type) for argument in target._schema.arguments]
 
 
 def is_view(node: fx.Node) -> bool:

@@ -57,6 +57,11 @@ def _like(run: Labelling, node: fx.Node) -> Tensor:
     return run.data(_args(node)[0])
 
 
+def _made(run: Labelling, node: fx.Node) -> Tensor:
+    """New values of sizes that do not follow; of another tensor the dtype and device are taken alone."""
+    return torch.zeros((), dtype=torch.long).expand(run.shapes(node)[0])
+
+
 def _are_tensors(run: Labelling, *operands: Any) -> bool:
     """Whether operands are parameters or buffers, or left out: what is computed has no slices to remove."""
     return all(run.name(operand) is not None for operand in operands if operand is not None)
@@ -144,6 +149,12 @@ def _index_select(run: Labelling, node: fx.Node) -> Tensor:
     x, axis, index = run.data(_args(node)[0]), _args(node)[1], _args(node)[2]
     run.keep(node, index, "chooses what is read")
     return run.merge(node, x, [axis % x.dim()], "is indexed along this axis").expand(run.shapes(node)[0])
+
+
+def _index_fill(run: Labelling, node: fx.Node) -> Tensor:
+    x, axis, index = run.data(_args(node)[0]), _args(node)[1], _args(node)[2]
+    run.keep(node, index, "chooses what is written")
+    return run.merge(node, x, [axis % x.dim()], "is indexed along this axis").expand(x.shape)
 
 
 def _gather(run: Labelling, node: fx.Node) -> Tensor:
@@ -465,7 +476,18 @@ def _matmul(run: Labelling, node: fx.Node) -> Tensor:
     a, b = _args(node)[:2]
     if run.name(b) is not None and run.tensor_of(b).dim() == 2:
         return _matrix(run, node, a, b, None, columns=0)
+    if run.name(b) is not None and run.tensor_of(b).dim() == 1:
+        return _weighted_sum(run, node, a, b)
     return _product(run, node, a, b)
+
+
+def _weighted_sum(run: Labelling, node: fx.Node, source: Any, weight: Any) -> Tensor:
+    """A vector of weights applied to the last axis: a matrix of one row, which is no unit."""
+    x, shape = run.data(source), run.shapes(node)[0]
+    if not run.labels.varies(x, x.dim() - 1) and any(run.labels.varies(x, axis) for axis in range(x.dim() - 1)):
+        return x.select(x.dim() - 1, 0).expand(shape)  # applied to every unit alike
+    run.slot(weight, 0, run.along(node, x, x.dim() - 1, "needs whole features"), "in")
+    return torch.zeros((), dtype=torch.long).expand(shape)
 
 
 def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Tensor:
@@ -560,6 +582,7 @@ _ELEMENTWISE = """
     lt.Scalar le.Scalar eq.Tensor ne.Tensor gt.Tensor ge.Tensor lt.Tensor le.Tensor to.dtype to.device to.dtype_layout
     _to_copy type_as contiguous clone floor_divide
 """
+_MADE = "zeros ones full new_zeros new_ones new_full"
 _LIKE = "zeros_like ones_like full_like fill.Scalar"
 _MOVEMENT = """
     permute transpose.int t squeeze squeeze.dim squeeze.dims unsqueeze stack unbind.int pixel_shuffle
@@ -588,7 +611,7 @@ _POSITIONS = """
 # known as they are, though torch could take some apart: what they touch stays
 _KEPT_WHOLE = """
     lstm.input gru.input rnn_tanh.input rnn_relu.input lstm.data gru.data rnn_tanh.data rnn_relu.data
-    col2im scatter.src cross copy zeros ones full one_hot fill.Tensor new_zeros new_ones new_full
+    col2im scatter.src cross copy one_hot fill.Tensor
 """
 
 
@@ -603,6 +626,7 @@ def _rules() -> dict[Any, Rule]:
                 rules[operation] = Rule(label, resize)
 
     add(_pointwise, _ELEMENTWISE)
+    add(_made, _MADE)
     add(_like, _LIKE)
     add(_pointwise, " ".join(f"{name.partition('.')[0]}_.{name.partition('.')[2]}" for name in _ELEMENTWISE.split()))
     add(_prelu, "prelu _prelu_kernel")
@@ -623,6 +647,7 @@ def _rules() -> dict[Any, Rule]:
     add(_index, "index.Tensor")
     add(_index_select, "index_select")
     add(_gather, "gather")
+    add(_index_fill, "index_fill.int_Scalar")
     add(_embedding, "embedding")
     add(_grid_sampler, "grid_sampler grid_sampler_2d grid_sampler_3d")
     add(_halves, "glu")
@@ -639,7 +664,7 @@ def _rules() -> dict[Any, Rule]:
     add(_transposed_convolution, "conv_transpose1d conv_transpose2d.input conv_transpose3d.input")
     add(_linear, "linear")
     add(_addmm, "addmm")
-    add(_matmul, "matmul bmm mm")
+    add(_matmul, "matmul bmm mm mv")
     add(_sum_with_product, "baddbmm")
     add(_einsum, "einsum")
     add(_attention, "scaled_dot_product_attention")

@@ -22,13 +22,13 @@ def maps(count=2):
 def network(middle, width=8, **parts):
     """A stem, what ``middle(net, maps)`` does to its maps ``(N, 8, 8, 8)``, and a head."""
     torch.manual_seed(0)
-    usual = {"stem": nn.Conv2d(3, 8, 3, padding=1), "head": nn.Linear(width, 5)}
+    usual = {"stem": nn.Conv2d(3, 8, 3, padding=1), "head": nn.Linear(width, 5)} | parts
 
     def forward(net, x):
         y = middle(net, net.stem(x).relu() + 0.1).to(x.dtype)
         return net.head(y if y.dim() == 2 else y.flatten(2).mean(2))
 
-    return Net(forward, **usual, **parts).eval()
+    return Net(forward, **usual).eval()
 
 
 def masked_fill(net, y):
@@ -188,6 +188,91 @@ def test_other_spellings_and_neighbours_are_slimmed_and_saved(name, tmp_path):
     groups = saved(network(middle, *width, **parts_of(middle)), maps(), tmp_path)
     assert groups.labelling.without_rule == []
     assert len(groups) or name in TIED, [str(item) for item in groups.unprunable]
+
+
+SHAPES = {1: (3, 12), 2: (3, 8, 8), 3: (3, 4, 4, 4)}
+SIZED = {
+    "convolution, same": lambda d: convolution(d, padding="same"),
+    "convolution, valid": lambda d: convolution(d, padding="valid"),
+    "convolution, circular": lambda d: convolution(d, padding=1, padding_mode="circular"),
+    "transposed convolution": lambda d: of("ConvTranspose", d)(8, 8, 3, stride=2, output_padding=1),
+    "nearest": lambda d: nn.Upsample(scale_factor=2),
+    "nearest-exact": lambda d: nn.Upsample(size=5, mode="nearest-exact"),
+    "linear": lambda d: nn.Upsample(scale_factor=2, mode={1: "linear", 2: "bilinear", 3: "trilinear"}[d]),
+    "maximum": lambda d: of("MaxPool", d)(2),
+    "average": lambda d: of("AvgPool", d)(2),
+    "power": lambda d: of("LPPool", d)(2, 2),
+    "adaptive maximum": lambda d: of("AdaptiveMaxPool", d)(2),
+    "adaptive average": lambda d: of("AdaptiveAvgPool", d)(2),
+    "batch norm": lambda d: of("BatchNorm", d)(8),
+    "instance norm": lambda d: of("InstanceNorm", d)(8, affine=True),
+    "reflection": lambda d: of("ReflectionPad", d)(1),
+    "replication": lambda d: of("ReplicationPad", d)(1),
+    "circular": lambda d: of("CircularPad", d)(1),
+    "dropout": lambda d: nn.FeatureAlphaDropout(),
+}
+
+
+def of(name, dimensions):
+    return getattr(nn, f"{name}{dimensions}d")
+
+
+def convolution(dimensions, **options):
+    return of("Conv", dimensions)(8, 8, 3, **options)
+
+
+@pytest.mark.parametrize("dimensions", SHAPES)
+@pytest.mark.parametrize("name", SIZED)
+def test_layers_of_one_two_and_three_dimensions(name, dimensions, tmp_path):
+    torch.manual_seed(1)
+    stem, images = of("Conv", dimensions)(3, 8, 1), torch.rand(2, *SHAPES[dimensions])
+    groups = saved(network(lambda net, y: net.layer(y), stem=stem, layer=SIZED[name](dimensions)), images, tmp_path)
+    assert len(groups) and groups.labelling.without_rule == []
+
+
+def looked_up(net, y):
+    return y + net.table(torch.arange(8, device=y.device)).expand(y.size(0), -1, -1).mT.unsqueeze(3)
+
+
+LAYERS = {
+    "embedding of a constant": (looked_up, {"table": nn.Embedding(8, 8)}),
+    "embedding of the input": (lambda net, y: net.table(y.mean(2).argmax(1)).mT, {"table": nn.Embedding(8, 8)}),
+    "bilinear": (lambda net, y: net.layer(y, y), {"layer": nn.Bilinear(8, 8, 6)}),
+    "a product with a vector": (lambda net, y: torch.mv(vectors(y), net.bias)[:, None], {"bias": PARTS["bias"]}),
+    "an elman cell": (lambda net, y: net.cell(vectors(y)), {"cell": nn.RNNCell(8, 6)}),
+    "a gated cell": (lambda net, y: net.cell(vectors(y)), {"cell": nn.GRUCell(8, 6)}),
+    "a cell with memory": (lambda net, y: net.cell(vectors(y))[1], {"cell": nn.LSTMCell(8, 6)}),
+    "several products": (lambda net, y: torch.linalg.multi_dot([vectors(y), net.a, net.a]), {"a": PARTS["square"]}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_with_parameters_of_their_own(name, tmp_path):
+    middle, parts = LAYERS[name]
+    model = network(middle, **parts)
+    with torch.no_grad():
+        width = middle(model, model.stem(maps())).shape[1]
+    saved(network(middle, width, **parts), maps(), tmp_path)
+
+
+IN_PLACE = {
+    "floor division": lambda y: y.floor_divide_(0.3),
+    "floor division by a tensor": lambda y: y.floor_divide_(y + 1),
+    "a power": lambda y: y.double().float_power_(torch.tensor(2.0)),
+    "a comparison": lambda y: y.ne_(0.2),
+    "by another dtype": lambda y: y.mul_(y.double()),
+    "slopes": lambda y: F.rrelu_(y),
+    "arcus": lambda y: torch.arctan_(y),
+    "a fraction": lambda y: torch.fix_(y * 3),
+    "bits": lambda y: torch.bitwise_and((y > 0.1), (y > 0)).__iand__(y < 0.5).float(),
+    "a clipped product": lambda y: torch.clip_(y, 0, 1).multiply_(2).subtract_(1),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_works_in_place_keeps_its_dtype_and_is_slimmed(name, tmp_path):
+    groups = saved(network(lambda net, y: IN_PLACE[name](y * 2)), maps(), tmp_path)
+    assert len(groups) and groups.labelling.without_rule == []
 
 
 # Operators that netclone has no rule for, and the name of one of those that it keeps.

@@ -225,5 +225,11 @@ def _sloped(source: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training
     return NotImplemented if training else aten.leaky_relu.default(source, (lower + upper) / 2)
 
 
-_AS_OTHERS: dict[Any, Callable[..., Any]] = {aten.index_put.default: _assigned, aten.rrelu.default: _sloped}
+_AS_OTHERS: dict[Any, Callable[..., Any]] = {
+    aten.index_put.default: _assigned,
+    aten.rrelu.default: _sloped,
+    aten.unsafe_chunk.default: aten.chunk.default,
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}
 """What torch computes in one go and others compute as well; NotImplemented for arguments with which they do not."""
