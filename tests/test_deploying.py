@@ -240,6 +240,7 @@ def test_any_other_bit_or_dtype_is_noticed_and_a_file_without_a_digest_says_the_
         (lambda facts, tensors: facts.update(more=1), "exactly the fields"),
         (lambda facts, tensors: facts.update(architecture="timm/\x1b[2J"), "architecture: got"),
         (lambda facts, tensors: facts["config"].update(label_names=["gull\u202e"]), "config: label_names is"),
+        (lambda facts, tensors: facts["config"].update(crop_mode="\x1b[2J"), "config: crop_mode is"),
         (lambda facts, tensors: facts["clones"][0].update(at="\ud800"), "text without control characters"),
         (
             lambda facts, tensors: facts["config"].update(url="file:///etc"),
