@@ -143,7 +143,8 @@ def _place(path: Path) -> tuple[Path, os.stat_result | None]:
         kind = next((words for is_kind, words in _KINDS if is_kind(old.st_mode)), "no file: choose another path")
         raise ArchiveError(f"cannot write '{path}': it is {kind}")
     if not place.parent.is_dir():
-        raise ArchiveError(f"cannot write '{path}': there is no folder '{place.parent}'; create it first")
+        folder = place.parent if path.is_symlink() else path.parent
+        raise ArchiveError(f"cannot write '{path}': there is no folder '{folder}'; create it first")
     if (old is not None and not os.access(place, os.W_OK)) or not os.access(place.parent, os.W_OK):
         what = "its folder" if old is None or os.access(place, os.W_OK) else "it"
         raise ArchiveError(f"cannot write '{path}': {what} is read-only; change its permissions, or write elsewhere")

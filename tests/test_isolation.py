@@ -143,7 +143,9 @@ def test_captures_wait_for_each_other():
     other.start()
     one.join()
     other.join()
-    assert seen == ["first in", "first out", "second in", "second out"]
+    entered, left = seen[::2], seen[1::2]  # several times each: a model is traced in either mode
+    assert entered[0] == "first in" and "second in" in entered
+    assert [name.replace("in", "out") for name in entered] == left
 
 
 def test_the_thread_that_captures_need_not_wait_for_itself():

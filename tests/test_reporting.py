@@ -336,7 +336,8 @@ def test_refuses_to_write_a_page_that_is_too_large(made: Made, tmp_path: Path) -
 def test_refuses_with_the_way_out_and_leaves_nothing(made: Made, tmp_path: Path) -> None:
     there = tmp_path / "page.html"
     images, labels = made.data[0]
-    both = netclone.inject(made.grafted, made.module, name="second")
+    with pytest.warns(netclone.SameNameWarning):
+        both = netclone.inject(made.grafted, made.module, name="second")
     with pytest.raises(netclone.CloneNameError, match="did you mean 'digits'"):
         report(made.grafted, made.data, there, name="digit")
     with pytest.raises(netclone.CloneNameError, match="say which one"):
