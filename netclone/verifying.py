@@ -158,7 +158,10 @@ def _prepared(model: nn.Module, mode: Mode) -> nn.Module:
     model = copied(model).eval()
     if mode.dtype is not None:
         model = model.to(mode.dtype)
-    return model.to(memory_format=torch.channels_last) if mode.channels_last else model
+    for tensor in (*model.parameters(), *model.buffers()) if mode.channels_last else ():
+        if tensor.dim() == 4:  # nn.Module.to() fails at the first tensor of five axes
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _batch(images: Tensor, mode: Mode) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import timm
@@ -84,9 +85,11 @@ def pixels_of(name):
 
 
 def grafted_on(target, pixels, at="input", **options):
-    traced = netclone.trace(target, pixels)
-    shape = tuple(netclone.position(traced, at).meta["tensor_meta"].shape[1:])
-    return netclone.inject(target, probe(shape), at=at, example_inputs=pixels, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", netclone.LostInTrainingWarning)  # Swin's stochastic depth is a function
+        traced = netclone.trace(target, pixels)
+        shape = tuple(netclone.position(traced, at).meta["tensor_meta"].shape[1:])
+        return netclone.inject(target, probe(shape), at=at, example_inputs=pixels, **options)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -215,3 +218,20 @@ def test_the_modes_are_those_of_deployment():
     for name in facts:
         for gradients in GRADIENTS:
             assert {getattr(mode, name) for mode in COVERING if mode.gradients == gradients} == values[name]
+
+
+def test_a_network_with_weights_of_five_axes_is_verified_in_channels_last_too():
+    """nn.Module.to(memory_format=...) fails at the first of them."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.volume = nn.Parameter(torch.randn(1, 1, 4, 1, 1))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((self.conv(x)[:, None] * self.volume)[:, 0].mean((2, 3)))
+
+    target, pixels = Patches().eval(), torch.randn(2, 3, 8, 8)
+    assert netclone.verify(grafted_on(target, pixels), target, pixels).passed
