@@ -49,7 +49,7 @@ def clone(path, **options):
 
 
 CALLS = {
-    "trace": lambda path: netclone.trace(nn.Dropout(0.5), IMAGES),
+    "trace": lambda path: netclone.trace(nn.Sequential(nn.Dropout(0.5)), IMAGES),
     "channel_groups": lambda path: netclone.channel_groups(Drawing().eval(), IMAGES),
     "localize": lambda path: netclone.localize(Drawing().eval(), DATA, classes=[1], steps=2),
     "extract": lambda path: target_and_module(),
