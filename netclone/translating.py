@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from netclone.errors import ArgumentError, TraceError, first_line
+from netclone.errors import ArgumentError, DataError, OutputError, TraceError, first_line
 from netclone.evaluating import predict
 from netclone.graph.isolation import isolated
 from netclone.tracing import example_input
@@ -156,7 +156,10 @@ def _compared(model: nn.Module, example: Tensor, run: Run | None, kind: str) -> 
     worst = 0.0
     for size in BATCHES:
         images = torch.randn(size, *example.shape[1:], generator=generator).to(example.dtype)
-        want = predict(model, images)
+        try:
+            want = predict(model, images)
+        except (DataError, OutputError) as error:
+            raise TraceError(f"to: {kind}: the network does not run with a batch of {size}: {error}") from error
         try:
             with torch.no_grad():
                 got = run(images)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def each(
 
     One forked process runs them one by one; where a case kills it or takes more than ``seconds``, another one goes on
     behind that case. What a task returns has to be plain data. ``memory`` limits the address space, in bytes, and what
-    is refused for it is a ``MemoryError`` or ``RuntimeError`` in the task.
+    is refused for it is a ``MemoryError`` or ``RuntimeError`` in the task. It comes on top of what this process has.
     """
     done = 0
     while done < len(cases):
@@ -86,7 +87,8 @@ def _forked(task: Callable[[Any], Any], cases: Sequence[Any], memory: int) -> tu
         os.close(reading)
         torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        limit = memory + _own()
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for case in cases:
             try:
                 told: tuple[str, Any, str] = ("done", task(case), "")
@@ -112,3 +114,8 @@ def _received(pipe: int, deadline: float) -> bytes | None:
         if needed == 8 and len(content) == 8:
             needed += int.from_bytes(content, "little")
     return content[8:]
+
+
+def _own() -> int:
+    """Bytes of address space that this process has taken, which a forked one starts with."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
