@@ -25,8 +25,9 @@ from netclone.files.digests import content_digest
 from netclone.files.text import is_plain_text
 from netclone.graphdata import check_keys, check_list, shown
 from netclone.injecting import graft
+from netclone.models.recipes import SAID, checked_config, checked_options
 from netclone.modules import CloneModule
-from netclone.preparing import IMAGES, preparation, prepared_as
+from netclone.preparing import preparation, prepared_as
 from netclone.writing import write_file
 
 FORMAT_VERSION = 1
@@ -105,6 +106,9 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Write a bundle, whole or not at all; without clones, a plain checkpoint of the target's tensors.
 
+    A plain checkpoint says its architecture, options and configuration beside them, as data that
+    :func:`netclone.load_model` reads and every other reader of ``.safetensors`` passes over.
+
     Raises
     ------
     ArchiveError
@@ -127,7 +131,12 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         header["sha256"] = content_digest(header, tensors)
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
-        content = safetensors.torch.save(plain, metadata={"format": "pt"})
+        said = {
+            "architecture": bundle.architecture,
+            "config": checked_config(bundle.config),
+            "options": checked_options(bundle.options),
+        }
+        content = safetensors.torch.save(plain, metadata={"format": "pt", SAID: json.dumps(said)})
     write_file(path, content)
 
 
@@ -184,69 +193,6 @@ def config_of(network: nn.Module) -> dict[str, Any]:
     config = preparation(network).as_config()
     labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
     return config | ({"label_names": list(labels)} if labels else {})
-
-
-def checked_config(config: Any) -> dict[str, Any]:
-    """A configuration of plain values of the types that it has to have.
-
-    Raises
-    ------
-    ArchiveError
-        If it is none.
-    """
-    if not isinstance(config, Mapping) or not set(config) <= set(CONFIG):
-        raise ArchiveError(f"config: got {shown(config)}, expected an object with none but {', '.join(CONFIG)}")
-    for name, value in config.items():
-        if not CONFIG[name](value):
-            raise ArchiveError(f"config: {name} is {shown(value)}, which is none")
-    return dict(config)
-
-
-def checked_options(options: Any) -> dict[str, Any]:
-    """Options of a constructor, which are data: literals, of which none says where to get weights or code.
-
-    Raises
-    ------
-    ArchiveError
-        If one is something else.
-
-    Examples
-    --------
-    >>> checked_options({"pad_type": "same", "img_size": (64, 64)})
-    {'pad_type': 'same', 'img_size': [64, 64]}
-    """
-    if not isinstance(options, Mapping) or len(options) > _MOST_OPTIONS:
-        raise ArchiveError(f"options: got {shown(options)}, expected an object of at most {_MOST_OPTIONS} options")
-    made = {}
-    for name, value in options.items():
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith(_NO_OPTIONS):
-            raise ArchiveError(f"options: {shown(name)} is none that a network is made from")
-        made[name] = _literal(value, name)
-    return made
-
-
-def _literal(value: Any, name: str, depth: int = 0) -> Any:
-    """A JSON literal of moderate size, a tuple as a list."""
-    if value is None or type(value) is bool or (is_plain_text(value) and len(value) <= _MOST_LETTERS):
-        return value
-    if type(value) in (int, float) and abs(value) <= _LARGEST:
-        return value
-    if type(value) in (list, tuple) and len(value) <= _MOST_OPTIONS and depth < 3:
-        return [_literal(item, name, depth + 1) for item in value]
-    raise ArchiveError(
-        f"options: {name} is {shown(value)}, which is no data: expected text, a number, true or false, or a list"
-    )
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= _LARGEST and all(is_plain_text(word) for word in value)
-
-
-_LARGEST = 100_000  # of a number, of names of labels
-_MOST_OPTIONS, _MOST_LETTERS = 100, 1000
-_NO_OPTIONS = ("pretrained", "weights", "checkpoint", "cache", "custom", "hf_", "features_only", "device", "dtype")
-CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
-"""What a bundle may say about how a target wants its images, by timm's names, and what is a value of each."""
 
 
 def _packed(item: Any, tensors: dict[str, Tensor]) -> Packed:

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.archiving import to_bytes
-from netclone.bundling import Bundle, Packed, checked_options, config_of, write_bundle
+from netclone.bundling import Bundle, Packed, config_of, write_bundle
 from netclone.capturing import FACTS
 from netclone.errors import ArgumentError, LoadError, PositionError
+from netclone.graph.modes import QUICK
 from netclone.injecting import clones, read_by, remove
 from netclone.loading import grafted as built
+from netclone.models.recipes import checked_options
 from netclone.modules import CloneModule
 from netclone.tracing import position, same_bits
+from netclone.verifying import compare
 
 
 def save_grafted(
@@ -106,12 +109,12 @@ def check_comes_back(bundle: Bundle, grafted: fx.GraphModule, path: Path) -> Non
     here = copy.deepcopy(grafted).to("cpu").eval()
     example = here.meta[FACTS]["example"]
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-    with torch.no_grad():
-        want, got = here(images.clone()), built(bundle, path).network(images.clone())
-    if not same_bits(want, got):
+    found = compare(built(bundle, path).network, here, images, QUICK)
+    if found.different:
         raise LoadError(
-            f"target: it is not what {bundle.architecture} with the options {dict(bundle.options)} computes, and a "
-            "file holds no more of it than these and the tensors"
+            f"target: it is not what {bundle.architecture} with the options {dict(bundle.options)} computes "
+            f"({found.different[0].mode}: {found.different[0].seen}), and a file holds no more of it than these and "
+            "the tensors"
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from netclone.bundling import Bundle, is_bundle, read_bundle
-from netclone.errors import ArgumentError, LoadError, first_line
+from netclone.errors import ArchiveError, ArgumentError, LoadError, first_line
 from netclone.models.checkpoints import Checkpoint, fitted, read_checkpoint
 from netclone.models.recipes import Recipe, recipe_of
 from netclone.preparing import IMAGES, Preparation, preparation, prepared_as
@@ -294,18 +294,25 @@ def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked)
 
 
 def _from_checkpoint(plan: Plan, checkpoint: Checkpoint, asked: _Asked) -> Opened:
-    recipe = recipe_of(checkpoint.content)
+    recipe = _said(checkpoint)
     given = asked.after(recipe, plan.model)
     network, options = _sized(plan, None, given)
     own = network.state_dict()
     tensors = checkpoint.tensors_for(own, plan.model, asked.use_ema)
     if "num_classes" not in options and (count := _classes_of(tensors, own)) is not None:
         network, options = _sized(plan, None, replace(given, options={**given.options, "num_classes": count}))
-    if asked.as_stored:
+    if asked.as_stored or recipe.library:
         _cast_like(network, tensors)
     network.load_state_dict(fitted(tensors, network.state_dict(), checkpoint.path, plan.model))
     known = recipe.says or {"input_size", "mean", "std"} <= asked.images.keys() or plan.model.startswith(SOURCES)
     return _opened(plan, network, options, known)
+
+
+def _said(checkpoint: Checkpoint) -> Recipe:
+    try:
+        return recipe_of(checkpoint.content)
+    except ArchiveError as error:
+        raise LoadError(f"weights: '{checkpoint.path}': {error}") from error
 
 
 def _cast_like(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -391,12 +398,14 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, asked: _A
         return grafted(replace(bundle, config={**bundle.config, **asked.images}), path, **asked.options)
     way = f"say of which network it is: load_model('timm/resnet18@{path}')"
     checkpoint = read_checkpoint(path)
-    if path.suffix == ".safetensors":
+    recipe = _said(checkpoint)
+    architecture = recipe.architecture
+    if architecture is None and path.suffix == ".safetensors":
         raise LoadError(f"name: '{path}' holds tensors and no architecture; {way}")
-    architecture = recipe_of(checkpoint.content).architecture
     if architecture is None:
         raise LoadError(f"name: '{path}' says no architecture ('arch'); {way}")
-    if not timm.is_model(architecture.partition(".")[0]) and architecture in torchvision.models.list_models():
+    of_timm = timm.is_model(architecture.partition(".")[0])
+    if recipe.library == "torchvision" or (not of_timm and architecture in torchvision.models.list_models()):
         return _from_checkpoint(_torchvision_plan(architecture), checkpoint, asked)
     return _from_checkpoint(_timm_plan(architecture), checkpoint, asked)
 

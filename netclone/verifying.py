@@ -15,6 +15,7 @@ from netclone.capturing import FACTS, deterministic
 from netclone.errors import ArgumentError, BitsError, OutputError, first_line
 from netclone.exporting import copied
 from netclone.graph.modes import COVERING, EVERY, QUICK, Mode
+from netclone.runtime.entering import entered
 from netclone.tracing import same_bits
 
 
@@ -45,6 +46,7 @@ class Verification:
         return bool(self.equal) and not self.different
 
 
+@entered()
 def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: bool = False) -> Verification:
     """Compare the old logits of a grafted network with the target's, bit by bit, in all modes of deployment.
 

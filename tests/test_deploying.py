@@ -1,5 +1,6 @@
 """netclone inject and remove: a grafted network in one file, and back to the target's very tensors."""
 
+import copy
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from timm.models import save_for_hf
 from typer.testing import CliRunner
 
+import netclone
 from netclone import extract, load_model, localize, save
 from netclone import inject as graft
 from netclone.bundling import read_bundle, write_bundle
@@ -176,6 +178,50 @@ def test_a_target_of_other_options_comes_back_from_its_file(zoo, tmp_path, optio
     assert result.exit_code == 0, result.output
     with torch.no_grad():
         assert same_bits(load_model(str(out))(IMAGES)[:, :4], model(IMAGES))
+    alone = tmp_path / "alone.safetensors"
+    assert run("remove", out, "--out", alone).exit_code == 0
+    for name in (str(alone), f"timm/test_resnet@{alone}"):
+        with torch.no_grad():
+            assert same_bits(load_model(name)(IMAGES), model(IMAGES))
+
+
+def test_a_removed_target_is_as_it_was_in_dtype_preparation_and_words(zoo, tmp_path):
+    folder, _, modules = zoo
+    target = timm.create_model("test_efficientnet", num_classes=4, pad_type="same").eval().bfloat16()
+    own = {"mean": (0.1, 0.2, 0.3), "label_names": ["a", "b", "c", "d"]}
+    target.pretrained_cfg = {**target.pretrained_cfg, **own}
+    module = copy.deepcopy(modules["herons"]).bfloat16()
+    images = IMAGES.bfloat16()
+    grafted = netclone.inject(target, module, at="input", name="x", example_inputs=images, allow_mismatch=True)
+    netclone.save_grafted(grafted, tmp_path / "grafted.safetensors", target=target)
+    assert run("remove", tmp_path / "grafted.safetensors", "--out", tmp_path / "alone.safetensors").exit_code == 0
+    back = load_model(str(tmp_path / "alone.safetensors"))
+    with torch.no_grad():
+        assert same_bits(back(images), target(images))
+    assert preparation(back) == preparation(target)
+    assert back.pretrained_cfg["label_names"] == own["label_names"]
+    assert back.state_dict().keys() == target.state_dict().keys()
+
+
+@pytest.mark.parametrize("said", ['"timm/test_resnet"', "[", "{}", '{"architecture": "os.system"}', "1e999"])
+def test_what_a_checkpoint_says_of_its_network_is_data(tmp_path, said):
+    path = tmp_path / "changed.safetensors"
+    tensors = timm.create_model("test_resnet", num_classes=4).state_dict()
+    safetensors.torch.save_file(tensors, path, metadata={"netclone_target": said})
+    with pytest.raises(LoadError, match="changed.safetensors"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    "options", [{"checkpoint_path": "x.pth"}, {"act_layer": {"a": 1}}, {"img_size": 10**9}], ids=str
+)
+def test_options_that_a_checkpoint_says_are_data(tmp_path, options):
+    path = tmp_path / "changed.safetensors"
+    said = {"architecture": "timm/test_resnet", "config": {}, "options": options}
+    tensors = timm.create_model("test_resnet", num_classes=4).state_dict()
+    safetensors.torch.save_file(tensors, path, metadata={"netclone_target": json.dumps(said)})
+    with pytest.raises(LoadError, match="options: "):
+        load_model(str(path))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of that is listed here: whichever mapping in the file has all names of the netwo
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from netclone.errors import LoadError, NetcloneWarning, first_line
+from netclone.models.recipes import SAID
 
 _PLAIN: list[Any] = [Namespace]  # what training scripts keep beside the tensors: their arguments, as data
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -112,13 +115,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     with _tensors_alone(path):
         if path.suffix == ".safetensors":
-            return Checkpoint(path, safetensors.torch.load_file(path))
+            return Checkpoint(path, {**safetensors.torch.load_file(path), **_said(path)})
         with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of forms of tensors that it is new to
             content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise LoadError(f"weights: '{path}' holds no state_dict: expected names and tensors")
     return Checkpoint(path, content)
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What a file of netclone's says of its network beside the tensors; data, checked where it is used."""
+    with safetensors.safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(SAID)
+    return {} if text is None else {SAID: json.loads(text)}
 
 
 def fitted(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, model: str) -> dict[str, Tensor]:
