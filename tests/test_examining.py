@@ -14,6 +14,8 @@ import netclone
 from netclone import extract, load_model, localize, save
 from netclone.cli import app
 from netclone.examining import evaluate, opened
+from netclone.models.numbers import numbers_digests
+from netclone.preparing import preparation
 
 
 def run(*arguments):
@@ -110,6 +112,73 @@ def test_scores_are_those_of_evaluate_in_python(root):
     assert scores.samples == 10
     assert cost.parameters == sum(parameter.numel() for parameter in grafted.parameters())
     assert told[-1] == ("pictures", 10, 10)
+
+
+PREPARED = ("--img-size", 48, "--mean", "0.5", "--std", "0.25,0.5,1", "--interpolation", "bicubic", "--crop-pct", 0.5)
+IMAGES = {
+    "input_size": [3, 48, 48],
+    "mean": [0.5] * 3,
+    "std": [0.25, 0.5, 1.0],
+    "interpolation": "bicubic",
+    "crop_pct": 0.5,
+}
+
+
+def test_the_command_line_says_how_pictures_are_prepared(root):
+    options = (named(root, "target"), "--target-data", root / "old", "--json")
+    result = run("evaluate", *options, *PREPARED)
+    assert result.exit_code == 0, result.output
+    network = load_model(named(root, "target"), images=IMAGES)
+    loader = opened(named(root, "target"), None, str(root / "old"), images=IMAGES)
+    assert next(iter(loader))[0].shape[1:] == (3, 48, 48)
+    want, as_it_was = netclone.evaluate(network, loader), json.loads(run("evaluate", *options).stdout)["scores"]
+    scores = json.loads(result.stdout)["scores"]
+    assert scores["calibration_error"] == pytest.approx(want.calibration_error)
+    assert scores["calibration_error"] != pytest.approx(as_it_was["calibration_error"])
+
+
+def test_a_grafted_file_keeps_how_pictures_are_prepared(root, tmp_path):
+    target = load_model(named(root, "target"), images={**IMAGES, "input_size": [3, 160, 160]})
+    out = tmp_path / "out.safetensors"
+    result = run("inject", named(root, "target"), root / "reds.safetensors", "--out", out, *PREPARED[2:])
+    assert result.exit_code == 0, result.output
+    assert preparation(load_model(str(out))) == preparation(target)
+    assert run("remove", out, "--out", out).exit_code == 0
+    assert preparation(load_model(str(out))) == preparation(target)
+
+
+@pytest.mark.parametrize(
+    ("flag", "which"), [((), "averaged"), (("--use-ema",), "averaged"), (("--no-use-ema",), "own")]
+)
+def test_averaged_weights_are_taken_or_left(root, tmp_path, flag, which):
+    tensors = {name: timm.create_model("test_resnet", num_classes=2).state_dict() for name in ("own", "averaged")}
+    torch.save({"state_dict": tensors["own"], "state_dict_ema": tensors["averaged"]}, tmp_path / "last.pth")
+    name = f"timm/test_resnet@{tmp_path / 'last.pth'}"
+    assert run("inject", name, root / "reds.safetensors", "--out", tmp_path / "out.safetensors", *flag).exit_code == 0
+    found = load_model(str(tmp_path / "out.safetensors")).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors[which].items())
+
+
+def test_only_force_grafts_a_clone_onto_another_target(root, tmp_path):
+    module = netclone.load(root / "reds.safetensors")
+    target = load_model(named(root, "target"))
+    save(
+        module.with_spec(target_digests=numbers_digests(netclone.trace(target, torch.zeros(1, 3, 160, 160)))),
+        tmp_path / "fitted.safetensors",
+    )
+    out = tmp_path / "out.safetensors"
+    assert run("inject", named(root, "target"), tmp_path / "fitted.safetensors", "--out", out).exit_code == 0
+    out.unlink()
+    with torch.no_grad():
+        target.fc.bias.add_(1.0)
+    safetensors.torch.save_file(target.state_dict(), tmp_path / "other.safetensors")
+    other = f"timm/test_resnet@{tmp_path / 'other.safetensors'}"
+    refused = run("inject", other, tmp_path / "fitted.safetensors", "--out", out)
+    assert refused.exit_code == 1 and not out.exists()
+    assert "its numbers were others" in refused.stderr and "--force" in refused.stderr
+    forced = run("inject", other, tmp_path / "fitted.safetensors", "--out", out, "--force")
+    assert forced.exit_code == 0 and out.exists()
+    assert forced.stderr.startswith("Warning: ") and "its numbers were others" in forced.stderr
 
 
 def test_a_network_without_clones_is_measured_on_its_own_classes(root):
