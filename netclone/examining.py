@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from netclone.bundling import is_bundle
@@ -29,7 +30,7 @@ class Subject:
     """A network, what it was before its clones (itself, if it has none), and pictures labelled with its columns.
 
     ``names`` are those of its columns, as far as pictures or clones say them. Iterated over, it gives batches
-    ``(images, labels)``.
+    ``(images, labels)``. Networks and batches are on ``device`` (None: where they were loaded).
     """
 
     network: nn.Module
@@ -38,12 +39,13 @@ class Subject:
     names: dict[int, str]
     preparation: Preparation
     progress: Progress | None = None
+    device: torch.device | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         total, done = sum(map(len, self.pictures)), 0
         for pictures in self.pictures:
             for images, labels in pictures:
-                yield images, labels
+                yield images.to(self.device), labels.to(self.device)
                 done += len(images)
                 if self.progress is not None:
                     self.progress("pictures", done, total)
@@ -57,7 +59,7 @@ class Subject:
 
     def source(self, name: str | None) -> nn.Module | None:
         """The network of that name, given the same pictures; None for None."""
-        return None if name is None else converted(load_model(name), self.preparation)
+        return None if name is None else model_on(converted(load_model(name), self.preparation), self.device)
 
 
 def opened(
@@ -69,6 +71,7 @@ def opened(
     batch_size: int = 64,
     images: Mapping[str, Any] | None = None,
     use_ema: bool | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
     note: Note = silent,
     skip_broken: bool = False,
@@ -86,6 +89,8 @@ def opened(
         Pictures of the network's own classes.
     images, use_ema
         As for :func:`netclone.load_model`, over what is known of the model.
+    device
+        As for :func:`netclone.evaluate`.
     note
         Called with a line for a person, where something is assumed or left out.
     skip_broken
@@ -100,6 +105,7 @@ def opened(
     """
     if data is None and target_data is None:
         raise ArgumentError("data: no pictures were given; name a folder with --data, --target-data or both")
+    place = device_named(device)
     opened = open_model(model, use_ema=use_ema, images=images)
     network = opened.network
     target = open_target(model, images=images).network if is_bundle(model) else network
@@ -118,7 +124,9 @@ def opened(
     for given_pictures in pictures:
         names.update({column: name for name, column in given_pictures.known.items()})
     names.update({column: name for name, column in _new_columns(network).items()})
-    return Subject(network, target, tuple(pictures), names, given, progress)
+    here = model_on(network, place)
+    before = here if target is network else model_on(target, place)
+    return Subject(here, before, tuple(pictures), names, given, progress, place)
 
 
 def evaluate(
@@ -141,19 +149,16 @@ def evaluate(
 
     Parameters
     ----------
-    model, data, target_data, split, images, use_ema, note, skip_broken
+    model, data, target_data, split, images, use_ema, device, note, skip_broken
         As for :func:`opened`.
     source, name
         What a clone was cloned from, for the similarity, and which clone that is.
-    device
-        As for :func:`netclone.evaluate`.
 
     Raises
     ------
     NetcloneError
         As for :func:`opened` and :func:`netclone.evaluate`.
     """
-    place = device_named(device)
     subject = opened(
         model,
         data,
@@ -162,6 +167,7 @@ def evaluate(
         batch_size=batch_size,
         images=images,
         use_ema=use_ema,
+        device=device,
         progress=progress,
         note=note,
         skip_broken=skip_broken,
@@ -173,10 +179,8 @@ def evaluate(
         source=subject.source(source),
         name=name,
         batch_size=batch_size,
-        device=place,
     )
-    example = example_input(subject.target)[:1]
-    return scores, cost(model_on(subject.network, place), example if place is None else example.to(place))
+    return scores, cost(subject.network, example_input(subject.target)[:1].to(subject.device))
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:

@@ -18,6 +18,7 @@ from netclone.errors import ArgumentError, LoadError, PositionError
 from netclone.graph.modes import QUICK
 from netclone.injecting import clones, read_by, remove
 from netclone.loading import grafted as built
+from netclone.loading import told_size
 from netclone.models.recipes import checked_options
 from netclone.modules import CloneModule
 from netclone.tracing import position, same_bits
@@ -91,7 +92,7 @@ def save_grafted(
         architecture=architecture or f"timm/{known}",
         tensors=_tensors(own, target),
         clones=tuple(packed),
-        config=config_of(network),
+        config=config_of(network) | told_size(network, made),
         options=checked_options({name: value for name, value in made.items() if name != "num_classes"}),
     )
     check_comes_back(bundle, grafted, Path(path))

@@ -332,7 +332,7 @@ def _sized(plan: Plan, weights: str | None, asked: _Asked) -> tuple[nn.Module, d
     if size and about.get("fixed_input_size") and "img_size" not in options and list(about["input_size"]) != size:
         options["img_size"] = tuple(size[1:])
         network = _built(plan, weights, options)
-    prepared_as(network, _told(network, options) | _of_channels(asked.images, getattr(network, "in_chans", None)))
+    prepared_as(network, told_size(network, options) | _of_channels(asked.images, getattr(network, "in_chans", None)))
     return network, options
 
 
@@ -354,7 +354,7 @@ def _of_channels(images: Mapping[str, Any], channels: int | None) -> dict[str, A
     return made
 
 
-def _told(network: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+def told_size(network: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     """The size of images that a constructor was told."""
     told = options.get("img_size")
     if told is None or not hasattr(network, "pretrained_cfg"):

@@ -92,7 +92,10 @@ class Preparation:
 
     def pixels(self, images: Tensor) -> Tensor:
         """Prepared images ``(N, C, H, W)`` as they are looked at: values in [0, 1]."""
-        std, mean = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in (self.std, self.mean))
+        std, mean = (
+            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+            for values in (self.std, self.mean)
+        )
         return (images * std + mean).clamp(0, 1)
 
 

@@ -68,6 +68,26 @@ def test_a_device_that_is_not_there_is_refused(name: object) -> None:
         device_named(name)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["meta", "auto"])
+def test_a_device_without_float64_is_refused_or_passed_over(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = torch.empty
+
+    def empty(*size: int, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if torch.device(str(device)).type == "meta" and dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return real(*size, device=device, dtype=dtype)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
+    if name == "auto":
+        assert device_named(name) == torch.device("cpu")
+        return
+    with pytest.raises(ArgumentError, match="Cannot convert .* with float64"):
+        device_named(name)
+
+
 def test_a_model_is_copied_only_where_it_has_to_be_moved() -> None:
     model = nn.Linear(2, 2)
     assert model_on(model, None) is model and model_on(model, torch.device("cpu")) is model

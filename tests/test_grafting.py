@@ -11,6 +11,7 @@ import torchvision
 from netclone import ArgumentError, clones, extract, inject, load_model, localize, remove, save_grafted
 from netclone.errors import ArchiveError, LoadError
 from netclone.files.digests import content_digest
+from netclone.preparing import preparation
 from netclone.tracing import same_bits
 
 IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
@@ -41,6 +42,15 @@ def test_what_is_written_is_read_as_it_was(module, name, options, tmp_path):
         assert same_bits(found(IMAGES), grafted(IMAGES))
         assert same_bits(remove(remove(found, "a"))(IMAGES), target(IMAGES))
     assert clones(found) == ("a", "b")
+
+
+def test_a_file_says_the_size_of_images_that_the_target_was_made_for(module, tmp_path):
+    source = timm.create_model("test_resnet", num_classes=9)
+    images = torch.randn(2, 3, 64, 64)
+    module = extract(source, localize(source, method="magnitude"), classes=[5], example_inputs=images)
+    target = timm.create_model("test_vit", num_classes=4, img_size=64).eval()  # timm's own word for it stays 160
+    save_grafted(inject(target, module, at="input"), tmp_path / "small.safetensors")
+    assert preparation(load_model(str(tmp_path / "small.safetensors"))).size == (3, 64, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -12,10 +12,14 @@ from pathlib import Path
 import strict_device
 import timm
 import torch
+from pictures import folder as folder_of
 
 import netclone
-from netclone import reporting
+from netclone import deploying, examining, reporting
+from netclone.graph.modes import QUICK
 from netclone.neighbourhoods import mirrored
+from netclone.verifying import compare
+from netclone.workflows.verifying import verify
 
 
 def main(device: str, source_name: str, target_name: str, folder: str) -> None:
@@ -54,7 +58,7 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
         assert torch.equal(netclone.remove(grafted)(there), before)
     scores = netclone.evaluate(grafted, data, reference=target, source=source)
     assert scores.samples == 16
-    assert netclone.verify(grafted, target, there[:3])
+    assert compare(grafted, target, there[:3], QUICK).passed  # fewer modes than verify, which is slow there
     netclone.cost(grafted, there[:1], repeats=1)
     netclone.save(module, f"{folder}/birds.safetensors")
     back = netclone.load(f"{folder}/birds.safetensors")
@@ -71,6 +75,19 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     assert {p.device.type for network in networks for p in network.parameters()} == {"cpu"}
     assert netclone.evaluate(target, [(images, labels % 2)], device=device).samples == 16
     netclone.localize(source, [(images, labels)], classes=[2], method="taylor", device=device)
+
+    # And by name, as the command line does.
+    file, alone, pictures = (Path(folder, name) for name in ("grafted.safetensors", "alone.safetensors", "pictures"))
+    netclone.save_grafted(netclone.inject(target, module.cpu(), name="birds"), file)
+    deploying.remove(file, None, alone)
+    folder_of(pictures / "own", ["0", "1"], count=2)
+    assert verify(str(file), str(alone), device="cpu").passed
+    old = str(pictures / "own")
+    scores, cost = examining.evaluate(str(file), None, old, device=device)
+    assert scores.samples == 4 and cost.parameters
+    subject = examining.opened(str(file), None, old, device=device)
+    assert {p.device.type for p in subject.network.parameters()} == {torch.device(device).type}
+    reporting.report(subject.network, subject, Path(folder, "named.html"), pixels=subject.preparation.pixels)
     print("done")
 
 

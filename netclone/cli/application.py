@@ -50,7 +50,8 @@ UseEma = Annotated[
     typer.Option("--use-ema/--no-use-ema", help="Averaged weights of a checkpoint; none: where it has some."),
 ]
 Device = Annotated[
-    str, typer.Option(help="Where to compute: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps.")
+    str,
+    typer.Option(help="Where to compute: auto (an accelerator with float64 if there is one, else the CPU), cpu, cuda."),
 ]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub; none: the one you logged in with.")]
 

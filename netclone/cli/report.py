@@ -15,6 +15,7 @@ from netclone.cli.application import (
     BatchSize,
     CropPct,
     Data,
+    Device,
     ImgSize,
     Interpolation,
     Json,
@@ -57,6 +58,7 @@ def report(
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
     skip_broken: SkipBroken = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write a page about a clone."""
@@ -76,6 +78,7 @@ def report(
                 images=images_of(img_size, mean, std, interpolation, crop_pct),
                 use_ema=use_ema,
                 skip_broken=skip_broken,
+                device=device,
                 progress=bars.tell,
                 note=note,
             )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import SHIP, Json, Model, Split, app, print_json, reported
+from netclone.cli.application import SHIP, Device, Json, Model, Split, app, print_json, reported
 
 if TYPE_CHECKING:
     from netclone.verifying import Verification
@@ -34,13 +34,14 @@ def verify(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Every combination of modes: 324 instead of 75.")
     ] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Print what was compared."""
     with reported():
         from netclone.workflows import verifying  # slow to import, and not needed to show help
 
-        found = verifying.verify(grafted, target, data, split=split, thorough=thorough)
+        found = verifying.verify(grafted, target, data, split=split, thorough=thorough, device=device)
         if as_json:
             print_json({"passed": found.passed, **asdict(found)})
         else:

@@ -74,7 +74,7 @@ def recipe_of(content: Mapping[Any, Any]) -> Recipe:
 
 def _as_we_say_it(said: Mapping[str, Any]) -> Recipe:
     architecture = said.get("architecture")
-    if not is_plain_text(architecture) or not architecture.startswith(("timm/", "torchvision/")):
+    if not isinstance(architecture, str) or not architecture.startswith(("timm/", "torchvision/")):
         raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
     config, options = checked_config(said.get("config")), checked_options(said.get("options"))
     library, _, name = architecture.partition("/")

@@ -16,10 +16,12 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 def device_named(name: str | torch.device | None) -> torch.device | None:
     """The device of a name; ``"auto"`` is the accelerator that torch finds, or else the CPU; None stays None.
 
+    Certificates and least squares need float64. ``"auto"`` passes over an accelerator without it, such as ``mps``.
+
     Raises
     ------
     ArgumentError
-        If torch knows no such device, or it cannot be used here.
+        If torch knows no such device, it cannot be used here, or it has no float64.
 
     Examples
     --------
@@ -30,16 +32,28 @@ def device_named(name: str | torch.device | None) -> torch.device | None:
         return None
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
+        return torch.device("cpu") if found is None or _refusal(found) else found
+    error: Exception | None
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        error = _refusal(device)
+    except (RuntimeError, TypeError) as refused:
+        error = refused
+    if error is not None:
         raise ArgumentError(
-            f"device: {name!r} cannot be used here ({first_line(error)}); expected 'auto', 'cpu', 'cuda', 'mps' or "
-            "another device that this torch has"
+            f"device: {name!r} cannot be used here ({first_line(error)}); expected 'auto', 'cpu', 'cuda' or another "
+            "device that this torch has, with float64"
         ) from error
     return device
+
+
+def _refusal(device: torch.device) -> Exception | None:
+    """What a device answers to being used, if it does not take what is computed here."""
+    try:
+        torch.empty(1, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        return error
+    return None
 
 
 def model_on(model: _AnyModule, device: torch.device | None) -> _AnyModule:

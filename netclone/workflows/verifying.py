@@ -8,6 +8,7 @@ from torch import nn
 from netclone.loading import load_model
 from netclone.preparing import preparation
 from netclone.reading import read
+from netclone.runtime.devices import device_named, model_on
 from netclone.tracing import example_input
 from netclone.verifying import Verification
 from netclone.verifying import verify as compare
@@ -17,7 +18,13 @@ MOST = 9
 
 
 def verify(
-    grafted: str, target: str, data: str | None = None, *, split: str = "validation", thorough: bool = False
+    grafted: str,
+    target: str,
+    data: str | None = None,
+    *,
+    split: str = "validation",
+    thorough: bool = False,
+    device: str | None = None,
 ) -> Verification:
     """Compare a grafted network's old logits with its target's, on pictures or on noise.
 
@@ -31,14 +38,18 @@ def verify(
         Which part of the data, where there are several.
     thorough
         As for :func:`netclone.verify`.
+    device
+        As for :func:`netclone.evaluate`.
 
     Raises
     ------
     NetcloneError
         As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.verify`.
     """
+    place = device_named(device)
     network, reference = load_model(grafted), load_model(target)
-    return compare(network, reference, _images(reference, data, split), thorough=thorough)
+    images = _images(reference, data, split).to(place)
+    return compare(model_on(network, place), model_on(reference, place), images, thorough=thorough)
 
 
 def _images(target: nn.Module, data: str | None, split: str) -> torch.Tensor:

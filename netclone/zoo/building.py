@@ -222,10 +222,10 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
         for parameter in model.parameters():
             if parameter.numel() == 1:  # gains, temperatures
                 parameter.uniform_(0.5, 1.5, generator=generator)
-            elif bool((parameter == parameter.flatten()[0]).all()):
+            elif parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
                 start = float(parameter.flatten()[0])
                 parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
-            elif parameter.dim() > 1 and float(parameter.std()) < 1e-3:
+            elif parameter.dim() > 1 and parameter.numel() and float(parameter.std()) < 1e-3:
                 parameter.mul_(0.02 / float(parameter.std()))  # heads that start as next to nothing
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
