@@ -29,7 +29,7 @@ QUICK = (
     "torchvision/shufflenet_v2_x0_5",  # channel shuffle
     "torchvision/lraspp_mobilenet_v3_large",  # segmentation: a dictionary of maps
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",  # detection: its backbone
-    "torchvision/r3d_18",  # video
+    "torchvision/mc3_18",  # video
     *(f"transformers/{name}" for name in naming.TRANSFORMERS),
 )
 

@@ -164,7 +164,7 @@ def _of_torchvision(name: str) -> Network:
     crop = getattr(network, "image_size", weights.transforms.keywords["crop_size"])
     size = (crop, crop) if isinstance(crop, int) else tuple(crop[-2:])
     if what == "video":  # those that take clips of any size get small ones
-        return Network(name, network, (3, 4, 56, 56) if weights.meta["min_size"] == (1, 1) else (3, 16, *size))
+        return Network(name, network, (3, 4, 32, 32) if weights.meta["min_size"] == (1, 1) else (3, 16, *size))
     return Network(name, network, (3, *size))
 
 
