@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from netclone import zoo
 from netclone.cli import app
 from netclone.errors import ArgumentError
+from netclone.graph import modes
 from netclone.zoo import building, checking, naming, sweeping, tabulating
 
 QUICK = (
@@ -24,19 +25,25 @@ QUICK = (
         f"timm/test_{name}"
         for name in ("efficientnet_ln", "mambaout", "nfnet", "resnet", "vit", "vit2", "vit3", "vit4")
     ),
+    *(f"transformers/{name}" for name in naming.TRANSFORMERS),
+)
+
+
+LARGER = (
     "timm/deit_tiny_distilled_patch16_224",  # class and distillation tokens
     "timm/resnest14d",  # split attention
     "torchvision/shufflenet_v2_x0_5",  # channel shuffle
     "torchvision/lraspp_mobilenet_v3_large",  # segmentation: a dictionary of maps
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",  # detection: its backbone
     "torchvision/mc3_18",  # video
-    *(f"transformers/{name}" for name in naming.TRANSFORMERS),
 )
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICK + LARGER)
 def test_two_dozen_networks_pass(name):
-    row = zoo.check(name)
+    row = zoo.check(
+        name, modes=modes.QUICK if name in LARGER else modes.SPREAD
+    )  # without a GPU, half precision is slow
     assert row.target.passed, row.target.reason
     if row.source is not None:
         assert row.source.passed, row.source.reason

@@ -7,7 +7,7 @@ import gc
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ from netclone.errors import NetcloneError
 from netclone.evaluating import cost
 from netclone.exporting import copied
 from netclone.extracting import TOLERANCE, extract
-from netclone.graph.modes import SPREAD
+from netclone.graph.modes import SPREAD, Mode
 from netclone.injecting import GraftedModule, clones, inject, own_nodes, remove
 from netclone.localizing import localize
 from netclone.masks import ChannelMask
@@ -121,7 +121,7 @@ class CheckFailed(Exception):
     """Something that netclone promises does not hold for a network."""
 
 
-def check(name: str, *, source: bool = True, real: int = REAL) -> Row:
+def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[Mode] = SPREAD) -> Row:
     """Check one network; nothing is raised, what fails is in the row.
 
     Parameters
@@ -132,6 +132,8 @@ def check(name: str, *, source: bool = True, real: int = REAL) -> Row:
         Whether to check it as a source too, if it has at most ``real`` parameters.
     real
         Up to how many parameters it gets (random) weights, so that outputs are compared too.
+    modes
+        In which modes of deployment old logits are compared.
 
     Examples
     --------
@@ -148,7 +150,7 @@ def check(name: str, *, source: bool = True, real: int = REAL) -> Row:
     except Exception as error:  # a library's constructor may raise anything
         why = TargetResult(False, _reason(error))
         return Row(name, known().get(name, ""), 0, (), "", why, None, time.perf_counter() - started)
-    target = _attempted(lambda: _as_target(network), TargetResult)
+    target = _attempted(lambda: _as_target(network, modes), TargetResult)
     as_source = None
     if source and small:
         gc.collect()  # graphs are cycles: what the check as a target held goes before this one takes as much
@@ -232,7 +234,7 @@ def _batch(node: fx.Node) -> str:
     return str(value.shape[0]) if value is not None and value.dtype.is_floating_point else ""
 
 
-def _as_target(network: Network) -> TargetResult:
+def _as_target(network: Network, modes: Sequence[Mode]) -> TargetResult:
     """Trace, inject the fixed module at three positions, remove in another order: all is as it was, to the bit."""
     started = time.perf_counter()
     model, images = network.model, network.images(2)
@@ -264,7 +266,7 @@ def _as_target(network: Network) -> TargetResult:
     _holds(same_bits(got[:, :width], want), "the target's logits are not bitwise what they were")
     _holds(same_bits(again, want), "after removal the logits are not what they were")
     del back
-    found = _in_all_modes(grafted, model, network.images(9))
+    found = _in_modes(modes, grafted, model, network.images(9))
     return TargetResult(
         passed=True,
         capture="exported" if is_captured(traced) else "symbolic",
@@ -276,11 +278,11 @@ def _as_target(network: Network) -> TargetResult:
     )
 
 
-def _in_all_modes(grafted: fx.GraphModule, model: nn.Module, images: Tensor) -> Verification:
-    """Old logits in all modes of deployment; nothing is compared where there is no memory."""
+def _in_modes(modes: Sequence[Mode], grafted: fx.GraphModule, model: nn.Module, images: Tensor) -> Verification:
+    """Old logits in modes of deployment; nothing is compared where there is no memory."""
     if images.is_meta:
         return Verification(())
-    found = compare(grafted, model, images, SPREAD)
+    found = compare(grafted, model, images, modes)
     if found.different:
         first = found.different[0]
         raise CheckFailed(
