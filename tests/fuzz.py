@@ -12,7 +12,7 @@ from pathlib import Path
 import mutating
 import torch
 from fuzzing import names, run, tally
-from limits import each
+from limits import Ended, each
 
 PLACE = Path(__file__).parent.parent / "docs" / "results" / "fuzzing.json"
 BEHAVED = ("refused", "ran", "raised")
@@ -26,7 +26,7 @@ def fuzz_operators(count: int, first: int = 0) -> dict[str, object]:
         kind = ended.value if ended.kind == "done" else f"{ended.kind} ({ended.text.partition(':')[0]})"
         ends.append(kind)
         if kind not in BEHAVED:
-            wrong.append(f"{seed}: {names()[seed % len(names())]}: {kind}")
+            wrong.append(f"{seed}: {names()[seed % len(names())]}: {kind}{_text(ended)}")
     return {
         "operators": len(names()),
         "tried": count,
@@ -48,7 +48,7 @@ def fuzz_files(count: int, first: int = 0) -> dict[str, object]:
         end = ended.value if ended.kind == "done" else f"{ended.kind} ({ended.text.partition(':')[0]})"
         ends[kinds[seed % len(kinds)]].append(end)
         if end not in mutating.BEHAVED:
-            wrong.append(f"{seed}: {kinds[seed % len(kinds)]}: {end}")
+            wrong.append(f"{seed}: {kinds[seed % len(kinds)]}: {end}{_text(ended)}")
     return {
         "tried": count,
         "first_seed": first,
@@ -56,6 +56,11 @@ def fuzz_files(count: int, first: int = 0) -> dict[str, object]:
         "ends": {kind: tally(found) for kind, found in ends.items()},
         "misbehaved": wrong,
     }
+
+
+def _text(ended: Ended) -> str:
+    """What an error said, on a line."""
+    return " ".join(f": {ended.text.partition(':')[2]}".split())[:200] if ended.kind == "raised" else ""
 
 
 def write(part: str, figures: dict[str, object], place: Path = PLACE) -> None:

@@ -140,6 +140,13 @@ def test_arguments_of_another_type_are_refused(name: str) -> None:
         run(lambda g, x: call(g, name, x, *args, **KEYWORDS.get(name, {})))
 
 
+@pytest.mark.parametrize("number", [0.0, 2, 1.5])
+def test_a_number_stands_for_the_tensor_itself_only_where_it_is_broadcast(number: float) -> None:
+    run(lambda g, x: call(g, "mul.Tensor", number, x))
+    with pytest.raises(ArchiveError, match="'self' has to be Tensor"):
+        run(lambda g, x: call(g, "to.other", number, x, True))
+
+
 def test_arguments_are_bound_by_name() -> None:
     bound = bind(aten.add.Tensor, (torch.ones(1), 2), {}, "here")
     assert list(bound) == ["self", "other", "alpha"] and bound["alpha"] == 1

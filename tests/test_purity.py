@@ -37,6 +37,7 @@ REFUSED = {
     "is no tensor": "item.default equal.default is_nonzero.default dim.default",
     "is no memory of its own": "empty.memory_format empty_like.default new_empty.default as_strided.default",
     "reads a file": "from_file.default",
+    "divides by a step of nothing": "range.step range.default",
     "is of a backend": "cudnn_convolution.default mkldnn_linear.default quantize_per_tensor.default",
     "is a gradient": "threshold_backward.default",
     "is no operator": "foo.default relu.foo relu __class__.default relu.__init__ relu.default.default ops.default",

@@ -53,7 +53,7 @@ _BEGINNINGS = tuple(
 )
 _PARTS = ("backward", "_jvp", "_loss", "sparse", "mkldnn", "quantized", "overrideable", "_stats", "vulkan", "_symint")
 _NEVER = _names("""
-    data set put dequantize int_repr smm hspmm coalesce to_dense qscheme hash_tensor native_norm norm_except_dim
+    data set put range dequantize int_repr smm hspmm coalesce to_dense qscheme hash_tensor native_norm norm_except_dim
     values indices values_copy indices_copy crow_indices_copy col_indices_copy ccol_indices_copy row_indices_copy
     repeat_interleave.self_Tensor repeat_interleave.Tensor tensor_split.tensor_indices_or_sections narrow.Tensor
     where.default argwhere nonzero_numpy nonzero_static masked_scatter item is_nonzero equal slice_inverse

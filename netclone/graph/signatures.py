@@ -91,8 +91,8 @@ def _problem(function: Any, argument: Any, value: Any) -> str:
 
 
 def _fits(function: Any, name: str, kind: str, value: Any) -> bool:
-    if kind == "Tensor" and type(value) in (int, float):
-        return True  # where torch does not take it as a tensor, it says so
+    if kind == "Tensor" and type(value) in (int, float):  # where torch does not take it as a tensor, it says so
+        return name != "self" or torch.Tag.pointwise in function.tags  # ``to.other`` takes some numbers, and not others
     if kind == "int" and type(value) is int and abs(value) > _MAX_SIZE:
         return value == 2**63 - 1 and function._schema.name.partition("::")[2] in _TO_THE_END
     if kind == "str":
