@@ -153,7 +153,7 @@ def _told(one: dict[str, Any], figure: str) -> str:
 
 def operators() -> str:
     """The operators that a graph in an archive may call."""
-    from netclone.oprules import OPERATORS
+    from netclone.graph.operators import OPERATORS
 
     names = "\n".join(sorted(OPERATORS))
     return f'??? note "The {len(OPERATORS)} operators"\n\n    ```text\n' + names.replace("\n", "\n    ").join(

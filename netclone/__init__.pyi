@@ -1,6 +1,10 @@
-from .archiving import load, save
-from .channels import ChannelGroup, ChannelGroups, Unprunable, channel_groups
-from .cloning import clone
+from .channels.grouping import ChannelGroup, ChannelGroups, Unprunable, channel_groups
+from .channels.masks import ChannelMask
+from .cloning.extracting import extract
+from .cloning.injecting import clones, inject, remove
+from .cloning.method import clone
+from .cloning.modules import CloneModule, load, save
+from .cloning.verifying import Difference, Verification, verify
 from .errors import (
     AdapterError,
     ArchiveError,
@@ -26,16 +30,12 @@ from .errors import (
     WeakDataWarning,
     WorkerError,
 )
-from .evaluating import Cost, Scores, cost, evaluate
-from .extracting import extract
-from .grafting import save_grafted
-from .injecting import clones, inject, remove
-from .loading import load_model
-from .localizing import localize
-from .masks import ChannelMask
-from .modules import Candidate, CloneModule, CloneSpec
-from .tracing import position, trace
-from .verifying import Difference, Verification, verify
+from .files.spec import Candidate, CloneSpec
+from .graph.tracing import position, trace
+from .learning.localizing import localize
+from .metrics.evaluating import Cost, Scores, cost, evaluate
+from .models.grafting import save_grafted
+from .models.loading import load_model
 
 __version__: str
 

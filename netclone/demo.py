@@ -28,16 +28,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import netclone
-from netclone.archiving import load, save
-from netclone.bars import Bars
-from netclone.cloning import clone
+from netclone.cloning.injecting import inject, remove
+from netclone.cloning.method import clone
+from netclone.cloning.modules import CloneModule, load, save
 from netclone.errors import ArgumentError, NetcloneError
-from netclone.evaluating import Cost, Scores, cost, evaluate, predict
-from netclone.injecting import inject, remove
-from netclone.modules import Candidate, CloneModule
-from netclone.plotting import draw
-from netclone.tracing import same_bits, trace
-from netclone.writing import write_text
+from netclone.files.spec import Candidate
+from netclone.graph.tracing import same_bits, trace
+from netclone.metrics.evaluating import Cost, Scores, cost, evaluate, predict
+from netclone.reporting.plotting import draw
+from netclone.runtime.bars import Bars
+from netclone.runtime.writing import write_text
 
 NAME = "digits"
 """Name of the clone."""

@@ -17,10 +17,10 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from netclone.channels import ChannelGroups
-from netclone.masks import ChannelMask
-from netclone.placing import features_at
-from netclone.tracing import position
+from netclone.channels.grouping import ChannelGroups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.placing import features_at
+from netclone.graph.tracing import position
 from netclone.zoo.building import randomised
 
 CLASSES = 10

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from netclone.errors import ArchiveError
+from netclone.files.graphdata import graph_from_data
 from netclone.graph.dry_run import dry_run
 from netclone.graph.purity import find_operator, type_of
-from netclone.graphdata import graph_from_data
 
 SHAPES = [(4,), (3, 4), (4, 6, 6), (8, 5), (1,), (2, 3, 4, 5), (0,), (16, 1, 1)]
 STORED = [(4,), (1,), (), (4, 4), (3, 4), (8, 4, 3, 3), (4, 1, 3, 3), (2, 8), (0, 4), (5, 5), (8,), (2, 3, 4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -21,13 +22,14 @@ from rich.console import Console
 from torch import Tensor
 
 from netclone import extract, inject, load_model, localize, save, save_grafted
-from netclone.archiving import _digest, load, read_header
-from netclone.bundling import is_bundle, read_bundle
+from netclone.cloning.modules import load
 from netclone.errors import NetcloneError
-from netclone.files.digests import content_digest
-from netclone.inspecting import inspect, inspect_bundle, show, show_bundle
-from netclone.resuming import Findings
-from netclone.tracing import same_bits
+from netclone.files.archiving import _digest, read_header
+from netclone.files.bundling import is_bundle, read_bundle
+from netclone.files.inspecting import inspect, inspect_bundle, show, show_bundle
+from netclone.graph.tracing import same_bits
+from netclone.runtime.digests import content_digest
+from netclone.runtime.resuming import Findings
 
 KEYS = {"archive": "netclone", "grafted": "netclone_bundle", "part": "netclone_partial"}
 """The kinds of files, and under which key of its metadata each has its header."""
@@ -161,7 +163,7 @@ class Mutation:
         elif self.rng.random() < 0.1 and isinstance(place, dict):
             place["more"] = place[key]
         else:
-            place[key] = self.rng.choice(VALUES)
+            place[key] = copy.deepcopy(self.rng.choice(VALUES))  # a later edit may write into it
 
     def _parts(self, content: bytes) -> tuple[dict[str, Any], Any, bytes]:
         length = int.from_bytes(content[:8], "little")

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netclone.adapting import Adapter, Classifier, Grid, grid_of
-from netclone.data import OLD_WEIGHT
 from netclone.errors import AdapterError
+from netclone.learning.adapting import Adapter, Classifier, Grid, grid_of
+from netclone.learning.data import OLD_WEIGHT
 
 SHAPES = {"NCHW": (5, 4, 4), "NHWC": (4, 4, 7), "NLC": (18, 6), "NC": (3,)}
 

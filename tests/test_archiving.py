@@ -27,13 +27,15 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import netclone
-from netclone import archiving, graphdata
-from netclone.archiving import FORMAT_VERSION, load, read_header, save
+from netclone.cloning.modules import CloneModule, load, save
 from netclone.errors import ArchiveError
-from netclone.files.text import is_plain_text
+from netclone.files import archiving, graphdata
+from netclone.files import spec as specs
+from netclone.files.archiving import FORMAT_VERSION, read_header
+from netclone.files.spec import Candidate, CloneSpec
 from netclone.graph.dry_run import dry_run
 from netclone.graph.recurrent import recurrent_by_shape
-from netclone.modules import Candidate, CloneModule, CloneSpec
+from netclone.runtime.text import is_plain_text
 
 aten = torch.ops.aten
 SPEC = CloneSpec(
@@ -368,8 +370,8 @@ def test_any_literal_round_trips(args: list[Any], kwargs: dict[str, Any]) -> Non
 
 
 def test_every_field_of_the_spec_is_archived() -> None:
-    assert list(archiving._SPEC) == [field.name for field in fields(CloneSpec)]
-    assert list(archiving._CANDIDATE) == [field.name for field in fields(Candidate)]
+    assert list(specs._SPEC) == [field.name for field in fields(CloneSpec)]
+    assert list(specs._CANDIDATE) == [field.name for field in fields(Candidate)]
 
 
 # Damage
@@ -822,7 +824,7 @@ def test_an_interrupted_save_leaves_the_old_file(
 KILLED = """
 import os, sys
 sys.path[:0] = sys.argv[2:]
-from netclone.archiving import load, save
+from netclone.cloning.modules import load, save
 first = load(sys.argv[1])
 second = first.with_spec(source_fingerprint="second")
 while sys.stdin.readline():
@@ -841,7 +843,7 @@ def test_a_killed_save_leaves_a_whole_file(folder: Path) -> None:
     save(make(width=512), path)
     known = {"ab12", "second"}
     rng = random.Random(2)
-    root = str(Path(archiving.__file__).parent.parent)
+    root = str(Path(netclone.__file__).parent.parent)
     command = [sys.executable, "-c", KILLED, str(path), root]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
         assert saver.stdin and saver.stdout

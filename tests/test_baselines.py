@@ -15,8 +15,8 @@ from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, extended, sta
 from netclone.baselines.ensembling import Ensemble
 from netclone.baselines.modulating import Modulator
 from netclone.baselines.patching import Patched, blocks
-from netclone.data import Samples, balance
 from netclone.errors import ArgumentError, DataError, FitError, OutputError
+from netclone.learning.data import Samples, balance
 
 METHODS = {**TUNING, **ENSEMBLES}
 OLD, NEW = 3, 2

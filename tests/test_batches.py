@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import netclone
-from netclone.data import gather
 from netclone.errors import DataError, NetcloneError
 from netclone.learning.batches import batches
+from netclone.learning.data import gather
 
 IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(12) % 4
@@ -235,7 +235,7 @@ def reconstruct(data, tmp_path):
 
 
 def report(data, tmp_path):
-    from netclone.reporting import report
+    from netclone.reporting.page import report
 
     report(GRAFTED, data, tmp_path / "page.html")
 

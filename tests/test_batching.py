@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import netclone
-from netclone.capturing import capture
+from netclone.cloning.extracting import TOLERANCE
+from netclone.cloning.placing import candidates, passed_over
 from netclone.errors import AdapterError, NetcloneError, OutputError, PositionError
-from netclone.extracting import TOLERANCE
-from netclone.placing import candidates, passed_over
+from netclone.graph.capturing import capture
 
 MAPS = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -213,4 +213,4 @@ def test_volumes_are_cloned_at_the_input():
 
 def test_other_ranks_are_said_not_to_be_adapted():
     with pytest.raises(AdapterError, match="features of that rank are not adapted"):
-        netclone.adapting.grid_of((2, 2, 2, 2, 2))
+        netclone.learning.adapting.grid_of((2, 2, 2, 2, 2))

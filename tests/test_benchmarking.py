@@ -24,8 +24,8 @@ from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
 from netclone.benchmarking.running import changed
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
-from netclone.journal import Journal
-from netclone.neighbourhoods import mirrored
+from netclone.learning.neighbourhoods import mirrored
+from netclone.runtime.journal import Journal
 
 runner = CliRunner()
 

@@ -6,11 +6,11 @@ import torch
 from architectures import random_mask
 from torch.utils.flop_counter import FlopCounterMode
 
-from netclone.budgeting import Allocation, channel_share
-from netclone.channels import channel_groups
+from netclone.channels.budgeting import Allocation, channel_share
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
 from netclone.errors import ArgumentError
-from netclone.extracting import extract
-from netclone.localizing import localize
+from netclone.learning.localizing import localize
 
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])

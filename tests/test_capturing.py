@@ -21,12 +21,12 @@ from architectures import (
 from torch import fx, nn
 from torch.nn import functional as F
 
-from netclone.capturing import FACTS, capture, fingerprint, is_captured, set_tensor, tensor_at
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
 from netclone.errors import OutputError, TraceError
-from netclone.extracting import extract
-from netclone.localizing import localize
-from netclone.tracing import same_bits, trace
+from netclone.graph.capturing import FACTS, capture, fingerprint, is_captured, set_tensor, tensor_at
+from netclone.graph.tracing import same_bits, trace
+from netclone.learning.localizing import localize
 
 
 def vectors(count=2, width=6):

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import extract
 from netclone.errors import ArgumentError, OutputError
-from netclone.extracting import extract
-from netclone.masks import ChannelMask
 
 IMAGE = (3, 8, 8)
 TOKENS = (5, 6)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from netclone.errors import LoadError, NetcloneWarning
-from netclone.loading import load_model
-from netclone.preparing import preparation
+from netclone.graph.preparing import preparation
+from netclone.models.loading import load_model
 
 
 def network(classes=3):

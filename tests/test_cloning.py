@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import netclone
-from netclone import cloning
-from netclone.adapting import OLD_WEIGHT, Cached
-from netclone.data import Samples
-from netclone.extracting import Slimmed
-from netclone.placing import candidates
-from netclone.resuming import Findings
+from netclone.cloning import method
+from netclone.cloning.extracting import Slimmed
+from netclone.cloning.placing import candidates
+from netclone.learning.adapting import OLD_WEIGHT, Cached
+from netclone.learning.data import Samples
+from netclone.runtime.resuming import Findings
 
 clone = partial(netclone.clone, distill_steps=2)
 SIZE = 64
@@ -202,13 +202,13 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     counts: Counter[str] = Counter()
 
     def counted(name: str) -> None:
-        original = getattr(cloning, name)
+        original = getattr(method, name)
 
         def call(*args: object, **options: object) -> object:
             counts[name] += 1
             return original(*args, **options)
 
-        monkeypatch.setattr(cloning, name, call)
+        monkeypatch.setattr(method, name, call)
 
     for name in ("localize", "slim_down", "distill", "features_at", "fit"):
         counted(name)
@@ -229,7 +229,7 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloning, "BRIEF", 1)
+    monkeypatch.setattr(method, "BRIEF", 1)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2], target_data=samples(2), method="random", epochs=2, batch_size=8, distill_steps=0)
     found = clone(source, target, samples(4), **arguments)  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(mon
 
 def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many of old classes as of new ones."""
-    monkeypatch.setattr(cloning, "REFIT", 12)
+    monkeypatch.setattr(method, "REFIT", 12)
     seen: list[Samples] = []
     monkeypatch.setattr(Slimmed, "reconstruct", lambda self, samples, at, workers: seen.append(samples))
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
@@ -252,13 +252,13 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
 def test_augmentation_gives_views_to_learn_from_in_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     lengths: list[tuple[int, int]] = []
-    fit = cloning.fit
+    fit = method.fit
 
     def counted(branch: nn.Module, train: Cached, held_out: Cached, **options: Any) -> float:
         lengths.append((options["epochs"] * len(train), len(held_out)))
         return fit(branch, train, held_out, **options)
 
-    monkeypatch.setattr(cloning, "fit", counted)
+    monkeypatch.setattr(method, "fit", counted)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=6)
 
     def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -284,7 +284,7 @@ def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor,
         clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", augment=views)
 
 
-@pytest.mark.parametrize("part", cloning.PARTS)
+@pytest.mark.parametrize("part", method.PARTS)
 def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=10)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from netclone.comparing import Change, Confusion, OfClass, by_class, changes, confusion
+from netclone.metrics.comparing import Change, Confusion, OfClass, by_class, changes, confusion
 
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3])
 TAKEN = torch.tensor([0, 2, 1, 2, 2, 1, 3])

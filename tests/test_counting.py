@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import netclone
-from netclone.counting import MacCounter
-from netclone.evaluating import cost
+from netclone.graph.counting import MacCounter
+from netclone.metrics.evaluating import cost
 
 
 def macs(module, *inputs, grad=False):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from netclone.data import (
+from netclone.errors import ArgumentError, DataError, WeakDataWarning
+from netclone.learning.data import (
     Samples,
     check_agreement,
     check_classes,
@@ -16,7 +17,6 @@ from netclone.data import (
     check_new,
     gather,
 )
-from netclone.errors import ArgumentError, DataError, WeakDataWarning
 
 IMAGES, LABELS = torch.arange(5 * 12.0).reshape(5, 3, 2, 2), torch.tensor([0, 1, 2, 1, 0])
 

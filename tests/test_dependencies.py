@@ -2,8 +2,8 @@
 
 import pytest
 
-from netclone import dependencies
-from netclone.dependencies import code_digest
+from netclone.runtime import dependencies
+from netclone.runtime.dependencies import code_digest
 
 FILES = {
     "top.py": "from netclone.middle import one\n",

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 import netclone
 from netclone import extract, load_model, localize, save
 from netclone import inject as graft
-from netclone.bundling import read_bundle, write_bundle
 from netclone.cli import app
 from netclone.errors import ArchiveError, CloneNameError, LoadError, NetcloneError
-from netclone.files.digests import content_digest
-from netclone.preparing import preparation
-from netclone.tracing import same_bits
+from netclone.files.bundling import read_bundle, write_bundle
+from netclone.graph.preparing import preparation
+from netclone.graph.tracing import same_bits
+from netclone.runtime.digests import content_digest
 
 runner = CliRunner()
 IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from timm.utils import AverageMeter, ModelEmaV3, accuracy, freeze, unfreeze, unw
 from torch import nn
 
 from netclone import clone, extract, inject, localize, remove
-from netclone.tracing import same_bits
+from netclone.graph.tracing import same_bits
 
 PAIRS = [  # target, source: CNN into CNN, ViT into CNN, CNN into ViT
     ("resnet10t", "test_efficientnet"),

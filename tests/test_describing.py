@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from netclone import CloneModule, CloneSpec, inject, remove, trace
-from netclone.capturing import capture
-from netclone.describing import NAMES, described
 from netclone.errors import CloneNameError
+from netclone.graph.capturing import capture
+from netclone.graph.describing import NAMES, described
 
 IMAGES = torch.zeros(2, 3, 64, 64)
 LABELS = ["crow", "gull", "tern", "wren"]

@@ -8,12 +8,12 @@ import torch
 from architectures import random_mask, untouched
 from torch import nn
 
-from netclone import distilling
-from netclone.channels import channel_groups
-from netclone.distilling import distill
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import slim_down
 from netclone.errors import FitError
-from netclone.extracting import slim_down
-from netclone.neighbourhoods import Neighbourhoods
+from netclone.learning import distilling
+from netclone.learning.distilling import distill
+from netclone.learning.neighbourhoods import Neighbourhoods
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import netclone
-from netclone.drawing import WIDTH, branch_boxes, lay_out
+from netclone.reporting.drawing import WIDTH, branch_boxes, lay_out
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 

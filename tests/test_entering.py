@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import netclone
-from netclone.reporting import report
+from netclone.reporting.page import report
 
 IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 4

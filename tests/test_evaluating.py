@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import netclone
-from netclone.evaluating import _correlation
+from netclone.metrics.evaluating import _correlation
 
 
 class Table(nn.Module):

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import netclone
 from netclone import extract, load_model, localize, save
 from netclone.cli import app
-from netclone.examining import evaluate, opened
-from netclone.models.numbers import numbers_digests
-from netclone.preparing import preparation
+from netclone.graph.numbers import numbers_digests
+from netclone.graph.preparing import preparation
+from netclone.workflows.examining import evaluate, opened
 
 
 def run(*arguments):

@@ -5,14 +5,14 @@ import torch
 from architectures import CachingByKey, CountingInto, WritesLater, returned, untouched
 from torch import fx, nn
 
-from netclone.archiving import load, save
-from netclone.capturing import capture
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
+from netclone.cloning.modules import load, save
 from netclone.errors import OutputError, TraceError
-from netclone.exporting import copied, export, one_of
-from netclone.extracting import extract
+from netclone.graph.capturing import capture
+from netclone.graph.exporting import copied, export, one_of
 from netclone.graph.recurrent import exported_by_shape
-from netclone.localizing import localize
+from netclone.learning.localizing import localize
 
 
 def images():

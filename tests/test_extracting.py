@@ -22,17 +22,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from netclone.capturing import tensor_at
-from netclone.channels import channel_groups
-from netclone.data import Samples
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.channels.slimming import Resizer
+from netclone.cloning.extracting import TOLERANCE, extract, slim_down
+from netclone.cloning.modules import CloneModule
 from netclone.errors import ArgumentError, CertificateError, DataError, MaskError, OutputError, PositionError
-from netclone.extracting import TOLERANCE, extract, slim_down
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
-from netclone.modules import CloneModule
-from netclone.reconstructing import reconstruct_slim
-from netclone.slimming import Resizer
-from netclone.tracing import position, trace
+from netclone.graph.capturing import tensor_at
+from netclone.graph.tracing import position, trace
+from netclone.learning.data import Samples
+from netclone.learning.localizing import localize
+from netclone.learning.reconstructing import reconstruct_slim
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

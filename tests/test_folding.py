@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 
 import netclone
-from netclone.capturing import capture
-from netclone.folding import fold_batch_norms
+from netclone.graph.capturing import capture
+from netclone.graph.folding import fold_batch_norms
 
 
 class Net(nn.Module):

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from netclone.capturing import capture
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
 from netclone.errors import TraceError
-from netclone.extracting import extract
-from netclone.localizing import localize
+from netclone.graph.capturing import capture
+from netclone.learning.localizing import localize
 
 
 def captured(function):

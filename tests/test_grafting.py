@@ -10,9 +10,9 @@ import torchvision
 
 from netclone import ArgumentError, clones, extract, inject, load_model, localize, remove, save_grafted
 from netclone.errors import ArchiveError, LoadError
-from netclone.files.digests import content_digest
-from netclone.preparing import preparation
-from netclone.tracing import same_bits
+from netclone.graph.preparing import preparation
+from netclone.graph.tracing import same_bits
+from netclone.runtime.digests import content_digest
 
 IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import netclone
-from netclone.channels import channel_groups
-from netclone.graphdata import unsavable
+from netclone.channels.grouping import channel_groups
+from netclone.files.graphdata import unsavable
 
 
 class Between(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import netclone
-from netclone.capturing import capture
+from netclone.graph.capturing import capture
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from netclone.capturing import FACTS, capture
+from netclone.cloning.injecting import GraftedModule, clones, inject, own_nodes, read_by, remove
+from netclone.cloning.modules import CloneModule
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, OutputError, PositionError, SameNameWarning
+from netclone.files.spec import CloneSpec
+from netclone.graph.capturing import FACTS, capture
 from netclone.graph.holding import hold
-from netclone.injecting import GraftedModule, clones, inject, own_nodes, read_by, remove
-from netclone.modules import CloneModule, CloneSpec
-from netclone.tracing import logits_node, shape_of, trace
+from netclone.graph.tracing import logits_node, shape_of, trace
 
 IMAGES = (3, 64, 64)
 PLACES = {  # by target: its stem, a middle position, and the last one before the classifier

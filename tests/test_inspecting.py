@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from netclone import extract, localize, save
 from netclone.cli import app
-from netclone.inspecting import inspect
-from netclone.modules import Candidate
+from netclone.files.inspecting import inspect
+from netclone.files.spec import Candidate
 
 runner = CliRunner()
 

@@ -11,8 +11,8 @@ from timm.layers import get_notrace_functions
 from torch import fx, nn
 
 import netclone
-from netclone.capturing import capture
 from netclone.errors import TraceError
+from netclone.graph.capturing import capture
 from netclone.graph.isolation import isolated
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netclone.labels import Event, Labels, compact, expanded
+from netclone.channels.labels import Event, Labels, compact, expanded
 
 HERE, THERE = Event("relu", "an example"), Event("add", "another example")
 

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 
 import netclone
 from netclone.errors import LoadError
-from netclone.loading import load_model
+from netclone.models.loading import load_model
 
 
 def same(one, two):

@@ -11,12 +11,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from netclone.channels import channel_groups
+from netclone.channels.gates import Gated, gate_vector
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask, silence
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
-from netclone.gates import Gated, gate_vector
-from netclone.localizing import METHODS, localize
-from netclone.masks import ChannelMask, silence
-from netclone.tracing import trace
+from netclone.graph.tracing import trace
+from netclone.learning.localizing import METHODS, localize
 
 KNOWN = 1200  # digits used for training and localising; the rest measure
 

@@ -9,11 +9,11 @@ import torch
 from architectures import Net, random_mask, relative_error, untouched
 from torch import nn
 
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask
 from netclone.errors import MaskError
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
-from netclone.tracing import trace
+from netclone.graph.tracing import trace
+from netclone.learning.localizing import localize
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -3,7 +3,7 @@
 import torch
 from torch import fx, nn
 
-from netclone.measuring import Measured, measure
+from netclone.graph.measuring import Measured, measure
 
 
 def test_counted_by_hand():

@@ -5,8 +5,9 @@ from fuzz import fuzz_files, write
 from limits import each
 from mutating import KEYS, Mutation, original, run
 
-import netclone.bundling
-from netclone import archiving, resuming
+import netclone.files.bundling
+from netclone.files import archiving
+from netclone.runtime import resuming
 
 
 @pytest.mark.parametrize("kind", range(len(KEYS)))
@@ -27,7 +28,7 @@ def test_some_files_with_mutations_do_not_misbehave():
     assert all({"refused", "the same"} <= set(found) for found in figures["ends"].values())
 
 
-@pytest.mark.parametrize("module", [archiving, netclone.bundling, resuming], ids=list(KEYS))
+@pytest.mark.parametrize("module", [archiving, netclone.files.bundling, resuming], ids=list(KEYS))
 def test_a_reader_that_compares_no_digest_is_found(module, monkeypatch):
     """What it says of a file whose bits were flipped is another word, and not that all is well."""
 
@@ -44,7 +45,7 @@ def test_a_reader_that_compares_no_digest_is_found(module, monkeypatch):
     for kind in KEYS:
         original(kind)
     monkeypatch.setattr(module, name, lambda *_: Any("0" * 64))
-    kind = [archiving, netclone.bundling, resuming].index(module)
+    kind = [archiving, netclone.files.bundling, resuming].index(module)
     seeds = [seed for seed in range(kind, 600, len(KEYS)) if Mutation(seed).how == "bits"]
     assert any((ended.value or "").startswith("another, NOT signed") for ended in each(run, seeds))
 

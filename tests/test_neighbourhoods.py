@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netclone.neighbourhoods import Neighbourhoods, answered, drawn
+from netclone.learning.neighbourhoods import Neighbourhoods, answered, drawn
 
 
 def test_points_lie_around_the_samples_that_are_drawn() -> None:

@@ -6,12 +6,12 @@ from architectures import build, example, random_mask, relative_error, untouched
 from torch import nn
 from torch.nn import functional as F
 
-from netclone.archiving import load, save
-from netclone.channels import channel_groups
-from netclone.extracting import extract
-from netclone.gates import Gated, gate_vector
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
+from netclone.channels.gates import Gated, gate_vector
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import extract
+from netclone.cloning.modules import load, save
+from netclone.learning.localizing import localize
 
 WITH_NORMS = (
     "convnext_atto",

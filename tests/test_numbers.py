@@ -9,8 +9,8 @@ from torch import nn
 
 import netclone
 from netclone import CloneModule, TargetError, TargetWarning, clones, inject, load, remove, save, trace
-from netclone.models.numbers import numbers_digest
-from netclone.preparing import prepared_as
+from netclone.graph.numbers import numbers_digest
+from netclone.graph.preparing import prepared_as
 
 IMAGES = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(12) % 6

@@ -6,9 +6,9 @@ from architectures import Net, random_mask
 from torch import nn
 from torch.nn import functional as F
 
-from netclone.channels import channel_groups
-from netclone.extracting import extract
-from netclone.labels import Labels
+from netclone.channels.grouping import channel_groups
+from netclone.channels.labels import Labels
+from netclone.cloning.extracting import extract
 
 
 def pooled(net, x):

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 import netclone
-from netclone.placing import Place, candidates, features_at, matching, places
+from netclone.cloning.placing import Place, candidates, features_at, matching, places
 
 
 class Forked(nn.Module):

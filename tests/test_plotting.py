@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from torch import fx, nn
 
 import netclone
-from netclone.plotting import MOST_ROWS, MOST_STAGES, SIZE, Row, draw, rows, stages
+from netclone.reporting.plotting import MOST_ROWS, MOST_STAGES, SIZE, Row, draw, rows, stages
 
 
 def _graft(

@@ -20,12 +20,13 @@ from limits import alone
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from netclone import CloneModule, extract, load, localize, publishing, save
+from netclone import CloneModule, extract, load, localize, save
 from netclone.cli import app
 from netclone.errors import ArchiveError, HubError
-from netclone.modules import Candidate
-from netclone.publishing import FILE, pull, push
-from netclone.tracing import same_bits
+from netclone.files import publishing
+from netclone.files.publishing import FILE, pull, push
+from netclone.files.spec import Candidate
+from netclone.graph.tracing import same_bits
 
 NASTY = "[x](http://e.e) | <b>*_`{{ 7 * 7 }}`_*</b> --- license: mit # gnp"
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from netclone.graph.operators import OPERATORS
 from netclone.graph.purity import find_operator, functional_twin, impurity, may_be_archived, type_of
-from netclone.oprules import OPERATORS
 
 aten = torch.ops.aten
 

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from netclone import channel_groups, extract, load, load_model, localize
 from netclone.cli import app
-from netclone.data import gather
 from netclone.errors import ArgumentError, DataError
-from netclone.preparing import Converted, converted, preparation
-from netclone.reading import chosen, read
+from netclone.graph.preparing import Converted, converted, preparation
+from netclone.learning.data import gather
+from netclone.models.reading import chosen, read
 
 
 def network(classes, **cfg):

@@ -6,7 +6,7 @@ import hashlib
 import jinja2
 import pytest
 
-from netclone.rendering import digest, percent, points, render, short, times
+from netclone.reporting.rendering import digest, percent, points, render, short, times
 
 
 def test_a_fact_that_is_missing_is_an_error():

@@ -15,10 +15,9 @@ from browsing import Page, open_page
 from torch import Tensor, fx, nn
 
 import netclone
-from netclone import reporting
-from netclone.rendering import percent
-from netclone.reporting import MOST_BYTES, MOST_CLASSES, MOST_CONFUSED, Report, page, report
-from netclone.tracing import same_bits
+from netclone.graph.tracing import same_bits
+from netclone.reporting.page import MOST_BYTES, MOST_CLASSES, MOST_CONFUSED, Report, page, report
+from netclone.reporting.rendering import percent
 
 OLD = ["zero", "one & only", "<two>", "three", "four"]
 NEW = ["<script>alert(5)</script>", 'six"', "seven"]
@@ -151,7 +150,7 @@ def test_removal_is_checked_bit_by_bit_and_the_truth_told(
             result.get_submodule("fc").bias[1] += 1
         return result
 
-    monkeypatch.setattr(reporting, "remove", remove)
+    monkeypatch.setattr("netclone.reporting.page.remove", remove)
     wrong = report(made.grafted, made.data, tmp_path / "wrong.html")
     assert wrong.differing == 40
     said = wrong.path.read_text(encoding="utf-8")

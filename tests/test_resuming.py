@@ -7,9 +7,11 @@ import timm
 import torch
 from torch import nn
 
-from netclone import clone, cloning, resuming
+from netclone import clone
+from netclone.cloning import method
 from netclone.errors import ArchiveError
-from netclone.resuming import Findings
+from netclone.runtime import resuming
+from netclone.runtime.resuming import Findings
 
 
 def network(name, classes, seed):
@@ -52,7 +54,7 @@ class Gone(BaseException):
 
 @pytest.mark.parametrize(("function", "calls"), [("distill", 1), ("fit", 1), ("fit", 3), ("_finished", 1)])
 def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypatch, function, calls):
-    path, original, done = tmp_path / "x.part", getattr(cloning, function), []
+    path, original, done = tmp_path / "x.part", getattr(method, function), []
 
     def interrupted(*arguments, **options):
         done.append(function)
@@ -61,20 +63,20 @@ def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypa
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cloning, function, interrupted)
+        patch.setattr(method, function, interrupted)
         with pytest.raises(Gone):
             cloned(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.part"]
     counts = {name: 0 for name in ("localize", "distill", "fit")}
 
     def counted(name):
-        original = getattr(cloning, name)
+        original = getattr(method, name)
 
         def call(*arguments, **options):
             counts[name] += 1
             return original(*arguments, **options)
 
-        monkeypatch.setattr(cloning, name, call)
+        monkeypatch.setattr(method, name, call)
 
     for name in counts:
         counted(name)
@@ -208,7 +210,7 @@ def test_what_another_version_found_is_not_used(tmp_path, monkeypatch, function)
         with pytest.raises(Gone):
             cloned(path, progress=ended)
     assert "localize" not in seen
-    monkeypatch.setattr(cloning, function, lambda name: "another")
+    monkeypatch.setattr(method, function, lambda name: "another")
     with pytest.raises(Gone):
         cloned(path, progress=ended)
     assert "localize" in seen

@@ -20,21 +20,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 import netclone
-from netclone import cloning
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
 from netclone.cli import app
-from netclone.data import Samples
-from netclone.distilling import distill
+from netclone.cloning import method
+from netclone.cloning.extracting import slim_down
 from netclone.errors import DataError, WorkerError
-from netclone.extracting import slim_down
-from netclone.neighbourhoods import Neighbourhoods
-from netclone.sharing import ALONE, Workers, is_main, launched, share
-from netclone.tracing import same_bits
+from netclone.graph.tracing import same_bits
+from netclone.learning.data import Samples
+from netclone.learning.distilling import distill
+from netclone.learning.neighbourhoods import Neighbourhoods
+from netclone.runtime.sharing import ALONE, Workers, is_main, launched, share
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
 
 TESTS = Path(__file__).parent
-FIT = cloning.fit
+FIT = method.fit
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 LAUNCH = [*LAUNCH.split(), "--dynamo_backend", "no"]
 
@@ -208,7 +208,7 @@ def results(workers=ALONE):
     grafted = netclone.inject(target, module, name="birds")
     scores = netclone.evaluate(target, [old], reference=target, batch_size=4, workers=workers)
     found["scores"] = torch.tensor([scores.all, scores.calibration_error, scores.locality_closed])
-    found["logits"] = netclone.evaluating.predict(target, old[0], 4, workers)
+    found["logits"] = netclone.metrics.evaluating.predict(target, old[0], 4, workers)
     assert netclone.evaluate(grafted, [old], source=source, batch_size=4, workers=workers).samples == 30
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
@@ -339,7 +339,7 @@ def die(*arguments, **options):
 
 def clone_and_die():
     """The command line, with a worker that is killed when the first position is fitted."""
-    cloning.fit = die
+    method.fit = die
     app(prog_name="netclone")
 
 

@@ -11,12 +11,12 @@ from architectures import Net, random_mask, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.budgeting import Allocation
-from netclone.channels import channel_groups
-from netclone.extracting import TOLERANCE, extract
-from netclone.labelling import Labelling
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
+from netclone.channels.budgeting import Allocation
+from netclone.channels.grouping import channel_groups
+from netclone.channels.labelling import Labelling
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import TOLERANCE, extract
+from netclone.learning.localizing import localize
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

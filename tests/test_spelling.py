@@ -7,12 +7,11 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from netclone.archiving import load, save
-from netclone.channels import channel_groups
-from netclone.extracting import extract
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
+from netclone.cloning.modules import load, save
 from netclone.graph.spelling import spell
-from netclone.oprules import rule_of
-from netclone.tracing import position
+from netclone.graph.tracing import position
 
 
 def maps(count=2):
@@ -345,4 +344,4 @@ def test_a_mask_that_stands_for_no_where_is_left_alone(assign):
         put = graph.call_function(torch.ops.aten.index_put.default, (x, [m], v, assign == "accumulated"))
         put.meta["val"] = x.meta["val"]
     graph.output(put)
-    assert spell(graph, rule_of) == {} and put in graph.nodes and len(graph.nodes) == 5
+    assert spell(graph) == {} and put in graph.nodes and len(graph.nodes) == 5

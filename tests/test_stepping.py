@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from netclone.errors import ArgumentError, FitError
-from netclone.stepping import precision_of, step
+from netclone.learning.stepping import precision_of, step
 
 
 def descend(precision=None, rows=None):

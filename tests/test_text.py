@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from netclone.files.text import MOST_LETTERS, as_plain_text, is_plain_text
+from netclone.runtime.text import MOST_LETTERS, as_plain_text, is_plain_text
 
 
 @pytest.mark.parametrize(

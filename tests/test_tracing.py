@@ -20,13 +20,12 @@ from architectures import (
 from timm.layers import register_notrace_module
 from torch import nn
 
-from netclone.capturing import FACTS, capture, is_captured
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
+from netclone.cloning.injecting import inject
 from netclone.errors import ArgumentError, NetcloneError, OutputError, PositionError, TraceError
-from netclone.extracting import extract
-from netclone.injecting import inject
-from netclone.localizing import localize
-from netclone.tracing import (
+from netclone.graph.capturing import FACTS, capture, is_captured
+from netclone.graph.tracing import (
     example_input,
     logits_node,
     position,
@@ -34,6 +33,7 @@ from netclone.tracing import (
     shape_of,
     trace,
 )
+from netclone.learning.localizing import localize
 
 
 def source(name="test_resnet", **options):

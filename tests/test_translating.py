@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from netclone import extract, inject, localize, save, trace, translating
+from netclone import extract, inject, localize, save, trace
 from netclone.cli import app
 from netclone.errors import ArchiveError, ArgumentError, TraceError
-from netclone.tracing import same_bits
-from netclone.translating import to_onnx, to_pt2
+from netclone.graph.tracing import same_bits
+from netclone.workflows import translating
+from netclone.workflows.translating import to_onnx, to_pt2
 
 NAMES = {"resnet": "test_resnet", "mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
 PAIRS = (("resnet", "mobilenet"), ("mobilenet", "vit"), ("vit", "resnet"))

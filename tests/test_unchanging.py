@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import netclone
-from netclone.measuring import measure
+from netclone.graph.measuring import measure
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

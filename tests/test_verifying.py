@@ -13,9 +13,9 @@ from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
 
 import netclone
+from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, BitsError, OutputError
 from netclone.graph.modes import COVERING, DTYPES, EVERY, GRADIENTS, QUICK, SPREAD, Mode
-from netclone.verifying import compare
 from netclone.zoo.building import randomised
 from netclone.zoo.checking import probe
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """Fewer modes than the command has: what they are is tested elsewhere."""
-    monkeypatch.setattr("netclone.verifying.COVERING", modes.QUICK)
+    monkeypatch.setattr("netclone.cloning.verifying.COVERING", modes.QUICK)
 
 
 def verify(folder, target, *more):

@@ -14,9 +14,9 @@ import pytest
 from limits import alone
 
 import netclone
-from netclone import writing
 from netclone.errors import ArchiveError
-from netclone.writing import check_place, is_of_files, make_folder, write_file, write_text
+from netclone.runtime import writing
+from netclone.runtime.writing import check_place, is_of_files, make_folder, write_file, write_text
 
 
 def left_in(folder):
@@ -155,7 +155,7 @@ def test_a_full_disk_is_a_typed_error(tmp_path):
 
 def test_temporary_files_of_dead_processes_are_cleared_and_no_others(tmp_path):
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom netclone.writing import write_file\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom netclone.runtime.writing import write_file\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_file(Path(sys.argv[1]), b'part')\n"
     )

@@ -240,7 +240,7 @@ def test_a_killed_sweep_leaves_no_process_behind(tmp_path):
     pid = tmp_path / "pid"
     script = (
         "import sleeping\n"
-        "from netclone.zoo.processes import Limits, each\n"
+        "from netclone.runtime.processes import Limits, each\n"
         f"list(each(sleeping.task, [{str(pid)!r}], Limits(seconds=600)))\n"
     )
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)

@@ -15,10 +15,11 @@ import torch
 from pictures import folder as folder_of
 
 import netclone
-from netclone import deploying, examining, reporting
+from netclone.cloning.verifying import compare
 from netclone.graph.modes import QUICK
-from netclone.neighbourhoods import mirrored
-from netclone.verifying import compare
+from netclone.learning.neighbourhoods import mirrored
+from netclone.reporting import page
+from netclone.workflows import deploying, examining
 from netclone.workflows.verifying import verify
 
 
@@ -65,7 +66,7 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     grafted_again = netclone.inject(target, back.to(device))
     with torch.no_grad():
         assert torch.equal(grafted_again(there), grafted(there))
-    reporting.report(grafted, data, f"{folder}/birds.html")
+    page.report(grafted, data, f"{folder}/birds.html")
     assert Path(folder, "birds.html").stat().st_size > 10_000
 
     # And from the CPU: networks and batches are moved, the caller's stay where they are.
@@ -87,7 +88,7 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     assert scores.samples == 4 and cost.parameters
     subject = examining.opened(str(file), None, old, device=device)
     assert {p.device.type for p in subject.network.parameters()} == {torch.device(device).type}
-    reporting.report(subject.network, subject, Path(folder, "named.html"), pixels=subject.preparation.pixels)
+    page.report(subject.network, subject, Path(folder, "named.html"), pixels=subject.preparation.pixels)
     print("done")
 
 

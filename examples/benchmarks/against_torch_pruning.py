@@ -43,10 +43,10 @@ from torch import Tensor, nn
 
 import netclone
 from netclone import zoo
-from netclone.channels import ChannelGroups, channel_groups
-from netclone.extracting import extract
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
+from netclone.channels.grouping import ChannelGroups, channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import extract
+from netclone.learning.localizing import localize
 from netclone.zoo.building import CLASSES
 
 RATIO, SECONDS, MEGABYTES, REPEATS = 0.5, 180.0, 18000.0, 9

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, vit_b_16
 
 import netclone
+from netclone.cloning.verifying import compare
 from netclone.graph.modes import GRADIENTS, Mode
-from netclone.verifying import compare
 from netclone.zoo.building import randomised
 from netclone.zoo.checking import probe
 

@@ -16,7 +16,7 @@ from timing import Row, ratio, reported
 from torch import Tensor, nn
 
 import netclone
-from netclone.translating import to_onnx, to_pt2
+from netclone.workflows.translating import to_onnx, to_pt2
 
 NAMES = {"ResNet-18": "resnet18", "MobileNetV2": "mobilenetv2_100", "ViT-Tiny": "vit_tiny_patch16_224"}
 PAIRS = (("MobileNetV2", "ResNet-18"), ("ViT-Tiny", "MobileNetV2"), ("ResNet-18", "ViT-Tiny"))

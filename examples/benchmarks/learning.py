@@ -14,8 +14,8 @@ from torch import nn
 
 import netclone
 from netclone.benchmarking.networks import ResNet
-from netclone.channels import channel_groups
-from netclone.placing import candidates
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.placing import candidates
 
 IMAGES, CLASSES, BATCH, STEPS = 800, 10, 64, 10
 

@@ -13,7 +13,7 @@ from timing import Row, ratio, reported, seconds
 from torch import Tensor, nn
 
 import netclone
-from netclone.channels import channel_groups
+from netclone.channels.grouping import channel_groups
 
 
 class Chain(nn.Module):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from netclone.baselines.problems import Problem, Recipe
 from netclone.baselines.training import validated
-from netclone.channels import channel_groups
-from netclone.data import OLD_WEIGHT, Samples, balance
-from netclone.evaluating import predict
-from netclone.extracting import extract
-from netclone.localizing import localize
+from netclone.channels.grouping import channel_groups
+from netclone.cloning.extracting import extract
+from netclone.learning.data import OLD_WEIGHT, Samples, balance
+from netclone.learning.localizing import localize
+from netclone.metrics.evaluating import predict
 
 
 class Columns(nn.Module):

@@ -27,7 +27,7 @@ def finetune(problem: Problem, recipe: Recipe) -> nn.Module:
     Examples
     --------
     >>> import timm, torch
-    >>> from netclone.data import Samples
+    >>> from netclone.learning.data import Samples
     >>> target = timm.create_model("test_resnet", num_classes=3)
     >>> source = timm.create_model("test_resnet", num_classes=5)
     >>> samples = Samples(torch.randn(10, 3, 64, 64), torch.arange(10) % 5, "data")

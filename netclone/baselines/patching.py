@@ -12,7 +12,7 @@ from netclone.baselines.finetuning import stages
 from netclone.baselines.problems import Problem, Recipe, classifier
 from netclone.baselines.training import seeded, train_on
 from netclone.errors import ArgumentError
-from netclone.evaluating import predict
+from netclone.metrics.evaluating import predict
 
 NARROWING = 4  # width of a patch: a quarter of the channels
 

@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from netclone.data import Samples, check_classes, check_keep
 from netclone.errors import ArgumentError, DataError, OutputError
-from netclone.evaluating import predict
-from netclone.neighbourhoods import Augment
+from netclone.learning.data import Samples, check_classes, check_keep
+from netclone.learning.neighbourhoods import Augment
+from netclone.metrics.evaluating import predict
 
 
 @dataclass(frozen=True)

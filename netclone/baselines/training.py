@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Method, Problem, Recipe
-from netclone.data import Samples, balance
+from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
-from netclone.evaluating import predict
-from netclone.neighbourhoods import Augment
-from netclone.placing import reason
+from netclone.learning.data import Samples, balance
+from netclone.learning.neighbourhoods import Augment
+from netclone.metrics.evaluating import predict
 
 LOOKS = 8  # how often validation is measured, evenly spaced; the length is chosen among these
 WARM_UP = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from netclone.bars import progress
+from netclone.runtime.bars import progress
 
 
 class Bars:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.neighbourhoods import Augment, mirrored
+from netclone.learning.neighbourhoods import Augment, mirrored
 
 SHORTCUTS = ("conv", "pad")
 

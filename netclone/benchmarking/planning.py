@@ -8,8 +8,8 @@ from typing import Any
 from netclone.baselines import ENSEMBLES, TUNING
 from netclone.benchmarking.suites import Options, Setting, Suite
 from netclone.benchmarking.training import Networks
-from netclone.placing import candidates
-from netclone.tracing import INPUT, trace
+from netclone.cloning.placing import candidates
+from netclone.graph.tracing import INPUT, trace
 
 JOINT, GIVEN = "joint, 100%", "source, as given"
 """The upper bound: the source, trained here on all training images, or with weights that were given."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netclone.errors import ArgumentError
-from netclone.writing import write_file, write_text
+from netclone.runtime.writing import write_file, write_text
 
 Run = dict[str, Any]
 

@@ -28,15 +28,15 @@ from netclone.benchmarking.reporting import write
 from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
 from netclone.benchmarking.suites import Options, Suite
 from netclone.benchmarking.training import Networks, Tell, described, find, hashed, renamed
-from netclone.cloning import clone
-from netclone.data import Samples
-from netclone.dependencies import code_digest
+from netclone.cloning.injecting import inject
+from netclone.cloning.method import clone
+from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
-from netclone.evaluating import evaluate
-from netclone.injecting import inject
-from netclone.journal import Journal
-from netclone.placing import reason
-from netclone.tracing import same_bits
+from netclone.graph.tracing import same_bits
+from netclone.learning.data import Samples
+from netclone.metrics.evaluating import evaluate
+from netclone.runtime.dependencies import code_digest
+from netclone.runtime.journal import Journal
 
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
@@ -375,9 +375,13 @@ def _code(kind: str) -> str:
     """A digest of the sources that make a clone; of a baseline, those that are its own, or it would never be kept."""
     if kind == "cloning":
         benchmarking = (f"netclone.benchmarking.{name}" for name in ("networks", "searching"))
-        return code_digest("netclone.cloning", "netclone.evaluating", *benchmarking)
+        return code_digest("netclone.cloning.method", "netclone.metrics.evaluating", *benchmarking)
     folder = Path(netclone.__file__).parent
-    files = [folder / "data.py", folder / "evaluating.py", *sorted((folder / "baselines").glob("*.py"))]
+    files = [
+        folder / "learning" / "data.py",
+        folder / "metrics" / "evaluating.py",
+        *sorted((folder / "baselines").glob("*.py")),
+    ]
     files += [folder / "benchmarking" / name for name in ("networks.py", "searching.py")]
     return hashed(*(path.read_text(encoding="utf-8") for path in files))
 

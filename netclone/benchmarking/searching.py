@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from netclone.baselines import Method, Problem, Recipe, Tuned, tune, validated
-from netclone.data import OLD_WEIGHT
 from netclone.errors import FitError
+from netclone.learning.data import OLD_WEIGHT
 
 DISTILLATIONS = (0.3, 3.0)
 """Weights of LwF's distillation loss that are tried beside 1."""

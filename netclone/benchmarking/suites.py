@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from netclone.benchmarking.networks import ResNet, Training, cropped
 from netclone.demo import load_data, make_network, shifted
 from netclone.errors import ArgumentError
-from netclone.neighbourhoods import Augment, mirrored
+from netclone.learning.neighbourhoods import Augment, mirrored
 
 Options = dict[str, Any]
 

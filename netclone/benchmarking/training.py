@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.suites import Dataset, Network, Suite, needed
-from netclone.evaluating import predict
-from netclone.writing import write_file
+from netclone.metrics.evaluating import predict
+from netclone.runtime.writing import write_file
 
 Tell = Callable[[str, int, int], None]
 

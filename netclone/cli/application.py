@@ -16,7 +16,7 @@ from rich.console import Console
 
 import netclone
 from netclone.errors import NetcloneError, NetcloneWarning, first_line
-from netclone.files.text import as_plain_text
+from netclone.runtime.text import as_plain_text
 
 app = typer.Typer(
     name="netclone",

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from netclone.bars import Bars
 from netclone.cli.application import (
     GRAFT,
     CropPct,
@@ -29,6 +28,7 @@ from netclone.cli.application import (
     reported,
 )
 from netclone.cli.inspect import show
+from netclone.runtime.bars import Bars
 
 
 @app.command(
@@ -73,7 +73,8 @@ def clone(
 ) -> None:
     """Write a clone."""
     with reported() as telling:
-        from netclone import deploying, sharing  # slow to import, and not needed to show help
+        from netclone.runtime import sharing  # slow to import, and not needed to show help
+        from netclone.workflows import deploying
 
         options: dict[str, Any] = {
             "keep": keep,

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from netclone.bars import Bars
 from netclone.cli.application import (
     SEE,
     BatchSize,
@@ -33,9 +32,10 @@ from netclone.cli.application import (
     print_json,
     reported,
 )
+from netclone.runtime.bars import Bars
 
 if TYPE_CHECKING:
-    from netclone.evaluating import Cost, Scores
+    from netclone.metrics.evaluating import Cost, Scores
 
 
 @app.command(
@@ -66,7 +66,7 @@ def evaluate(
 ) -> None:
     """Print scores and cost."""
     with reported():
-        from netclone import examining  # slow to import, and not needed to show help
+        from netclone.workflows import examining  # slow to import, and not needed to show help
 
         with Bars(Console(stderr=True)) as bars:
             scores, cost = examining.evaluate(

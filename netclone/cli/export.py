@@ -57,8 +57,8 @@ def export(
     """Write a file for another runtime."""
     console = Console(stderr=as_json)
     with reported():
-        from netclone.loading import load_model  # slow to import, and not needed to show help
-        from netclone.translating import to_onnx, to_pt2
+        from netclone.models.loading import load_model  # slow to import, and not needed to show help
+        from netclone.workflows.translating import to_onnx, to_pt2
 
         with Console(stderr=True).status(Text(f"Exporting {model}")):
             images = images_of(img_size, mean, std, interpolation, crop_pct)

@@ -55,7 +55,7 @@ def inject(
 ) -> None:
     """Write a grafted network."""
     with reported():
-        from netclone import deploying  # slow to import, and not needed to show help
+        from netclone.workflows import deploying  # slow to import, and not needed to show help
 
         columns = deploying.inject(
             target,

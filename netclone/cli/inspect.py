@@ -24,7 +24,10 @@ def inspect(
 ) -> None:
     """Print a file's header."""
     with reported():
-        from netclone import bundling, inspecting  # slow to import, and not needed to show help
+        from netclone.files import (
+            bundling,
+            inspecting,  # slow to import, and not needed to show help
+        )
 
         if not bundling.is_bundle(file):
             show(file, as_json)
@@ -38,7 +41,7 @@ def inspect(
 
 def show(file: Path, as_json: bool, written: bool = False) -> None:
     """Print what a clone's file says, and, for a person, that it was written where it was."""
-    from netclone import inspecting  # slow to import, and not needed to show help
+    from netclone.files import inspecting  # slow to import, and not needed to show help
 
     inspection = inspecting.inspect(file)
     if as_json:

@@ -27,7 +27,7 @@ def pull(
 ) -> None:
     """Write a published clone."""
     with reported():
-        from netclone import publishing  # slow to import, and not needed to show help
+        from netclone.files import publishing  # slow to import, and not needed to show help
 
         with Console(stderr=True).status(Text(f"Pulling {repo}")):
             publishing.pull(repo, out, revision=revision, token=token)

@@ -34,7 +34,7 @@ def push(
     """Publish a clone."""
     console = Console(stderr=True)
     with reported("Interrupted: the repository may have been made, no commit was."):
-        from netclone import publishing  # slow to import, and not needed to show help
+        from netclone.files import publishing  # slow to import, and not needed to show help
 
         given = {"license": license, "base_model": base_model}
         with console.status(Text(f"Pushing {file}")):

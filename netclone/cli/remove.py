@@ -24,7 +24,7 @@ def remove(
 ) -> None:
     """Write what is left."""
     with reported():
-        from netclone import deploying  # slow to import, and not needed to show help
+        from netclone.workflows import deploying  # slow to import, and not needed to show help
 
         left = deploying.remove(grafted, name, out)
         if as_json:

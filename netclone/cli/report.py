@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from netclone.bars import Bars
 from netclone.cli.application import (
     SEE,
     BatchSize,
@@ -34,6 +33,7 @@ from netclone.cli.application import (
     reported,
     shown,
 )
+from netclone.runtime.bars import Bars
 
 
 @app.command(
@@ -65,8 +65,9 @@ def report(
     with reported():
         from torch import fx  # slow to import, and not needed to show help
 
-        from netclone import examining, reporting
         from netclone.errors import ArgumentError
+        from netclone.reporting import page
+        from netclone.workflows import examining
 
         with Bars(Console(stderr=True)) as bars:
             subject = examining.opened(
@@ -94,7 +95,7 @@ def report(
             options |= {"img-size": img_size, "mean": mean, "std": std}
             options |= {"interpolation": interpolation, "crop-pct": crop_pct}
             words = [f"--{key} {shlex.quote(str(value))}" for key, value in options.items() if value is not None]
-            found = reporting.report(
+            found = page.report(
                 subject.network,
                 subject,
                 out,

@@ -14,7 +14,7 @@ from rich.table import Table
 from netclone.cli.application import SHIP, Device, Json, Model, Split, app, print_json, reported
 
 if TYPE_CHECKING:
-    from netclone.verifying import Verification
+    from netclone.cloning.verifying import Verification
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""spell(graph, rule_of): other spellings of operators become those that netclone has rules for.
+"""spell(graph): other spellings of operators become those that netclone has rules for.
 
 ``torch.hstack`` is ``cat``, ``F.cosine_similarity`` a few sums and products. No list says so: torch itself computes
 these from others, and is asked what it computes. Each is taken apart until all of its parts have rules; one that does
@@ -9,58 +9,49 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from netclone.functionalizing import IN_PLACE, is_view
 from netclone.graph.calls import is_composite
+from netclone.graph.functionalizing import IN_PLACE, is_view
+from netclone.graph.operators import KEPT_WHOLE, kind_of
 from netclone.graph.purity import functional_twin, may_be_archived
 
 aten = torch.ops.aten
-
-
-class _Rule(Protocol):
-    @property
-    def label(self) -> Any: ...
-
-
-_RuleOf = Callable[[Any], _Rule | None]
 
 
 class _NoSpelling(Exception):
     """An operator cannot be written as others in the graph."""
 
 
-def spell(graph: fx.Graph, rule_of: _RuleOf) -> dict[str, str]:
-    """Take apart, in place, operators that have no rule; returns names that are gone, with those that stand for them.
+def spell(graph: fx.Graph) -> dict[str, str]:
+    """Take apart, in place, operators of no known kind; returns names that are gone, with those that stand for them.
 
     Parameters
     ----------
     graph
         Of functional operators, whose nodes say in ``meta["val"]`` what they give.
-    rule_of
-        The rule of an operator; None where there is none.
     """
     moved: dict[str, str] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or rule_of(node.target) is not None:
+        if node.op != "call_function" or kind_of(node.target) is not None:
             continue
         if is_composite(node.target) or node.target in _AS_OTHERS:
-            moved |= _spelled(graph, node, rule_of)
+            moved |= _spelled(graph, node)
     return moved
 
 
-def _spelled(graph: fx.Graph, node: fx.Node, rule_of: _RuleOf) -> dict[str, str]:
-    recording = _Recording(graph, node, rule_of)
+def _spelled(graph: fx.Graph, node: fx.Node) -> dict[str, str]:
+    recording = _Recording(graph, node)
     try:
         result = recording.of(node)
         several = isinstance(result, (list, tuple))
         parts: list[Any] = [recording.node_of(part) for part in (result if several else [result])]
-        if not _is_better(node, recording.made, rule_of):
+        if not _is_better(node, recording.made):
             raise _NoSpelling
     except (_NoSpelling, RuntimeError, NotImplementedError, TypeError):  # what torch raises where it cannot either
         for made in reversed(recording.made):
@@ -85,10 +76,10 @@ def _spelled(graph: fx.Graph, node: fx.Node, rule_of: _RuleOf) -> dict[str, str]
     return {}
 
 
-def _is_better(node: fx.Node, made: Sequence[fx.Node], rule_of: _RuleOf) -> bool:
+def _is_better(node: fx.Node, made: Sequence[fx.Node]) -> bool:
     """Whether all parts have rules; failing that, whether a file may hold them but not what they are parts of."""
-    rules = [rule_of(part.target) for part in made if part.all_input_nodes]  # others are folded into constants
-    if all(rule is not None and rule.label is not None for rule in rules):
+    kinds = [kind_of(part.target) for part in made if part.all_input_nodes]  # others are folded into constants
+    if all(kind not in (None, KEPT_WHOLE) for kind in kinds):
         return True
     return not may_be_archived(node.target) and all(may_be_archived(part.target) for part in made)
 
@@ -96,11 +87,10 @@ def _is_better(node: fx.Node, made: Sequence[fx.Node], rule_of: _RuleOf) -> bool
 class _Recording(TorchDispatchMode):
     """Writes down, before a node, the operators that torch computes it from."""
 
-    def __init__(self, graph: fx.Graph, node: fx.Node, rule_of: _RuleOf) -> None:
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
         super().__init__()
         self.graph = graph
         self.before = node
-        self.rule_of = rule_of
         self.made: list[fx.Node] = []
         self.known: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity; tensors are held, so that it stays theirs
 
@@ -128,7 +118,7 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks a tensor for its device, say
             return func(*args, **kwargs)
-        if self.rule_of(func) is None and (is_composite(func) or func in _AS_OTHERS):
+        if kind_of(func) is None and (is_composite(func) or func in _AS_OTHERS):
             with self:
                 return self._parts(func, args, kwargs)
         written = func

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from netclone.errors import ArchiveError, NetcloneWarning
-from netclone.files.text import is_plain_text
-from netclone.graphdata import shown
-from netclone.preparing import IMAGES
-
-SAID = "netclone_target"
-"""Under this a checkpoint of netclone's says its architecture, options and configuration, beside its tensors."""
+from netclone.files.graphdata import shown
+from netclone.files.options import SAID, checked_config, checked_options, is_of_weights
+from netclone.graph.preparing import IMAGES
 
 _PLACES = ("args", "hyper_parameters", "config", "cfg", "opt")
 _ARCHITECTURE = ("arch", "architecture", "model", "model_name")
@@ -67,7 +64,7 @@ def recipe_of(content: Mapping[Any, Any]) -> Recipe:
     options = {ours: said[theirs] for theirs, ours in _OPTIONS.items() if type(said.get(theirs)) in (int, float, str)}
     kwargs = said.get("model_kwargs")
     if isinstance(kwargs, Mapping):  # but for those that say where weights come from: they are in the checkpoint
-        options |= checked_options({k: v for k, v in kwargs.items() if not str(k).startswith(_NO_OPTIONS)})
+        options |= checked_options({k: v for k, v in kwargs.items() if not is_of_weights(str(k))})
     images = _images(said)
     return Recipe(architecture, "", options, images, bool(images) or _resolves_as_timm(said))
 
@@ -122,66 +119,3 @@ def _size(said: Mapping[str, Any]) -> list[Any] | None:
         return None
     sides: Sequence[Any] = side if isinstance(side, (tuple, list)) else [side]
     return [said.get("in_chans", 3), *(sides if len(sides) == 2 else [*sides] * 2)]
-
-
-def checked_config(config: Any) -> dict[str, Any]:
-    """A configuration of plain values of the types that it has to have.
-
-    Raises
-    ------
-    ArchiveError
-        If it is none.
-    """
-    if not isinstance(config, Mapping) or not set(config) <= set(CONFIG):
-        raise ArchiveError(f"config: got {shown(config)}, expected an object with none but {', '.join(CONFIG)}")
-    for name, value in config.items():
-        if not CONFIG[name](value):
-            raise ArchiveError(f"config: {name} is {shown(value)}, which is none")
-    return dict(config)
-
-
-def checked_options(options: Any) -> dict[str, Any]:
-    """Options of a constructor, which are data: literals, of which none says where to get weights or code.
-
-    Raises
-    ------
-    ArchiveError
-        If one is something else.
-
-    Examples
-    --------
-    >>> checked_options({"pad_type": "same", "img_size": (64, 64)})
-    {'pad_type': 'same', 'img_size': [64, 64]}
-    """
-    if not isinstance(options, Mapping) or len(options) > _MOST_OPTIONS:
-        raise ArchiveError(f"options: got {shown(options)}, expected an object of at most {_MOST_OPTIONS} options")
-    made = {}
-    for name, value in options.items():
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith(_NO_OPTIONS):
-            raise ArchiveError(f"options: {shown(name)} is none that a network is made from")
-        made[name] = _literal(value, name)
-    return made
-
-
-def _literal(value: Any, name: str, depth: int = 0) -> Any:
-    """A JSON literal of moderate size, a tuple as a list."""
-    if value is None or type(value) is bool or (is_plain_text(value) and len(value) <= _MOST_LETTERS):
-        return value
-    if type(value) in (int, float) and abs(value) <= _LARGEST:
-        return value
-    if type(value) in (list, tuple) and len(value) <= _MOST_OPTIONS and depth < 3:
-        return [_literal(item, name, depth + 1) for item in value]
-    raise ArchiveError(
-        f"options: {name} is {shown(value)}, which is no data: expected text, a number, true or false, or a list"
-    )
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= _LARGEST and all(is_plain_text(word) for word in value)
-
-
-_LARGEST = 100_000  # of a number, of names of labels
-_MOST_OPTIONS, _MOST_LETTERS = 100, 1000
-_NO_OPTIONS = ("pretrained", "weights", "checkpoint", "cache", "custom", "hf_", "features_only", "device", "dtype")
-CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
-"""What a bundle may say about how a target wants its images, by timm's names, and what is a value of each."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netclone.sharing import digest
+from netclone.runtime.sharing import digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _DEEPEST = 32  # levels of values within values, beyond which one counts as unlike any other

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from netclone.loading import load_model
-from netclone.preparing import preparation
-from netclone.reading import read
+from netclone.cloning.verifying import Verification
+from netclone.cloning.verifying import verify as compare
+from netclone.graph.preparing import preparation
+from netclone.graph.tracing import example_input
+from netclone.models.loading import load_model
+from netclone.models.reading import read
 from netclone.runtime.devices import device_named, model_on
-from netclone.tracing import example_input
-from netclone.verifying import Verification
-from netclone.verifying import verify as compare
 
 MOST = 9
 """Pictures that are looked at, the size of the largest batch."""
@@ -33,7 +33,7 @@ def verify(
     grafted, target
         As for :func:`netclone.load_model`.
     data
-        As for :func:`netclone.reading.read`; None: noise of the size that the target takes.
+        As for :func:`netclone.models.reading.read`; None: noise of the size that the target takes.
     split
         Which part of the data, where there are several.
     thorough
@@ -44,7 +44,7 @@ def verify(
     Raises
     ------
     NetcloneError
-        As for :func:`netclone.load_model`, :func:`netclone.reading.read` and :func:`netclone.verify`.
+        As for :func:`netclone.load_model`, :func:`netclone.models.reading.read` and :func:`netclone.verify`.
     """
     place = device_named(device)
     network, reference = load_model(grafted), load_model(target)

@@ -6,10 +6,10 @@
 checks one, ``sweeping`` many in ``processes`` of their own, ``tabulating`` writes them up.
 """
 
+from netclone.runtime.processes import Limits, Outcome, each
 from netclone.zoo.building import Network, build, randomised, smallest
 from netclone.zoo.checking import Row, check
 from netclone.zoo.naming import names
-from netclone.zoo.processes import Limits, Outcome, each
 from netclone.zoo.sweeping import sweep
 from netclone.zoo.tabulating import read, write
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from netclone.errors import ArgumentError, LoadError
-from netclone.loading import load_model
+from netclone.models.loading import load_model
 from netclone.zoo.naming import TRANSFORMERS, kind, known
 
 CLASSES = 10

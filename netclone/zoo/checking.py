@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.capturing import FACTS, is_captured
-from netclone.channels import ChannelGroups, channel_groups
+from netclone.channels.grouping import ChannelGroups, channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import TOLERANCE, extract
+from netclone.cloning.injecting import GraftedModule, clones, inject, own_nodes, remove
+from netclone.cloning.modules import CloneModule
+from netclone.cloning.verifying import Verification, compare
 from netclone.errors import NetcloneError
-from netclone.evaluating import cost
-from netclone.exporting import copied
-from netclone.extracting import TOLERANCE, extract
+from netclone.graph.capturing import FACTS, is_captured
+from netclone.graph.exporting import copied
 from netclone.graph.modes import SPREAD, Mode
-from netclone.injecting import GraftedModule, clones, inject, own_nodes, remove
-from netclone.localizing import localize
-from netclone.masks import ChannelMask
-from netclone.modules import CloneModule
-from netclone.tracing import INPUT, position, same_bits, shape_of, trace
-from netclone.verifying import Verification, compare
+from netclone.graph.tracing import INPUT, position, same_bits, shape_of, trace
+from netclone.learning.localizing import localize
+from netclone.metrics.evaluating import cost
 from netclone.zoo.building import Network, build, randomised
 from netclone.zoo.naming import known
 

@@ -14,13 +14,13 @@ import torch
 import torchvision
 from rich.console import Console
 
-from netclone.bars import progress
-from netclone.dependencies import code_digest
 from netclone.errors import ArgumentError
-from netclone.journal import Journal
+from netclone.runtime.bars import progress
+from netclone.runtime.dependencies import code_digest
+from netclone.runtime.journal import Journal
+from netclone.runtime.processes import Limits, Outcome, each
 from netclone.zoo.checking import REAL, Row, TargetResult, check
 from netclone.zoo.naming import known
-from netclone.zoo.processes import Limits, Outcome, each
 
 JOURNAL = "rows.jsonl"
 

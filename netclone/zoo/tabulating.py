@@ -16,8 +16,8 @@ import torchvision
 import netclone
 from netclone.errors import ArchiveError, ArgumentError
 from netclone.graph.modes import SPREAD
-from netclone.rendering import render
-from netclone.writing import make_folder, write_text
+from netclone.reporting.rendering import render
+from netclone.runtime.writing import make_folder, write_text
 from netclone.zoo.checking import Row
 
 HEADINGS = (

@@ -1,0 +1,1 @@
+"""Channels: which of them belong together, and taking them out exactly."""

@@ -1,0 +1,95 @@
+"""Soft gates: running a captured network with every unit scaled, through the consumers' weights.
+
+No activation is multiplied: the columns of the weights that read a unit are, which costs a fraction of a forward
+pass and is exactly what a mask does where a gate is 0 or 1. Only norms over prunable channels weigh these themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from netclone.channels.grouping import ChannelGroups
+from netclone.channels.masks import across
+from netclone.channels.normalising import Norm, gated, norm_over_channels
+from netclone.graph.capturing import tensor_at
+
+
+def gate_vector(groups: ChannelGroups, gates: Sequence[Tensor]) -> Tensor:
+    """All gates in one vector ``(1 + units,)`` whose first entry is the constant 1 of what always stays."""
+    one = torch.ones(1, device=gates[0].device if gates else None)
+    return torch.cat([one, *gates])
+
+
+class Gated:
+    """A captured network, to be called with a gate vector and images; differentiable in the gates alone."""
+
+    def __init__(self, groups: ChannelGroups) -> None:
+        self._numbers = {unit: i + 1 for i, unit in enumerate(u for group in groups.groups for u in group.units)}
+        labelling = groups.labelling
+        columns = [
+            (name, axis, self._index(groups, labels))
+            for (name, axis), labels in labelling.slots.items()
+            if labelling.roles[name, axis] == "in"
+        ]
+        self._columns = [column for column in columns if bool((column[2] > 0).any())]
+        self._norms: dict[str, Tensor] = {}
+        self._graph_module = groups.graph_module
+        norms = {name: self._index(groups, labels) for name, labels in labelling.norms.items()}
+        norms = {name: index for name, index in norms.items() if bool((index > 0).any())}
+        if norms:
+            self._gate_norms(norms)
+        self._weights = {name: parameter.detach() for name, parameter in self._graph_module.named_parameters()}
+
+    def __call__(self, gates: Tensor, *inputs: Tensor) -> Tensor:
+        """Logits ``(N, classes)`` with unit ``i`` scaled by its gate in ``gates`` ``(1 + units,)``."""
+        tensors = dict(self._weights)
+        for name, axis, index in self._columns:
+            weight = tensors.get(name)
+            weight = tensor_at(self._graph_module, name).detach() if weight is None else weight
+            tensors[name] = weight * across(gates[index.to(gates.device)].to(weight.dtype), weight, axis)
+        for name, index in self._norms.items():
+            tensors[name] = gates[index.to(gates.device)]
+        out: Tensor = functional_call(self._graph_module, tensors, inputs)
+        return out
+
+    def _index(self, groups: ChannelGroups, labels: Tensor) -> Tensor:
+        """Where the gate of each label lies in the gate vector."""
+        units = groups.labelling.labels.roots(labels).tolist()
+        return torch.tensor([self._numbers.get(unit, 0) for unit in units])
+
+    def _gate_norms(self, norms: dict[str, Tensor]) -> None:
+        """A graph on the same tensors in which the norms read gates."""
+        source, graph = self._graph_module, fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        root: dict[str, Any] = {}
+        for node in source.graph.nodes:
+            norm = norm_over_channels(node) if node.name in norms else None
+            if norm is not None:
+                name = f"gated_{node.name}"
+                root[name] = _GatedNorm(norm, len(norms[node.name]))
+                self._norms[f"{name}.gate"] = norms[node.name]
+                operands = [operand and copied[operand] for operand in (norm.source, norm.weight, norm.bias)]
+                copied[node] = graph.call_module(name, tuple(operands))
+                continue
+            if node.op == "get_attr":
+                root[str(node.target)] = tensor_at(source, str(node.target))
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+        self._graph_module = fx.GraphModule(root, graph, "GatedGraph").eval()
+
+
+class _GatedNorm(nn.Module):
+    """A norm that reads its gate from a buffer."""
+
+    def __init__(self, norm: Norm, channels: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("gate", torch.ones(channels), persistent=False)
+
+    def forward(self, source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        assert isinstance(self.gate, Tensor)
+        return gated(source, weight, bias, self.gate, self.norm)

@@ -1,0 +1,314 @@
+"""channel_groups(model) -> ChannelGroups: the prunable units of a network, and what is not prunable, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.channels.labelling import Labelling
+from netclone.channels.labels import compact
+from netclone.errors import OutputError
+from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
+from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
+from netclone.runtime.entering import entered
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units that appear in exactly the same tensors: any non-empty part of them may be kept.
+
+    ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``.
+    """
+
+    name: str
+    size: int
+    members: tuple[tuple[str, int, int], ...]
+    units: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Unprunable:
+    """A producer whose channels all stay: the node that is the reason, and the reason."""
+
+    name: str
+    size: int
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size} channels): {self.reason}" + (f" (node '{self.node}')" if self.node else "")
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """All prunable units of a network, in groups, and what is not prunable.
+
+    ``fingerprint`` identifies the structure they belong to. ``parameters`` counts all parameters,
+    ``prunable_parameters`` those that go away if every unit does.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    unprunable: tuple[Unprunable, ...]
+    fingerprint: str
+    parameters: int
+    prunable_parameters: int
+    graph_module: fx.GraphModule = field(repr=False, compare=False)
+    labelling: Labelling = field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def outputs(self) -> int:
+        """How many classes (columns of output) the network has."""
+        output = next(node for node in self.graph_module.graph.nodes if node.op == "output")
+        shape = shape_of(output.args[0])
+        if shape is None or len(shape) != 1:
+            raise OutputError(f"the model's output has shape (N, {shape}); expected logits (N, classes)")
+        if (why := no_batch(self.graph_module, output.args[0])) is not None:
+            raise OutputError(f"the model's output is not logits (N, classes): {why}")
+        return shape[0]
+
+    @property
+    def example(self) -> Tensor:
+        """The input that the network was captured with."""
+        example: Tensor = self.graph_module.meta[FACTS]["example"]
+        return example
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group with a name, or the group that slices a parameter (``"blocks.0.attn.qkv.weight"``, axis 0)."""
+        for group in self.groups:
+            if group.name == name or any(parameter == name and axis == 0 for parameter, axis, _ in group.members):
+                return group
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        share = self.prunable_parameters / max(self.parameters, 1)
+        lines = [f"{len(self.groups)} groups, {sum(g.size for g in self.groups)} units, {share:.0%} of the parameters"]
+        lines += [f"  {group.name}: {group.size} units" for group in self.groups]
+        if self.unprunable:
+            lines += ["not prunable:", *(f"  {item}" for item in self.unprunable)]
+        return "\n".join(lines)
+
+
+@entered()
+def channel_groups(
+    model: nn.Module | ChannelGroups,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    *,
+    through_norms: bool = False,
+) -> ChannelGroups:
+    """Find which channels must be kept or removed together, by running the network on integer labels.
+
+    Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths
+    come out by themselves. Operators without a rule keep their channels and are listed with node and reason.
+
+    Parameters
+    ----------
+    model
+        A module or a traced graph; groups are given back as they are.
+    example_inputs
+        As for :func:`netclone.trace`.
+    through_norms
+        Whether channels that LayerNorm, RMSNorm or GroupNorm of one group normalises over, and the residual streams
+        these are in, are prunable too. Masked ones are then left out of the statistics: the masked network's norm is
+        another one than the model's, and exactly the slim one's. Without it such channels stay.
+
+    Raises
+    ------
+    TraceError, OutputError
+        As for capturing the model.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> groups = netclone.channel_groups(timm.create_model("test_vit", num_classes=4))
+    >>> groups["blocks.0.attn.qkv.weight"].size  # attention heads
+    2
+    >>> groups["blocks.0.mlp.fc1.weight"].size
+    192
+    >>> through = netclone.channel_groups(timm.create_model("test_vit", num_classes=4), through_norms=True)
+    >>> through["patch_embed.proj.weight"].size  # the residual stream
+    64
+
+    Reference: docs/adr/0002-grouping-by-labels.md.
+    """
+    if isinstance(model, ChannelGroups):
+        return model
+    check_one_device_and_dtype(model, "model")
+    graph_module = capture(model, example_input(model, example_inputs))
+    groups = _grouped(Labelling(graph_module, through_norms))
+    stuck = _stuck(groups.labelling)
+    if not stuck:
+        return groups
+    return max(groups, _grouped(Labelling(graph_module, through_norms, stuck)), key=lambda g: g.prunable_parameters)
+
+
+def _stuck(labelling: Labelling) -> frozenset[str]:
+    """Convolutions none of whose groups can be removed: behind a channel shuffle each group reads all of them."""
+    units = {name: torch.unique(labelling.labels.roots(labels)) for name, labels in labelling.grouped.items()}
+    return frozenset(name for name, found in units.items() if int((found != 0).sum()) < 2)
+
+
+def _grouped(labelling: Labelling) -> ChannelGroups:
+    """What the labels of a network say of its channels."""
+    graph_module = labelling.graph_module
+    occurrences = _occurrences(labelling)
+    protected = _output_units(labelling)
+    by_tensors: dict[int, list[int]] = {}
+    for unit, tensors in occurrences.items():
+        if unit not in protected:
+            by_tensors.setdefault(tensors, []).append(unit)
+    members = _members(labelling, {units[0] for units in by_tensors.values()})
+    groups: list[ChannelGroup] = []
+    names: dict[str, int] = {}
+    for units in by_tensors.values():
+        slices = members.get(units[0], ())
+        if len(units) < 2 or not slices:
+            continue
+        name = _group_name(slices, labelling)
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        groups.append(ChannelGroup(name, len(units), slices, tuple(units)))
+    prunable = {unit for group in groups for unit in group.units}
+    return ChannelGroups(
+        groups=tuple(groups),
+        unprunable=_unprunable(labelling, prunable, protected),
+        fingerprint=fingerprint(graph_module),
+        parameters=sum(p.numel() for p in graph_module.parameters()),
+        prunable_parameters=_count(labelling, prunable),
+        graph_module=graph_module,
+        labelling=labelling,
+    )
+
+
+def _occurrences(labelling: Labelling) -> dict[int, int]:
+    """Unit to a fingerprint of the tensors it appears in (how often, where they are parameters), in order of units."""
+    tensors = _tensors(labelling)
+    numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
+    prints = np.zeros(len(labelling.labels), dtype=np.uint64)
+    activations = len(tensors) - len(labelling.slots) - len(labelling.constants)
+    for place, (labels, number) in enumerate(zip(tensors, numbers, strict=True)):
+        there = labelling.labels.roots(compact(labels)).numpy()
+        if place < activations:  # large ones: counting takes a sort
+            prints[np.unique(there)] += number
+        else:
+            units, counts = np.unique(there, return_counts=True)
+            prints[units] += number * counts.astype(np.uint64)
+    return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
+
+
+def _tensors(labelling: Labelling) -> list[Tensor]:
+    """The labels of every activation, of every axis of a parameter, and of every constant."""
+    tensors = [
+        labels
+        for value in labelling.values.values()
+        for labels in (value if isinstance(value, tuple) else (value,))
+        if isinstance(labels, Tensor)
+    ]
+    return [*tensors, *labelling.slots.values(), *labelling.constants.values()]
+
+
+def _output_units(labelling: Labelling) -> set[int]:
+    output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
+    assert isinstance(output, fx.Node)
+    return set(torch.unique(labelling.labels.roots(compact(labelling.data(output)))).tolist())
+
+
+def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor:
+    """Units of the output columns of all other classes, as far as they can be removed.
+
+    None can where columns are no units of their own; nor can those of a head, of a parameter or of any other tensor
+    that would be left with nothing.
+    """
+    nothing = torch.empty(0, dtype=torch.long)
+    units = _columns(groups)
+    if len(classes) == groups.outputs or len(units.unique()) != len(units) or bool((units == 0).any()):
+        return nothing
+    labelling = groups.labelling
+    unused = torch.ones(len(units), dtype=torch.bool)
+    unused[list(classes)] = False
+    gone = labelling.labels.marked(units[unused])
+    for labels in _tensors(labelling):
+        there = labelling.labels.roots(compact(labels))
+        if bool(gone[there].all()):
+            gone[there] = False
+    return units[gone[units]]
+
+
+def columns_without(groups: ChannelGroups, removed: Tensor) -> tuple[int, ...]:
+    """The output columns that are left once some units are removed, in ascending order."""
+    kept = ~groups.labelling.labels.marked(removed)[_columns(groups)]
+    return tuple(kept.nonzero().flatten().tolist())
+
+
+def _columns(groups: ChannelGroups) -> Tensor:
+    """The unit of every output column."""
+    labelling = groups.labelling
+    output = next(node for node in labelling.graph_module.graph.nodes if node.op == "output").args[0]
+    return labelling.labels.roots(labelling.data(output)).reshape(-1)
+
+
+def _members(labelling: Labelling, wanted: set[int]) -> dict[int, tuple[tuple[str, int, int], ...]]:
+    """Unit to the parameter axes it slices, with the number of slices, for some units."""
+    asked = labelling.labels.marked(torch.tensor(sorted(wanted), dtype=torch.long))
+    found: dict[int, list[tuple[str, int, int]]] = {}
+    for (name, axis), labels in labelling.slots.items():
+        units = labelling.labels.roots(labels)
+        units, counts = torch.unique(units[asked[units]], return_counts=True)
+        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
+            found.setdefault(unit, []).append((name, axis, count // labelling.repeats(name, axis)))
+    return {unit: tuple(slices) for unit, slices in found.items()}
+
+
+def _group_name(slices: tuple[tuple[str, int, int], ...], labelling: Labelling) -> str:
+    producers = [name for name, axis, _ in slices if labelling.roles[name, axis] == "out"]
+    name = (producers or [slices[0][0]])[0]
+    return name.removesuffix(".weight").removesuffix(".weight_folded")
+
+
+def _unprunable(labelling: Labelling, prunable: set[int], protected: set[int]) -> tuple[Unprunable, ...]:
+    found = []
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] != "out":
+            continue
+        units = labelling.labels.roots(labels)
+        stays = [i for i, unit in enumerate(units.tolist()) if unit not in prunable]
+        if not stays:
+            continue
+        label, unit = int(labels[stays[0]]), int(units[stays[0]])
+        event = labelling.labels.why_fixed(label) if unit == 0 else labelling.labels.why_joined(label)
+        if unit in protected and unit != 0:
+            found.append(Unprunable(name, len(stays), "output", "these are the model's outputs"))
+        elif event is None:
+            found.append(Unprunable(name, len(stays), "", "a single channel"))
+        else:
+            reason = f"{event.why}, so all of them stay together" if unit else f"{event.why}, so all of them stay"
+            found.append(Unprunable(name, len(stays), event.node, reason))
+    return tuple(found)
+
+
+def _count(labelling: Labelling, prunable: set[int]) -> int:
+    """Parameters that lie on a prunable slice along some axis."""
+    free = labelling.labels.marked(torch.tensor(sorted(prunable), dtype=torch.long))
+    total = 0
+    for name in dict(labelling.graph_module.named_parameters()):
+        tensor = tensor_at(labelling.graph_module, name)
+        stays = 1
+        if name in labelling.constants:
+            units = labelling.labels.roots(compact(labelling.constants[name]))
+            total += int(free[units].double().mean() * tensor.numel())
+            continue
+        for axis in range(tensor.dim()):
+            if (name, axis) in labelling.slots:
+                kept = ~free[labelling.labels.roots(labelling.slots[name, axis])]
+                stays *= int(kept.sum()) // labelling.repeats(name, axis)
+            else:
+                stays *= tensor.size(axis)
+        total += tensor.numel() - stays
+    return total

@@ -1,0 +1,176 @@
+"""ChannelMask: which units of a network are kept. Hard, frozen, and tied to the structure it was made for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.channels.grouping import ChannelGroups, channel_groups
+from netclone.channels.labelling import Labelling
+from netclone.channels.normalising import leave_out
+from netclone.errors import MaskError
+from netclone.graph.capturing import tensor_at
+
+
+@dataclass(frozen=True)
+class ChannelMask:
+    """Per channel group, which units are kept.
+
+    Made by :func:`netclone.localize`, or by hand with :meth:`from_kept`. ``kept`` holds ``(group name, flags)``.
+
+    Examples
+    --------
+    >>> import timm, torch, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> mask = netclone.localize(source, method="random", keep=0.5)
+    >>> round(mask.share, 1)
+    0.5
+    >>> masked = mask.apply(source)
+    >>> masked(torch.zeros(1, 3, 160, 160)).shape
+    torch.Size([1, 4])
+    """
+
+    fingerprint: str
+    kept: tuple[tuple[str, tuple[bool, ...]], ...]
+
+    @classmethod
+    def from_kept(cls, groups: ChannelGroups, kept: Mapping[str, Iterable[bool]]) -> ChannelMask:
+        """A mask that keeps the flagged units of the named groups, and everything of the others.
+
+        Raises
+        ------
+        MaskError
+            If a group is unknown, has another number of units, or would keep none.
+        """
+        known = {group.name: group for group in groups.groups}
+        for name in kept:
+            if name not in known:
+                raise MaskError(f"no channel group '{name}'; the model's groups are {sorted(known)[:5]}...")
+        flags = tuple(
+            (name, tuple(bool(flag) for flag in kept[name]) if name in kept else (True,) * group.size)
+            for name, group in known.items()
+        )
+        mask = cls(groups.fingerprint, flags)
+        mask.validate(groups)
+        return mask
+
+    @property
+    def share(self) -> float:
+        """Share of the prunable units that are kept (1 where nothing is prunable)."""
+        flags = [flag for _, group in self.kept for flag in group]
+        return sum(flags) / len(flags) if flags else 1.0
+
+    def summary(self) -> tuple[tuple[str, int, int], ...]:
+        """``(group, units kept, units)`` per group."""
+        return tuple((name, sum(flags), len(flags)) for name, flags in self.kept)
+
+    def validate(self, groups: ChannelGroups) -> None:
+        """Check that the mask belongs to a model.
+
+        Raises
+        ------
+        MaskError
+            If it was made for another structure, or keeps no unit of a group.
+        """
+        sizes = {group.name: group.size for group in groups.groups}
+        if self.fingerprint != groups.fingerprint or {name: len(flags) for name, flags in self.kept} != sizes:
+            ours = ", ".join(f"{name}:{len(flags)}" for name, flags in self.kept[:3])
+            theirs = ", ".join(f"{group.name}:{group.size}" for group in groups.groups[:3])
+            raise MaskError(
+                f"this mask was made for another model (its groups: {ours}...; the model's: {theirs}...): make one "
+                "for this model with netclone.localize"
+            )
+        for name, flags in self.kept:
+            if not any(flags):
+                raise MaskError(f"the mask keeps no unit of group '{name}' ({len(flags)} units): keep at least one")
+
+    def removed_units(self, groups: ChannelGroups) -> Tensor:
+        """The units (roots of labels) that are not kept, sorted."""
+        self.validate(groups)
+        flags = dict(self.kept)
+        removed = [
+            unit
+            for group in groups.groups
+            for unit, keep in zip(group.units, flags[group.name], strict=True)
+            if not keep
+        ]
+        return torch.tensor(sorted(removed), dtype=torch.long)
+
+    def apply(
+        self, source: nn.Module | ChannelGroups, example_inputs: Tensor | tuple[Tensor] | None = None
+    ) -> fx.GraphModule:
+        """A full-size copy of the source in which masked units are silenced.
+
+        The consumers' weight columns of the masked units are zero, and norms over prunable channels
+        (``channel_groups(through_norms=True)``) leave masked ones out; that equals removal exactly.
+
+        Raises
+        ------
+        MaskError
+            If the mask was made for another model.
+        """
+        groups = channel_groups(source, example_inputs)
+        return silence(copy.deepcopy(groups.graph_module), groups.labelling, self.removed_units(groups))
+
+
+def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
+    """Set the consumers' columns of removed units to zero, in place, in a copy of the labelled graph.
+
+    Norms over channels that can be removed leave the removed ones out.
+    """
+    with torch.no_grad():
+        for name, columns in silent_columns(labelling, removed).items():
+            tensor = tensor_at(graph_module, name)
+            tensor.copy_(silenced(tensor, columns))
+    if labelling.norms:
+        leave_out_of_norms(graph_module, labelling, removed)
+        graph_module.recompile()
+    return graph_module
+
+
+def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
+    """Per tensor by which removed units are read: along which axes, and True for the slices that read them."""
+    gone = labelling.labels.marked(removed)
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] == "in":
+            columns = gone[labelling.labels.roots(labels)]
+            if columns.any():
+                found.setdefault(name, []).append((axis, columns))
+    return found
+
+
+def silenced(tensor: Tensor, columns: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """A copy of a tensor that is zero in some slices of its axes."""
+    copied = tensor.clone()
+    for axis, flags in columns:
+        copied.masked_fill_(across(flags.to(tensor.device), tensor, axis), 0)
+    return copied
+
+
+def across(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """One value per slice of a tensor along an axis, shaped to broadcast against it.
+
+    Of more values than slices, each group of the tensor's rows gets its own: the inputs of a grouped convolution.
+    """
+    shape = [1] * tensor.dim()
+    shape[axis] = tensor.size(axis)
+    groups = len(values) // tensor.size(axis)
+    if groups == 1:
+        return values.reshape(shape)
+    shape[0] = groups
+    return values.reshape(shape).repeat_interleave(tensor.size(0) // groups, 0)
+
+
+def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:
+    """Let norms over channels look at those that stay, in place, in a copy of the labelled graph (not recompiled)."""
+    gone = labelling.labels.marked(removed)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    for name, labels in labelling.norms.items():
+        kept = ~gone[labelling.labels.roots(labels)]
+        if not bool(kept.all()):
+            leave_out(graph_module, nodes[name], kept)

@@ -1,0 +1,156 @@
+"""Physical slimming of an operator graph: slice the tensors, and let the literal arguments follow."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.channels.labelling import Labelling, Shape
+from netclone.channels.labels import compact, expanded
+from netclone.channels.oprules import rule_of
+from netclone.errors import CertificateError
+from netclone.graph.capturing import set_tensor, tensor_at
+from netclone.graph.functionalizing import IN_PLACE
+
+
+class Resizer:
+    """Shapes before and after removing units, for the resize rules of :mod:`netclone.channels.oprules`."""
+
+    def __init__(self, labelling: Labelling, removed: Tensor) -> None:
+        self._labelling = labelling
+        self._gone = labelling.labels.marked(removed)
+        self._targets: dict[fx.Node, Any] = {}
+        self._shapes: dict[Any, list[Shape]] = {}
+
+    def kept(self, labels: Tensor, axis: int) -> Tensor:
+        """Which indices of an axis stay (True) once the units are removed."""
+        if labels.size(axis) == 1 or labels.stride(axis) == 0:
+            return torch.ones(labels.size(axis), dtype=torch.bool)
+        units = compact(expanded(self._labelling.labels.roots(labels)))
+        if units.size(axis) == 1:
+            return torch.ones(labels.size(axis), dtype=torch.bool)
+        index = tuple(slice(None) if a == axis else 0 for a in range(units.dim()))
+        return ~self._gone[units[index]]
+
+    def kept_slices(self, parameter: str, axis: int) -> Tensor:
+        """Which slices of a parameter stay along an axis (``[True]`` where no unit lies along it)."""
+        slot = self._labelling.slots.get((parameter, axis))
+        return torch.ones(1, dtype=torch.bool) if slot is None else self.kept(slot, 0)
+
+    def kept_along(self, node: fx.Node, axis: int) -> Tensor:
+        """Which indices of a node's tensor stay along an axis."""
+        return self.kept(self._labels(node)[0], axis)
+
+    def tensor_shape(self, node: fx.Node) -> Shape:
+        """Shape of a parameter before."""
+        return tuple(self._labelling.tensor_of(node).shape)
+
+    def old_shape(self, node: Any) -> Shape:
+        """Shape of a node's tensor at batch size one, before."""
+        return self.old_shapes(node)[0]
+
+    def shape(self, node: Any) -> Shape:
+        """Shape of a node's tensor at batch size one, after."""
+        return self.shapes(node)[0]
+
+    def old_shapes(self, node: Any) -> list[Shape]:
+        """As :meth:`old_shape`, of every tensor of a node that gives several."""
+        return [tuple(labels.shape) for labels in self._labels(node)]
+
+    def shapes(self, node: Any) -> list[Shape]:
+        """As :meth:`shape`, of every tensor of a node that gives several."""
+        if node not in self._shapes:
+            self._shapes[node] = [
+                tuple(int(self.kept(labels, axis).sum()) for axis in range(labels.dim()))
+                for labels in self._labels(node)
+            ]
+        return self._shapes[node]
+
+    def kept_before(self, node: Any, axis: int, index: int) -> int:
+        """How many indices below ``index`` stay along an axis: where that index lies afterwards."""
+        return int(self.kept(self._labels(node)[0], axis)[:index].sum())
+
+    def replace_target(self, node: fx.Node, target: Any) -> None:
+        """Use another operator in the slim graph."""
+        self._targets[node] = target
+
+    def target(self, node: fx.Node) -> Any:
+        """The operator of a node in the slim graph."""
+        return self._targets.get(node, node.target)
+
+    def refuse(self, node: fx.Node, why: str) -> NoReturn:
+        """Stop: the literals of a node cannot follow."""
+        raise CertificateError(
+            f"node '{node.name}' ({node.target}) {why}; its channels cannot be removed. Please report this model; "
+            "way out: keep the groups that reach this node whole (ChannelMask.from_kept)"
+        )
+
+    def _labels(self, node: Any) -> list[Tensor]:
+        value = self._labelling.value(node)
+        return list(value) if isinstance(value, tuple) else [value]
+
+
+def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
+    """A new operator graph without the removed units: no masked-out weight is stored.
+
+    Requires that every tensor's units are a function of one axis, which :class:`Labelling` ensures.
+    """
+    source, new = labelling.graph_module, Resizer(labelling, removed)
+    graph, root = fx.Graph(), nn.Module()
+    copied: dict[fx.Node, fx.Node] = {}
+    sliced: set[str] = set()
+    for node in source.graph.nodes:
+        rule = rule_of(node.target) if node.op == "call_function" else None
+        arguments = rule.resize(new, node) if rule is not None and rule.resize is not None else node.args
+        if node.op == "get_attr" and str(node.target) not in sliced:
+            sliced.add(str(node.target))
+            set_tensor(root, str(node.target), _sliced(new, labelling, str(node.target)))
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+        copied[node].meta = {"val": _described(new, node)} if node.op in ("placeholder", "call_function") else {}
+        if IN_PLACE in node.meta:
+            copied[node].meta[IN_PLACE] = True
+        if node.op == "call_function":
+            copied[node].target = new.target(node)
+            copied[node].args = fx.node.map_arg(arguments, copied.__getitem__)
+            if new.target(node) is not node.target:
+                copied[node].kwargs = {}
+    result = fx.GraphModule(root, graph, "OperatorGraph")
+    result.meta = copy.copy(source.meta)
+    graph.lint()
+    return result.eval()
+
+
+def _described(new: Resizer, node: fx.Node) -> Any:
+    """What ``meta["val"]`` says of a slim node: a tensor without data (batch size one), or the old number."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return torch.empty(new.shape(node), dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)):
+        return tuple(
+            torch.empty(shape, dtype=v.dtype, device="meta") for shape, v in zip(new.shapes(node), value, strict=True)
+        )
+    return value
+
+
+def _sliced(new: Resizer, labelling: Labelling, name: str) -> Tensor:
+    tensor = tensor_at(labelling.graph_module, name)
+    part = tensor.detach()
+    for axis in range(tensor.dim()):
+        labels = None
+        if name in labelling.constants:
+            labels, along = labelling.constants[name], axis
+        elif (name, axis) in labelling.slots:
+            labels, along = labelling.slots[name, axis], 0
+        if labels is None:
+            continue
+        kept = new.kept(labels, along)
+        if name not in labelling.constants and (groups := labelling.repeats(name, axis)) > 1:
+            own = zip(part.chunk(groups), kept.reshape(groups, -1), strict=True)
+            part = torch.cat([rows.index_select(axis, k.nonzero().flatten().to(part.device)) for rows, k in own])
+        elif not bool(kept.all()):
+            part = part.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+    part = part.clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(part, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part

@@ -1,0 +1,1 @@
+"""The product: a clone as a module, cut out, fitted, grafted, verified and taken out again."""

@@ -1,0 +1,713 @@
+"""inject(target, module) -> GraftedModule, and remove(grafted): the only file that edits a target graph, its own copy.
+
+A grafted graph is always written anew from two things: the target's own nodes, in their order and under their names,
+and the list of branches kept in ``GraphModule.meta``. So a graph depends on the clones that are in it and never on how
+it came to hold them.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import keyword
+import operator
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, TypeVar, cast, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from netclone.cloning.modules import CloneModule
+from netclone.cloning.verifying import check_bits
+from netclone.errors import (
+    AdapterError,
+    ArchiveError,
+    ArgumentError,
+    CloneNameError,
+    PositionError,
+    SameNameWarning,
+    TargetError,
+    TargetWarning,
+)
+from netclone.files.spec import CloneSpec
+from netclone.graph.capturing import FACTS
+from netclone.graph.describing import NAMES, describe, described, labels_of, plain, widened
+from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
+from netclone.graph.holding import hold
+from netclone.graph.numbers import dtype_name, numbers_digest
+from netclone.graph.preparing import Preparation, said_preparation
+from netclone.graph.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
+from netclone.runtime.entering import entered
+
+_RECORD = "netclone_clones"  # key in GraphModule.meta of a grafted graph
+_BRANCH = "netclone_branch"  # key in Node.meta of every node that is not the target's own
+
+_READING_MODULES = (  # modules that write into nothing they are given and return new memory
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.Linear,
+)
+_READING_FUNCTIONS = {  # the same for functions; operators say it in their schema
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.matmul,
+    torch.cat,
+    nn.functional.conv2d,
+    nn.functional.layer_norm,
+    nn.functional.linear,
+}
+
+_AnyGraph = TypeVar("_AnyGraph", bound=fx.GraphModule)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One clone in a graph: its name and the names of the target's nodes that it reads, in order."""
+
+    name: str
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The clones in a graph, and what the target was like before: modules in train mode, trainable parameters, and
+    what it said of itself."""
+
+    branches: tuple[_Branch, ...]
+    training: tuple[str, ...]
+    trainable: tuple[str, ...]
+    attributes: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(branch.name for branch in self.branches)
+
+
+@final
+class GraftedModule(fx.GraphModule):
+    """A target graph with clones; only the clones follow ``train()``, the target's modules stay in eval mode."""
+
+    def train(self, mode: bool = True) -> GraftedModule:
+        """Switch the clones (and this module's own flag) to train or eval mode; the target's modules stay in eval."""
+        super().train(False)
+        for name in self.meta[_RECORD].names:
+            self.get_submodule(name).train(mode)
+        self.training = mode
+        return self
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """torch's name for parameters that DistributedDataParallel shall not wait for: the target's get no gradient."""
+        names = self.meta[_RECORD].names
+        return [path for path, _ in self.named_parameters() if path.partition(".")[0] not in names]
+
+
+@entered()
+def inject(
+    target: nn.Module,
+    module: CloneModule,
+    at: str | None = None,
+    *,
+    name: str | None = None,
+    share_parameters: bool = False,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    check: bool = True,
+    allow_mismatch: bool = False,
+) -> fx.GraphModule:
+    """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
+
+    Nothing of the target learns: its modules stay in eval mode, whatever ``train()`` says, and its parameters get no
+    gradient. They keep their ``requires_grad``, since torch chooses kernels by it, and with it the bits; what the
+    target hands on is detached instead. Neither ``target`` nor ``module`` is touched. By timm's conventions the graph
+    has ``num_classes``, all of them, and what else the target says of itself: its ``pretrained_cfg`` with as many
+    classes.
+
+    Parameters
+    ----------
+    target
+        A module, a traced graph, or a graph that holds clones already. A clone reads the target, never other clones.
+    module
+        The clone; the graph gets a copy.
+    at
+        Position whose output ``(N, *module.spec.input_shape)`` the clone reads: a module path or node name. None takes
+        the position the clone was fitted for.
+    name
+        Name of the clone, an identifier; None takes the first free one of ``"clone"``, ``"clone_2"``, ...
+    share_parameters
+        Whether the target's tensors share memory with those of ``target`` (flags and modes are separate all the same).
+        Training the one then changes the other; clones are always copied.
+    example_inputs
+        One batch ``(N, C, H, W)`` to trace a plain module with; may be left out where the clone or the model says the
+        size of its images.
+    check
+        Whether to compare the old logits with those of ``target``, bit by bit, on example inputs: with gradients, under
+        ``no_grad`` and in ``inference_mode``, for batches of one and of two. :func:`verify` does it in more modes.
+    allow_mismatch
+        Whether a clone that :func:`netclone.clone` fitted to another target is put onto this one with a
+        :class:`~netclone.errors.TargetWarning`. Its new logits read the target's, and were fitted to these.
+
+    Returns
+    -------
+    The grafted graph, whose output is ``torch.cat([logits, clone, clone_2, ...], 1)`` in order of injection.
+
+    Raises
+    ------
+    PositionError
+        If there is no such position, its output is not one tensor, or it belongs to another clone.
+    AdapterError
+        If the target's shapes are not those the clone takes, or its second input is missing.
+    CloneNameError
+        If the name is taken or not an identifier.
+    ArgumentError
+        If ``module`` is no clone, is on another device or in another dtype than ``target``, or its graph writes, draws
+        or takes more than it may.
+    OutputError
+        If the target does not return one tensor of logits.
+    BitsError
+        If old logits are not the target's, with the mode and the first node that differs.
+    TargetError
+        If the clone was fitted to a target of other numbers, or to images that are prepared in another way.
+
+    Examples
+    --------
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> target = timm.create_model("test_resnet", num_classes=4).eval()
+    >>> grafted = netclone.inject(target, module, at="layer2", name="shirts")
+    >>> images = torch.randn(2, 3, 160, 160)
+    >>> grafted(images).shape, torch.equal(grafted(images)[:, :4], target(images))
+    (torch.Size([2, 6]), True)
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "insert".
+    """
+    grafted = graft(
+        target,
+        module,
+        at,
+        name=name,
+        share_parameters=share_parameters,
+        example_inputs=example_inputs,
+        check=check,
+    )
+    tell_mismatch(differences(grafted, module.spec, said_preparation(grafted)), allow_mismatch)
+    tell_same_names(target, module)
+    return grafted
+
+
+def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | None) -> list[str]:
+    """What sets a grafted graph's own network, and how its images are prepared, apart from those of a clone's target.
+
+    A cast of that target is another one in its last bits, of which a :class:`~netclone.errors.TargetWarning` is given.
+    """
+    found = []
+    fitted = dict(spec.target_digests)
+    if fitted:
+        dtype, first = dtype_name(grafted), spec.target_digests[0][0]
+        if fitted.get(dtype) != numbers_digest(grafted, without=clones(grafted)):
+            found.append(f"its numbers were others ({first}; here {dtype})")
+        elif dtype != first:
+            warnings.warn(
+                f"module: the clone was fitted to this target in {first}, and the target is a cast to {dtype}: its "
+                "logits differ by rounding from those that the clone was fitted to",
+                TargetWarning,
+                stacklevel=3,
+            )
+    if spec.target_preparation is not None and given is not None:
+        for what in ("mean", "std", "interpolation"):
+            then, now = getattr(spec.target_preparation, what), getattr(given, what)
+            if then != now:
+                found.append(f"the {what} of its images was {then}, here it is {now}")
+    return found
+
+
+def tell_same_names(target: nn.Module, module: CloneModule) -> None:
+    """Warn where a clone's class has the name of one that a target, or a clone in it, has already."""
+    known = names_in(target)
+    if both := [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]:
+        warnings.warn(
+            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; it and the clone's "
+            "stand for one class and take it from each other: remove the other clone, or give other class_names",
+            SameNameWarning,
+            stacklevel=3,
+        )
+
+
+def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
+    """Refuse, or only warn of, what sets a target apart from the one that a clone was fitted to.
+
+    Raises
+    ------
+    TargetError
+        If there is something, and it is not allowed.
+    """
+    if not found:
+        return
+    text = f"module: the clone was fitted to another target: {'; '.join(found)}"
+    if not allow_mismatch:
+        raise TargetError(
+            f"{text}. Its new logits read the target's: fit it to this one with netclone.clone(source, target, data), "
+            "or put it there all the same with allow_mismatch=True (--force)"
+        )
+    warnings.warn(text, TargetWarning, stacklevel=3)
+
+
+def graft(
+    target: nn.Module,
+    module: CloneModule,
+    at: str | None = None,
+    *,
+    name: str | None = None,
+    share_parameters: bool = False,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    check: bool = True,
+) -> fx.GraphModule:
+    """As :func:`inject`, onto whatever target.
+
+    Raises
+    ------
+    PositionError, AdapterError, CloneNameError, ArgumentError, OutputError, BitsError
+        As :func:`inject`.
+    """
+    if not isinstance(module, CloneModule):
+        raise ArgumentError(
+            f"module: expected a CloneModule, got {type(module).__name__}; make one with netclone.clone(...) or "
+            "netclone.extract(...), or load one with netclone.load(...)"
+        )
+    _check_same_kind(target, module)
+    _check_pure(target, module)
+    traced = _traced(target, module, at, share_parameters, example_inputs)
+    record = traced.meta.get(_RECORD) or _Record(
+        branches=(),
+        training=tuple(path for path, part in traced.named_modules() if part.training),
+        trainable=tuple(path for path, parameter in traced.named_parameters() if parameter.requires_grad),
+        attributes=described(traced),
+    )
+    name = _checked_name(name, (target, traced, GraftedModule), record.names)
+    logits_node(traced)
+    branch = _Branch(name, tuple(node.name for node in _reads(traced, module.spec, at)))
+
+    own = traced is not target  # traced just now: no second copy is needed
+    grafted = _copy(traced, GraftedModule, None if own else _shared(traced, record.names) if share_parameters else {})
+    grafted.add_module(name, copy.deepcopy(module))
+    _write(grafted, traced.graph, replace(record, branches=(*record.branches, branch)))
+    if check:
+        check_bits(grafted, target, traced.meta[FACTS]["example"])
+    return grafted
+
+
+def clones(grafted: nn.Module) -> tuple[str, ...]:
+    """Names of the clones in a grafted graph, in order of injection; none in any other network.
+
+    Examples
+    --------
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> target = timm.create_model("test_resnet", num_classes=4).eval()
+    >>> grafted = netclone.inject(target, module, at="layer2", name="shirts")
+    >>> netclone.clones(netclone.inject(grafted, module, at="layer2"))
+    ('shirts', 'clone')
+
+    Reference: docs/adr/0004-grafting.md.
+    """
+    return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
+
+
+def names_in(target: nn.Module) -> frozenset[str]:
+    """What a network's columns are called, those of its clones too, in plain writing; none where nobody says."""
+    found = set(labels_of(target))
+    if isinstance(target, GraftedModule):
+        for clone in clones(target):
+            found |= {plain(name) for name in cast(CloneModule, target.get_submodule(clone)).class_names}
+    return frozenset(found)
+
+
+def columns(grafted: fx.GraphModule) -> dict[str, range]:
+    """The columns of each clone in a grafted graph's logits, by name: after the target's, in order of injection.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    shape = shape_of(logits_node(grafted))
+    assert shape is not None
+    widths = {name: len(cast(CloneModule, grafted.get_submodule(name)).classes) for name in clones(grafted)}
+    first, found = shape[0] - sum(widths.values()), {}
+    for name, width in widths.items():
+        found[name] = range(first, first + width)
+        first += width
+    return found
+
+
+def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
+    """The target's own nodes of a grafted graph, in order, with its inputs and the output."""
+    return [node for node in grafted.graph.nodes if _BRANCH not in node.meta]
+
+
+def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
+    """The target's nodes that a clone reads: the tapped one, then the features it takes as a second input, if any.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    nodes = {node.name: node for node in own_nodes(grafted)}
+    (branch,) = (branch for branch in _record(grafted).branches if branch.name == name)
+    return tuple(nodes[read] for read in branch.reads)
+
+
+@entered()
+def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
+    """Take one clone out of a copy of a grafted graph; nothing of it is left, and ``grafted`` is untouched.
+
+    Without its last clone the result is the traced target as it was: a plain ``fx.GraphModule`` with the same code,
+    tensors, names, ``requires_grad`` and training flags.
+
+    Parameters
+    ----------
+    grafted
+        What :func:`inject` returned.
+    name
+        The clone to remove; may be left out where there is only one.
+
+    Raises
+    ------
+    CloneNameError
+        If there is no clone of that name, or no name was given and there are several.
+    ArgumentError
+        If ``grafted`` holds no clones.
+
+    Examples
+    --------
+    >>> import netclone, timm, torch
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> target = timm.create_model("test_resnet", num_classes=4).eval()
+    >>> restored = netclone.remove(netclone.inject(target, module, at="layer2"))
+    >>> restored(torch.randn(2, 3, 160, 160)).shape, restored.state_dict().keys() == target.state_dict().keys()
+    (torch.Size([2, 4]), True)
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "usage 2".
+    """
+    record = _record(grafted)
+    if name is None and len(record.names) > 1:
+        raise CloneNameError(f"name: the graph holds the clones {_listed(record.names)}; say which one to remove")
+    name = record.names[0] if name is None else name
+    if name not in record.names:
+        near = difflib.get_close_matches(str(name), record.names, n=1, cutoff=0.0)[0]
+        raise CloneNameError(
+            f"name: no clone {name!r} in the graph, which holds {_listed(record.names)}; did you mean '{near}'?"
+        )
+    left = tuple(branch for branch in record.branches if branch.name != name)
+    result = _copy(grafted, GraftedModule if left else fx.GraphModule, {}, without=name)
+    _write(result, grafted.graph, replace(record, branches=left))
+    return result
+
+
+def _record(grafted: fx.GraphModule) -> _Record:
+    if not isinstance(grafted, GraftedModule):
+        raise ArgumentError(
+            f"grafted: {type(grafted).__name__} holds no clones; pass the graph that netclone.inject(...) returned "
+            "(of a compiled one, the module that was compiled)"
+        )
+    return grafted.meta[_RECORD]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+# What inject requires
+
+
+def _traced(
+    target: nn.Module,
+    module: CloneModule,
+    at: str | None,
+    share_parameters: bool,
+    example_inputs: Tensor | tuple[Tensor] | None,
+) -> fx.GraphModule:
+    """The target itself where it is a traced graph, or else a fresh trace of it (on the target's memory, if shared)."""
+    if isinstance(target, fx.GraphModule) and FACTS in target.meta:
+        check_one_device_and_dtype(target, "target")
+        return target
+    size = module.spec.input_shape if (at or module.spec.at) == INPUT else module.spec.target_input_shape
+    if example_inputs is None and size is not None:
+        dtype, device = _kind(target) or (None, None)
+        example_inputs = torch.zeros(2, *size, dtype=dtype, device=device)
+    traced = trace(target, example_inputs)
+    if share_parameters:
+        originals = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+        for path, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
+            if path in originals and same_bits(tensor, originals[path]):
+                tensor.data = originals[path].data
+    return traced
+
+
+def _reads(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.Node]:
+    """The target's nodes that a clone reads: the one at ``at`` and, where the clone takes them, its features."""
+    at = spec.at if at is None else at
+    if at is None:
+        some = list(traced.meta[FACTS]["positions"])[:3]
+        raise PositionError(
+            "at: this clone was not fitted for a position, so none is known; name one of the target's module paths "
+            f"({_listed(some)}, ...) or nodes"
+        )
+    tap = _own_position(traced, at)
+    fit = f"fit an adapter with netclone.clone(source, target, data, at={at!r})"
+    if shape_of(tap) != spec.input_shape:
+        raise AdapterError(
+            f"at: the target's features at '{at}' (node '{tap.name}') have shape {_batch(shape_of(tap))}, the clone "
+            f"takes {_batch(spec.input_shape)}: {fit}"
+        )
+    if spec.feature_shape is None:
+        return [tap]
+    if spec.feature_node is None:
+        raise AdapterError(
+            f"module.spec.feature_node is None, but the clone takes the target's features {_batch(spec.feature_shape)} "
+            f"as second input: name their node with module.with_spec(feature_node=...), or {fit}"
+        )
+    try:
+        features = _own_position(traced, spec.feature_node)
+    except PositionError as error:
+        raise AdapterError(f"the clone's second input, module.spec.feature_node, is missing: {error}; {fit}") from error
+    if shape_of(features) != spec.feature_shape:
+        raise AdapterError(
+            f"the target's features at node '{features.name}' (module.spec.feature_node) have shape "
+            f"{_batch(shape_of(features))}, the clone's second input takes {_batch(spec.feature_shape)}: {fit}"
+        )
+    return [tap, features]
+
+
+def _own_position(traced: fx.GraphModule, at: str) -> fx.Node:
+    node = position(traced, at)
+    if _BRANCH in node.meta:
+        some = list(traced.meta[FACTS]["positions"])[:3]
+        raise PositionError(
+            f"position '{at}' belongs to a clone, and clones read the target only: choose one of the target's own "
+            f"positions, such as {_listed(some)}"
+        )
+    return node
+
+
+def _batch(shape: tuple[int, ...] | None) -> str:
+    return f"({', '.join(['N', *map(str, shape or ())])})"
+
+
+def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return None
+
+
+def _check_same_kind(target: nn.Module, module: CloneModule) -> None:
+    check_one_device_and_dtype(module, "module")
+    seen, expected = _kind(module), _kind(target)
+    if seen is not None and expected is not None and seen != expected:
+        raise ArgumentError(
+            f"module: its tensors are {seen[0]} on {seen[1]}, the target's are {expected[0]} on {expected[1]}: "
+            f"bring it there with module.to('{expected[1]}', {expected[0]})"
+        )
+
+
+def _check_pure(target: nn.Module, module: CloneModule) -> None:
+    """Refuse a graph of operators that does more than compute logits from features, in the target's dtype."""
+    body, spec = module.body, module.spec
+    if not isinstance(body, fx.GraphModule) or not is_of_operators(body.graph):
+        return  # code of the caller's own, which no file can hold
+    kind = _kind(target) or _kind(module)
+    shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
+    try:
+        dry_run(body.graph, on_meta(body), shapes, kind[0] if kind else torch.float32, len(spec.classes))
+    except ArchiveError as error:
+        raise ArgumentError(f"module: its graph cannot be part of a network: {error}") from error
+
+
+def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, ...]) -> str:
+    """The clone's name, or the first free default, if it is a new identifier that no owner has as an attribute."""
+
+    def taken(candidate: str) -> bool:
+        return candidate in NAMES or any(hasattr(owner, candidate) for owner in owners)
+
+    def free(base: str) -> str:
+        names = (base if index == 1 else f"{base}_{index}" for index in count(1))
+        return next(candidate for candidate in names if not taken(candidate))
+
+    if name is None:
+        return free("clone")
+    if isinstance(name, str) and name in present:
+        raise CloneNameError(f"name: the graph already holds a clone '{name}'; '{free(name)}' is free")
+    # Python reads identifiers in normal form, and `self` is the generated function's own argument.
+    valid = isinstance(name, str) and name.isidentifier() and unicodedata.normalize("NFKC", name) == name
+    if not valid or keyword.iskeyword(name) or name == "self":
+        plain = re.sub(r"\W", "_", str(name), flags=re.ASCII).strip("_")
+        raise CloneNameError(
+            f"name: {name!r} is not a Python identifier that can name a module; '{free('clone_' + plain)}' is free"
+        )
+    if taken(name):
+        raise CloneNameError(f"name: '{name}' is already an attribute of the target; '{free(name)}' is free")
+    return name
+
+
+# The edit
+
+
+def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, Any]:
+    """A memo with which deepcopy gives the target's tensors, not the clones', new objects on the same memory."""
+    memo: dict[int, Any] = {}
+    for path, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
+        if path.partition(".")[0] not in names:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(tensor.data, tensor.requires_grad) if is_parameter else tensor.data
+    return memo
+
+
+def _copy(
+    source: fx.GraphModule, kind: type[_AnyGraph], memo: dict[int, Any] | None, without: str | None = None
+) -> _AnyGraph:
+    """All that a graph module holds but its graph and the clone ``without``, in a module of another class.
+
+    Copied with ``memo`` as :func:`copy.deepcopy` does; None takes over what ``source`` holds.
+    """
+    result = kind(nn.Module(), fx.Graph(), type(source).__name__)
+    state = {key: value for key, value in source.__dict__.items() if key != "_graph"}
+    state["_modules"] = {path: part for path, part in source._modules.items() if path != without}
+    if memo is not None:
+        memo[id(source)] = result
+        state = copy.deepcopy(state, memo)
+    result.__dict__.update(state)
+    return result
+
+
+def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
+    """Give a module the target's part of ``old`` with the branches of a record, and set flags and record to match."""
+    graph = fx.Graph(tracer_cls=old._tracer_cls)
+    graph.set_codegen(copy.deepcopy(old._codegen))
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in old.nodes:
+        if _BRANCH not in node.meta:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+        elif node.target is torch.cat:
+            copied[node] = copied[node.args[0][0].args[0]]  # the target's logits, which a node holds
+    own = list(graph.nodes)
+    assert [node.name for node in own] == [node.name for node in old.nodes if _BRANCH not in node.meta]
+    if record.branches:
+        _graft(result, graph, record.branches)
+    graph.owning_module = result
+    graph.lint()
+    result.graph = graph  # recompiles
+
+    clone_paths = set(record.names)
+    for path, part in result.named_modules():
+        if path.partition(".")[0] not in clone_paths:
+            part.training = not record.branches and path in record.training
+    for path, parameter in result.named_parameters():
+        if path.partition(".")[0] not in clone_paths:
+            parameter.requires_grad_(path in record.trainable)
+    if record.branches:
+        result.meta[_RECORD] = record
+        describe(result, _said(result, record))
+    else:
+        del result.meta[_RECORD]
+        describe(result, copy.deepcopy(record.attributes))
+
+
+def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, Any]:
+    """What the target said of itself, with the classes of the clones."""
+    added = {}
+    for name in record.names:
+        clone = grafted.get_submodule(name)
+        assert isinstance(clone, CloneModule)
+        added[name] = len(clone.classes), clone.class_names
+    columns = (shape_of(logits_node(grafted)) or (0,))[0]
+    return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
+
+
+def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...]) -> None:
+    """Add to the target's own graph one call per branch, right behind what it reads, and one cat at the end."""
+    own = {node.name: index for index, node in enumerate(graph.nodes)}
+    nodes = list(graph.nodes)
+    behind: dict[fx.Node, fx.Node] = {}
+
+    def insert(after: fx.Node, op: str, target: Any, args: tuple[Any, ...], name: str | None = None) -> fx.Node:
+        while after.next.op == "placeholder":
+            after = after.next
+        with graph.inserting_after(behind.get(after, after)):
+            node = graph.create_node(op, target, args, name=name)
+        node.meta[_BRANCH] = True
+        behind[after] = node
+        return node
+
+    output = nodes[-1]
+    images = next(node for node in nodes if node.op == "placeholder")
+    logits = output.args[0]
+    assert isinstance(logits, fx.Node)
+    calls = []
+    for branch in branches:
+        reads = [nodes[own[name]] for name in branch.reads]
+        last = max(reads, key=lambda node: own[node.name])
+        args = []
+        for node in reads:
+            copied = node is not last and _may_be_written(result, nodes, node, last)
+            given = (node, images, True) if copied else (node, images)
+            direct = node is images and not copied
+            args.append(node if direct else insert(node, "call_function", hold, given, f"{branch.name}_input"))
+        calls.append(insert(last, "call_module", branch.name, tuple(args), branch.name))
+        clone = result.get_submodule(branch.name)
+        assert isinstance(clone, CloneModule)
+        calls[-1].meta["tensor_meta"] = _logits_meta(result, logits, len(clone.spec.classes))
+    held = insert(output.prev, "call_function", hold, (logits, images), f"{logits.name}_held")
+    joined = insert(output.prev, "call_function", torch.cat, ([held, *calls], 1))
+    joined.meta["tensor_meta"] = _logits_meta(result, logits, sum((shape_of(n) or (0,))[0] for n in (logits, *calls)))
+    output.replace_input_with(logits, joined)
+
+
+def _logits_meta(result: fx.GraphModule, logits: fx.Node, width: int) -> TensorMetadata:
+    like = logits.meta.get("tensor_meta")
+    dtype = (like if isinstance(like, TensorMetadata) else logits.meta["val"]).dtype
+    shape = torch.Size((len(result.meta[FACTS]["example"]), width))
+    return TensorMetadata(shape, dtype, False, (width, 1), torch.contiguous_format, False, {})
+
+
+def _may_be_written(root: fx.GraphModule, nodes: list[fx.Node], value: fx.Node, last: fx.Node) -> bool:
+    """Whether a node after ``value``, up to ``last``, may work in place on its memory; what is not known may.
+
+    What is not known to return new memory may return memory of any of its inputs, too.
+    """
+    memory: dict[fx.Node, set[fx.Node]] = {}  # by node, the nodes whose memory it may share
+    for node in nodes:
+        memory[node] = {node}
+        if not _only_reads(root, node):
+            memory[node].update(*(memory[read] for read in node.all_input_nodes))
+            if value in memory and node is not value and not memory[node].isdisjoint(memory[value]):
+                return True
+        if node is last:
+            break
+    return False
+
+
+def _only_reads(root: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), _READING_MODULES)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return all(argument.alias_info is None for argument in node.target._schema.arguments)
+    return node.target in _READING_FUNCTIONS

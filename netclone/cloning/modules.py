@@ -1,0 +1,334 @@
+"""CloneModule: a cloned capability, a pure operator graph with its tensors and what is known about it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from netclone.errors import AdapterError, ArchiveError
+from netclone.files import archiving
+from netclone.files.spec import CloneSpec
+
+
+class CloneModule(nn.Module):
+    """A cloned capability: features of shape ``input_shape`` in, logits ``(N, len(classes))`` out.
+
+    A module made by :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One made by
+    :func:`netclone.clone` holds an adapter and a classifier too: it takes the target's features at ``at`` and, as a
+    second argument, the target's own logits (``feature_node``).
+
+    It goes to the Hugging Face hub and comes from it as models of other libraries do, by :meth:`push_to_hub`,
+    :meth:`from_pretrained` and :meth:`save_pretrained`; what is stored is what :func:`netclone.save` writes.
+
+    Parameters
+    ----------
+    body
+        Operator graph with one placeholder, or two where ``spec.feature_shape`` is set.
+    spec
+        What is known about the clone.
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3: the module ``M_f`` with ``A`` and ``F_c``.
+    """
+
+    def __init__(self, body: fx.GraphModule, spec: CloneSpec) -> None:
+        super().__init__()
+        self.body = body
+        self.spec = spec
+
+    def forward(self, features: Tensor, target_features: Tensor | None = None) -> Tensor:
+        """Logits ``(N, len(classes))`` from features ``(N, *input_shape)`` and, if fitted, ``(N, *feature_shape)``."""
+        if self.spec.feature_shape is None:
+            return self.body(features)
+        if target_features is None:
+            raise AdapterError(
+                f"this clone was fitted at '{self.spec.at}' and reads the target's features at "
+                f"'{self.spec.feature_node}' too: pass them as second argument, shape (N, {self.spec.feature_shape})"
+            )
+        return self.body(features, target_features)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Indices, in the source's label space, of the cloned classes: the order of the output columns."""
+        return self.spec.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per output column; empty if none were given."""
+        return self.spec.class_names
+
+    @property
+    def source_at(self) -> str | None:
+        """Where the source was cut (module path or node name); None: at its input."""
+        return self.spec.source_at
+
+    @property
+    def at(self) -> str | None:
+        """The target position this clone was fitted for; None if it was only extracted."""
+        return self.spec.at
+
+    @property
+    def certificate(self) -> float:
+        """max |masked - slim| / max |masked| over the example input, computed in float64."""
+        return self.spec.certificate
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Validation scores by name, as measured when the clone was fitted."""
+        return dict(self.spec.scores)
+
+    def with_spec(self, **changes: Any) -> CloneModule:
+        """The same clone (sharing tensors) with some facts changed."""
+        return CloneModule(self.body, replace(self.spec, **changes)).train(self.training)
+
+    # The hub's methods have the names and keywords of huggingface_hub.ModelHubMixin, and work on the clone's file. Who
+    # uses no hub imports nothing of it.
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: dict[str, Any] | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write a folder: ``clone.safetensors``, as :func:`netclone.save` writes it, and a model card, ``README.md``.
+
+        Parameters
+        ----------
+        save_directory
+            The folder; made where there is none. A card that is there already stays.
+        config
+            Written as ``config.json``, for other tools; nothing of it is read.
+        repo_id, push_to_hub, push_to_hub_kwargs
+            Whether to push it too, and how: :meth:`push_to_hub`. Its name is the folder's if no other is given.
+        model_card_kwargs
+            What the first lines of the card say besides: ``{"license": "mit", "base_model": "user/network"}``.
+
+        Returns
+        -------
+        The address of the commit if it was pushed, else None.
+
+        Raises
+        ------
+        ArchiveError
+            As for :func:`netclone.save`.
+        HubError
+            As for :meth:`push_to_hub`.
+
+        Examples
+        --------
+        >>> import os, tempfile, timm, netclone
+        >>> source = timm.create_model("test_resnet", num_classes=4)
+        >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), classes=[1, 3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     module.save_pretrained(folder)
+        ...     sorted(os.listdir(folder)), netclone.CloneModule.from_pretrained(folder).classes
+        (['README.md', 'clone.safetensors'], (1, 3))
+        """
+        from netclone.files.publishing import save_pretrained
+
+        with _saved(self) as file:
+            return save_pretrained(
+                file,
+                save_directory,
+                config=config,
+                repo_id=repo_id,
+                push_to_hub=push_to_hub,
+                model_card_kwargs=model_card_kwargs,
+                **push_to_hub_kwargs,
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> CloneModule:
+        """Read a clone from a folder or the hub (``"user/name"``), as data: in eval mode, on the CPU.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            A folder that :meth:`save_pretrained` wrote, or a repository that :meth:`push_to_hub` filled.
+        force_download
+            Whether to get anew what the cache holds.
+        token
+            None: the one you are logged in with, if any.
+        cache_dir
+            Folder for what is downloaded; None: huggingface_hub's own.
+        local_files_only
+            Whether to take it from the cache alone.
+        revision
+            Branch, tag or commit; None: the newest of the main branch.
+
+        Raises
+        ------
+        HubError
+            If there is no such repository, revision or clone in it, it may not be read, or the hub is out of reach.
+        ArchiveError
+            As for :func:`netclone.load`.
+        """
+        from netclone.files.publishing import content_of
+
+        content, what = content_of(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        return from_bytes(content, what)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        config: dict[str, Any] | None = None,
+        commit_message: str = "Push model using huggingface_hub.",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        allow_patterns: list[str] | str | None = None,
+        ignore_patterns: list[str] | str | None = None,
+        delete_patterns: list[str] | str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Put the files of :meth:`save_pretrained` into a repository of the hub, which is made where there is none.
+
+        Parameters
+        ----------
+        repo_id
+            ``"user/name"``, or a name of your own.
+        private
+            Whether a repository that is made is private; None: as the account says.
+        token
+            None: the one you are logged in with.
+        branch, create_pr
+            Where to: a branch, or a pull request that is opened.
+        allow_patterns, ignore_patterns, delete_patterns
+            Which files to send (``ignore_patterns="README.md"`` leaves a card that you wrote), and which to delete.
+        config, model_card_kwargs
+            As for :meth:`save_pretrained`.
+
+        Returns
+        -------
+        The address of the commit.
+
+        Raises
+        ------
+        ArchiveError
+            As for :func:`netclone.save`.
+        HubError
+            If no one is logged in, the repository may not be written, or the hub is out of reach.
+        """
+        from netclone.files.publishing import push_to_hub
+
+        with _saved(self) as file:
+            return push_to_hub(
+                file,
+                repo_id,
+                config=config,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                branch=branch,
+                create_pr=create_pr,
+                allow_patterns=allow_patterns,
+                ignore_patterns=ignore_patterns,
+                delete_patterns=delete_patterns,
+                model_card_kwargs=model_card_kwargs,
+            )
+
+    def extra_repr(self) -> str:
+        return f"classes={self.classes}, source_at={self.source_at!r}, at={self.at!r}"
+
+
+def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
+    """Write a clone to one ``.safetensors`` file, whole or not at all.
+
+    The file is checked as :func:`load` checks it before anything is written, and it replaces ``path`` in one step.
+    Written are the tensors the graph reads, on the CPU; tensors that share memory are written one by one.
+
+    Parameters
+    ----------
+    module
+        The clone. Operators outside :mod:`netclone.graph.purity` are refused, by node name.
+    path
+        Where to write; its folder has to exist.
+
+    Raises
+    ------
+    ArchiveError
+        If the clone holds what an archive may not contain, or the file cannot be written.
+    """
+    archiving.path_of(path)
+    _check(module)
+    archiving.write_archive(module.body, module.spec, path)
+
+
+def load(path: str | os.PathLike[str]) -> CloneModule:
+    """Read a clone that :func:`save` wrote; safe on files from strangers.
+
+    Returns
+    -------
+    The clone, on the CPU and in eval mode: same generated code, bitwise the same tensors, equal ``spec``.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is missing, damaged, written by a newer netclone, or asks for anything an archive may not contain.
+    """
+    return CloneModule(*archiving.read_archive(path)).eval()
+
+
+def to_bytes(module: CloneModule, what: str) -> bytes:
+    """The content of the file that :func:`save` would write; ``what`` names the clone in messages.
+
+    Raises
+    ------
+    ArchiveError
+        If the clone holds what an archive may not contain.
+    """
+    _check(module)
+    return archiving.to_bytes(module.body, module.spec, what)
+
+
+def from_bytes(content: bytes, what: str) -> CloneModule:
+    """The clone that :func:`load` would read from a file of this content; ``what`` names it in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`load`.
+    """
+    return CloneModule(*archiving.from_bytes(content, what)).eval()
+
+
+def _check(module: object) -> None:
+    if not isinstance(module, CloneModule) or not isinstance(module.body, fx.GraphModule):
+        raise ArchiveError(f"only a CloneModule can be saved, got {type(module).__name__}: make one with extract()")
+
+
+@contextmanager
+def _saved(module: CloneModule) -> Iterator[Path]:
+    """A clone's file for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clone.safetensors"
+        save(module, file)
+        yield file

@@ -1,0 +1,452 @@
+"""Clones in files: one ``.safetensors`` file with tensors, the graph as data, and what is known about the clone.
+
+A file may come from anyone. It names nothing that is imported: the graph is rebuilt from pure operators
+(:mod:`netclone.graph.purity`), under names checked to be identifiers before fx writes code with them, and is run on
+shapes alone, at several batch sizes and within a budget, before a tensor is made (:mod:`netclone.graph.dry_run`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.errors import ArchiveError
+from netclone.files.graphdata import (
+    check_keys,
+    check_list,
+    check_shape,
+    check_tensor_name,
+    float_to_data,
+    graph_from_data,
+    graph_to_data,
+    shown,
+)
+from netclone.files.spec import CloneSpec, spec_from_data
+from netclone.graph.dry_run import dry_run
+from netclone.runtime.writing import check_place, write_file
+
+FORMAT_VERSION = 1
+"""Version of the files :func:`write_archive` writes, and the newest :func:`read_archive` reads."""
+
+_KEY = "netclone"
+_SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
+_SHA256 = re.compile("[0-9a-f]{64}")
+_ABSOLUTE = re.compile(r"\s*(?:/|\\\\|[a-z]:[\\/]|file:/)", re.IGNORECASE)
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of an archive; ``order`` lists its axes from the slowest to the fastest in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_parameter: bool
+    requires_grad: bool
+    order: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ArchiveHeader:
+    """What an archive says about itself; ``graph`` has been checked against ``spec`` and ``tensors``."""
+
+    format_version: int
+    spec: CloneSpec
+    graph: fx.Graph
+    tensors: tuple[TensorEntry, ...]
+    sha256: str
+
+
+def write_archive(body: fx.GraphModule, spec: CloneSpec, path: str | os.PathLike[str]) -> None:
+    """Write a graph with its tensors and a spec to one ``.safetensors`` file, whole or not at all.
+
+    The file is checked as :func:`read_archive` checks it before anything is written, and it replaces ``path`` in one
+    step. Written are the tensors the graph reads, on the CPU; tensors that share memory are written one by one.
+
+    Raises
+    ------
+    ArchiveError
+        If there is what an archive may not contain (operators outside :mod:`netclone.graph.purity` are named by their
+        nodes), or the file cannot be written.
+    """
+    path = path_of(path)
+    check_place(path)
+    with _only_archive_errors(f"cannot save to '{path}'"):
+        content = _checked_bytes(body, spec)
+    write_file(path, content)
+
+
+def read_archive(path: str | os.PathLike[str]) -> tuple[fx.GraphModule, CloneSpec]:
+    """Read what :func:`write_archive` wrote; safe on files from strangers.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is missing, damaged, written by a newer netclone, or asks for anything an archive may not contain.
+    """
+    with _only_archive_errors(f"cannot load {_quoted(path)}"), _opened(path) as file:
+        return _content_of(memoryview(file.read()))
+
+
+def to_bytes(body: fx.GraphModule, spec: CloneSpec, what: str) -> bytes:
+    """The content of the file that :func:`write_archive` would write; ``what`` names it in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`write_archive`.
+    """
+    with _only_archive_errors(f"cannot write {what}"):
+        return _checked_bytes(body, spec)
+
+
+def from_bytes(content: bytes, what: str) -> tuple[fx.GraphModule, CloneSpec]:
+    """What :func:`read_archive` would read from a file of this content; ``what`` names it in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`read_archive`.
+    """
+    with _only_archive_errors(f"cannot read {what}"):
+        return _content_of(memoryview(content))
+
+
+def read_header(path: str | os.PathLike[str]) -> ArchiveHeader:
+    """Read what an archive says about itself, checked, without reading its tensors.
+
+    Returns
+    -------
+    The header. Its digest also covers the tensors, so only :func:`read_archive` verifies it.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`read_archive`, for all but the tensors' bytes.
+    """
+    with _only_archive_errors(f"cannot read {_quoted(path)}"), _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = file.read(8)
+        return _header_from(length + file.read(_header_length(length, size)), size)[0]
+
+
+def header_from_bytes(content: bytes, what: str) -> ArchiveHeader:
+    """As :func:`read_header`, from the bytes of a whole file; ``what`` names them in messages.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`read_header`.
+    """
+    with _only_archive_errors(f"cannot read {what}"):
+        length = _header_length(content[:8], len(content))
+        return _header_from(content[: 8 + length], len(content))[0]
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """The path that an argument is.
+
+    Raises
+    ------
+    ArchiveError
+        If it is none.
+    """
+    try:
+        return Path(os.fsdecode(path))
+    except (TypeError, ValueError) as error:
+        raise ArchiveError(f"path: got {shown(path)}, expected the path of a file, as text or pathlib.Path") from error
+
+
+def _quoted(path: object) -> str:
+    return f"'{path}'" if isinstance(path, (str, os.PathLike)) else shown(path)
+
+
+@contextmanager
+def _only_archive_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, ArchiveError) else f"{type(error).__name__}: {shown(str(error))}"
+        raise ArchiveError(f"{what}: {reason}") from error
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    path = path_of(path)
+    if not os.path.exists(path):
+        raise ArchiveError("there is no such file")
+    if not os.path.isfile(path):
+        raise ArchiveError("it is not a file")
+    with open(path, "rb") as file:
+        yield file
+
+
+# Writing
+
+
+def _checked_bytes(body: fx.GraphModule, spec: CloneSpec) -> bytes:
+    """A file's content, read once as :func:`read_archive` reads it."""
+    content = _archive_bytes(body, spec)
+    if _content_of(memoryview(content))[0].code != body.code:
+        raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
+    return content
+
+
+def _archive_bytes(body: fx.GraphModule, spec: CloneSpec) -> bytes:
+    used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
+    tensors: dict[str, Tensor] = {}
+    table = []
+    for prefix, container in body.named_modules(remove_duplicate=False):
+        owned: list[tuple[str, Tensor]] = [
+            *container.named_parameters(prefix, recurse=False, remove_duplicate=False),
+            *container.named_buffers(prefix, recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in owned:
+            if name not in used:
+                continue
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES.values():
+                raise ArchiveError(f"tensor '{name}': {tensor.layout} {tensor.dtype} on {tensor.device} has no bytes")
+            order = [axis for _, axis in sorted((-stride, axis) for axis, stride in enumerate(tensor.stride()))]
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            table.append({"name": name, "kind": kind, "requires_grad": tensor.requires_grad, "order": order})
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if missing := sorted(used - tensors.keys()):
+        raise ArchiveError(f"node reads '{missing[0]}', which is no parameter or buffer: register it as a buffer")
+    header: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "spec": {field.name: _plain(vars(spec)[field.name]) for field in fields(CloneSpec)},
+        "graph": graph_to_data(body.graph),
+        "tensors": table,
+    }
+    entries = [(name, list(tensor.shape), tensor.dtype, _raw(tensor)) for name, tensor in tensors.items()]
+    header["sha256"] = _digest(header, entries)
+    return safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header, allow_nan=False)})
+
+
+def _plain(value: Any) -> Any:
+    """Plain data as JSON holds it: tuples as lists, a Candidate as an object."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, float):
+        return float_to_data(float(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    return operator.index(value)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+# Reading
+
+
+def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec]:
+    length = _header_length(content[:8], len(content))
+    header, data = _header_from(bytes(content[: 8 + length]), len(content))
+    stored = content[8 + length :]
+    entries = [(item.name, list(item.shape), item.dtype, stored[item.begin : item.end]) for item in header.tensors]
+    if header.sha256 != _digest(data, entries):
+        raise ArchiveError("the digest does not match: the file was damaged or changed; get it again")
+    body = fx.GraphModule(nn.Module(), fx.Graph())
+    for entry, (_, _, _, raw) in zip(header.tensors, entries, strict=True):
+        _register(body, entry, _tensor_from(entry, raw))
+    body.graph = header.graph
+    body.graph.lint()
+    body.eval()
+    return body, header.spec
+
+
+def _header_length(start: bytes | memoryview, size: int) -> int:
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= size - 8:
+        raise ArchiveError(f"not a whole .safetensors file: {size} bytes cannot hold the header it announces")
+    return length
+
+
+def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, Any]]:
+    """The header, checked, and the same as the data its digest is made from."""
+    text = content[8:].decode("utf-8")
+    # What JSON and graph take in memory, up to 100 bytes per separator and 9,000 per node, is held to 10 times the
+    # size of the file, plus a constant for small files.
+    if 100 * sum(text.count(mark) for mark in "[{,:") > 10 * size + 2**22:
+        raise ArchiveError("the header holds too many items for a file of this size")
+    table = _parsed(text)
+    metadata = check_keys(table.pop("__metadata__", None), [_KEY], "the metadata of a netclone archive")
+    data = _parsed(metadata[_KEY])
+    version = data.get("format_version")
+    if type(version) is not int or version < 1:
+        raise ArchiveError(f"not a netclone archive: format version {shown(version)}")
+    if version > FORMAT_VERSION:
+        raise ArchiveError(
+            f"written by a newer netclone (format {shown(version)}; this one reads up to {FORMAT_VERSION}): "
+            f"upgrade netclone"
+        )
+    check_keys(data, ["format_version", "spec", "graph", "tensors", "sha256"], "the header")
+    _refuse_absolute_paths([table, data])
+    sha256 = data.pop("sha256")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ArchiveError(f"sha256: got {shown(sha256)}, expected 64 hexadecimal digits")
+    spec = spec_from_data(data["spec"])
+    tensors = _table_from(data["tensors"], table, size - len(content))
+    graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=_SMALL + size // 1000)
+    if unread := {entry.name for entry in tensors} - {node.target for node in graph.nodes}:
+        raise ArchiveError(f"tensor {shown(min(unread))} is not read by the graph")
+    dtype = _input_dtype(tensors)
+    shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
+    dry_run(graph, {entry.name: _on_meta(entry) for entry in tensors}, shapes, dtype, len(spec.classes))
+    return ArchiveHeader(version, spec, graph, tensors, sha256), data
+
+
+def _parsed(text: object) -> dict[str, Any]:
+    """A JSON object, strictly: no key twice, no words outside the standard."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ArchiveError(f"the header has a duplicate key among {shown([key for key, _ in pairs])}")
+        return made
+
+    def refused(word: str) -> None:
+        raise ArchiveError(f"the header has {word}, which is not JSON")
+
+    if not isinstance(text, str):
+        raise ArchiveError(f"the header has to be JSON text, got {shown(text)}")
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refused)
+    except RecursionError as error:
+        raise ArchiveError("the header is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ArchiveError(f"the header is not JSON ({error.msg}): not a netclone archive, or damaged") from error
+    if not isinstance(value, dict):
+        raise ArchiveError(f"the header has to be a JSON object, got {shown(value)}")
+    return value
+
+
+def _refuse_absolute_paths(data: object) -> None:
+    left = [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and _ABSOLUTE.match(value):
+            raise ArchiveError(f"the header holds an absolute path, {shown(value)}: an archive names nothing outside")
+
+
+def _table_from(data: object, table: dict[str, Any], size: int) -> tuple[TensorEntry, ...]:
+    """The tensors, in the module's order, once they are known to fill the file's ``size`` bytes exactly."""
+    entries = []
+    for index, item in enumerate(check_list(data, "tensors")):
+        item = check_keys(item, ["name", "kind", "requires_grad", "order"], f"tensors {index}")
+        if not isinstance(item["name"], str) or item["name"] not in table:
+            raise ArchiveError(f"tensor {shown(item['name'])} is listed twice or not in the file")
+        name = check_tensor_name(item["name"])
+        where = f"tensor '{name}'"
+        stored = check_keys(table.pop(name), ["dtype", "shape", "data_offsets"], where)
+        if not isinstance(stored["dtype"], str) or stored["dtype"] not in _DTYPES:
+            raise ArchiveError(f"{where}: unknown dtype {shown(stored['dtype'])}")
+        dtype = _DTYPES[stored["dtype"]]
+        shape = check_shape(stored["shape"], where)
+        offsets = check_list(stored["data_offsets"], where)
+        if len(offsets) != 2 or not all(type(offset) is int and 0 <= offset <= size for offset in offsets):
+            raise ArchiveError(f"{where}: offsets {shown(offsets)} lie outside the file's {size} bytes of tensors")
+        needed, given = math.prod(shape) * dtype.itemsize, offsets[1] - offsets[0]
+        if needed != given:
+            words = "is too large" if needed > given else "is too small"
+            raise ArchiveError(f"{where}: shape {shape} {words}, it takes {needed} bytes and has {given}")
+        order = check_list(item["order"], where)
+        if not all(type(axis) is int for axis in order) or sorted(order) != list(range(len(shape))):
+            raise ArchiveError(f"{where}: {shown(order)} is no order of {len(shape)} axes")
+        if item["kind"] not in ("parameter", "buffer") or type(item["requires_grad"]) is not bool:
+            raise ArchiveError(f"{where}: has to be a parameter or buffer with requires_grad true or false")
+        if item["requires_grad"] and not dtype.is_floating_point:
+            raise ArchiveError(f"{where}: {dtype} cannot require a gradient")
+        is_parameter = item["kind"] == "parameter"
+        entries.append(TensorEntry(name, shape, dtype, is_parameter, item["requires_grad"], tuple(order), *offsets))
+    if table:
+        raise ArchiveError(f"tensor {shown(min(table))} is in the file but not in the header")
+    containers = {".".join(path[:depth]) for path in (e.name.split(".") for e in entries) for depth in range(len(path))}
+    if both := containers & {entry.name for entry in entries}:
+        raise ArchiveError(f"tensor '{min(both)}' has another tensor below it")
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end:
+            words = "overlap" if entry.begin < end else "leave a hole"
+            raise ArchiveError(f"tensors {words} at byte {entry.begin} ('{entry.name}')")
+        end = entry.end
+    if end != size:
+        raise ArchiveError(f"tensors end at byte {end} of {size}: the file is cut short or has a hole")
+    return tuple(entries)
+
+
+def _digest(header: dict[str, Any], entries: Sequence[tuple[str, list[int], torch.dtype, memoryview]]) -> str:
+    """SHA-256 over all that influences the clone: header, and each tensor's name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    facts = [(name, shape, str(dtype)) for name, shape, dtype, _ in entries]
+    digest.update(json.dumps([header, facts], sort_keys=True, allow_nan=False).encode())
+    for _, _, _, raw in entries:
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def _input_dtype(tensors: Sequence[TensorEntry]) -> torch.dtype:
+    """The floating dtype that most numbers have: what the clone computes in."""
+    counts: dict[torch.dtype, int] = {torch.float32: 0}
+    for entry in tensors:
+        if entry.dtype.is_floating_point:
+            counts[entry.dtype] = counts.get(entry.dtype, 0) + math.prod(entry.shape)
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+def _on_meta(entry: TensorEntry) -> Tensor:
+    return _in_order(torch.empty(entry.shape, dtype=entry.dtype, device="meta"), entry.order)
+
+
+def _tensor_from(entry: TensorEntry, raw: memoryview) -> Tensor:
+    if entry.dtype == torch.bool and set(bytes(raw)) - {0, 1}:
+        raise ArchiveError(f"tensor '{entry.name}': bytes other than 0 and 1 in a tensor of bool")
+    flat = torch.frombuffer(bytearray(raw), dtype=entry.dtype) if len(raw) else torch.empty(0, dtype=entry.dtype)
+    return _in_order(flat.reshape(entry.shape), entry.order).requires_grad_(entry.requires_grad)
+
+
+def _in_order(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """A copy with its axes laid out in memory in this order."""
+    inverse = sorted(range(len(order)), key=lambda position: order[position])
+    return tensor.permute(tuple(order)).clone(memory_format=torch.contiguous_format).permute(tuple(inverse))
+
+
+def _register(body: fx.GraphModule, entry: TensorEntry, tensor: Tensor) -> None:
+    *path, last = entry.name.split(".")
+    container: nn.Module = body
+    for segment in path:
+        children = dict(container.named_children())
+        if segment not in children:
+            container.add_module(segment, nn.Module())
+        container = container.get_submodule(segment)
+    if entry.is_parameter:
+        container.register_parameter(last, nn.Parameter(tensor, requires_grad=entry.requires_grad))
+    else:
+        container.register_buffer(last, tensor)

@@ -1,0 +1,190 @@
+"""Bundle: a grafted network in one file: the target's architecture and tensors, and its clones as their files were.
+
+A bundle is a ``.safetensors`` file. Nothing in it is run or imported: the architecture is a name that
+:func:`netclone.load_model` looks up in timm's or torchvision's own registry, the tensors have to be exactly that
+network's, and every clone is an archive that is checked as :func:`netclone.load` checks it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from netclone.errors import ArchiveError, CloneNameError
+from netclone.files.archiving import path_of
+from netclone.files.graphdata import check_keys, check_list, shown
+from netclone.files.options import SAID, checked_config, checked_options
+from netclone.graph.preparing import preparation
+from netclone.runtime.digests import content_digest
+from netclone.runtime.text import is_plain_text
+from netclone.runtime.writing import write_file
+
+FORMAT_VERSION = 1
+_KEY = "netclone_bundle"
+_TARGET = "target."  # before the names of the target's tensors
+_CLONE = "clone."  # and before those of its clones, whose tensors are the bytes of their archives
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A clone in a bundle: its name, the position it reads (None: the one it was fitted for) and its archive."""
+
+    name: str
+    at: str | None
+    archive: bytes
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A target, named as ``"timm/..."`` or ``"torchvision/..."``, with its tensors, and its clones in order.
+
+    ``options`` are those of its constructor, as data: what :func:`checked_options` lets pass. ``config`` is how it
+    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
+    """
+
+    architecture: str
+    tensors: Mapping[str, Tensor]
+    clones: tuple[Packed, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, name: str | None) -> Bundle:
+        """The bundle without a clone; ``name`` may be None where there is only one.
+
+        Raises
+        ------
+        CloneNameError
+            If there is no clone of that name, or no name was given and there are several.
+        """
+        names = [packed.name for packed in self.clones]
+        if name is None and len(names) == 1:
+            return replace(self, clones=())
+        if name not in names:
+            asked = "no name was given" if name is None else f"no clone {name!r}"
+            raise CloneNameError(f"name: {asked}, and the file holds {', '.join(map(repr, names)) or 'none'}")
+        return replace(self, clones=tuple(packed for packed in self.clones if packed.name != name))
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a ``.safetensors`` file that says it is a bundle."""
+    return os.path.isfile(path) and _KEY in _metadata(Path(path))
+
+
+def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
+    """Write a bundle, whole or not at all; without clones, a plain checkpoint of the target's tensors.
+
+    A plain checkpoint says its architecture, options and configuration beside them, as data that
+    :func:`netclone.load_model` reads and every other reader of ``.safetensors`` passes over.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be written.
+    """
+    path = path_of(path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in bundle.tensors.items()}
+    if bundle.clones:
+        tensors = {f"{_TARGET}{name}": tensor for name, tensor in plain.items()}
+        for packed in bundle.clones:
+            tensors[f"{_CLONE}{packed.name}"] = torch.frombuffer(bytearray(packed.archive), dtype=torch.uint8)
+        header = {
+            "format_version": FORMAT_VERSION,
+            "architecture": bundle.architecture,
+            "clones": [{"name": packed.name, "at": packed.at} for packed in bundle.clones],
+            "config": checked_config(bundle.config),
+        }
+        if bundle.options:
+            header["options"] = checked_options(bundle.options)
+        header["sha256"] = content_digest(header, tensors)
+        content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
+    else:
+        said = {
+            "architecture": bundle.architecture,
+            "config": checked_config(bundle.config),
+            "options": checked_options(bundle.options),
+        }
+        content = safetensors.torch.save(plain, metadata={"format": "pt", SAID: json.dumps(said)})
+    write_file(path, content)
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle; its clones are checked when they are built.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is none, or not as :func:`write_bundle` writes it.
+    """
+    path = path_of(path)
+    if not os.path.isfile(path):
+        raise ArchiveError(f"cannot read '{path}': there is no such file")
+    text = _metadata(path).get(_KEY)
+    if text is None:
+        raise ArchiveError(f"cannot read '{path}': no grafted network is in it; netclone inject writes such files")
+    try:
+        facts = json.loads(text)
+        signed = dict(facts) if isinstance(facts, dict) else {}
+        if signed and "sha256" not in signed:
+            raise ArchiveError(
+                "it was written before grafted files had a digest, so damage would not be noticed; graft its clones "
+                "anew: netclone inject"
+            )
+        options = facts.pop("options", {}) if isinstance(facts, dict) else {}
+        facts = check_keys(
+            facts, ["format_version", "architecture", "clones", "config", "sha256"], "the bundle's header"
+        )
+        if facts["format_version"] != FORMAT_VERSION:
+            raise ArchiveError(f"format {shown(facts['format_version'])}, this netclone reads {FORMAT_VERSION}")
+        architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
+        if not is_plain_text(architecture) or not architecture.startswith(("timm/", "torchvision/")):
+            raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
+        config, options = checked_config(facts["config"]), checked_options(options)
+        tensors = safetensors.torch.load_file(path)
+        signed.pop("sha256")
+        if content_digest(signed, tensors) != facts["sha256"]:
+            raise ArchiveError("its digest is that of another content: the file is damaged; write it again")
+        clones = tuple(_packed(item, tensors) for item in items)
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot read '{path}': {error}") from error
+    except Exception as error:  # of JSON and safetensors
+        raise ArchiveError(f"cannot read '{path}': {type(error).__name__}: {shown(str(error))}") from error
+    left = [name for name in tensors if not name.startswith(_TARGET)]
+    if left:
+        raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} belongs to nothing")
+    own = {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}
+    return Bundle(architecture, own, clones, config, options)
+
+
+def config_of(network: nn.Module) -> dict[str, Any]:
+    """What a bundle says about how a network wants its images, and what its classes are called."""
+    config = preparation(network).as_config()
+    labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    return config | ({"label_names": list(labels)} if labels else {})
+
+
+def _packed(item: Any, tensors: dict[str, Tensor]) -> Packed:
+    item = check_keys(item, ["name", "at"], "a clone")
+    name, at = item["name"], item["at"]
+    if not is_plain_text(name) or not (at is None or is_plain_text(at)):
+        raise ArchiveError(f"a clone's name and position are text without control characters, got {shown(item)}")
+    archive = tensors.pop(f"{_CLONE}{name}", None)
+    if archive is None or archive.dtype != torch.uint8:
+        raise ArchiveError(f"the archive of clone {shown(name)} is missing")
+    return Packed(name, at, archive.numpy().tobytes())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except Exception:  # of safetensors, which has one error for everything; or of the file system
+        return {}

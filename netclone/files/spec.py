@@ -1,0 +1,184 @@
+"""CloneSpec: what is known about a clone, as plain data, and as data from a file: checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from netclone.errors import ArchiveError
+from netclone.files.graphdata import check_keys, check_list, check_shape, float_from_data, shown
+from netclone.graph.preparing import IMAGES, Preparation
+from netclone.runtime.text import is_plain_text
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One position tried by the search: its score, or the reason it was rejected.
+
+    ``score`` is the validation accuracy over old and new classes in [0, 1]; None if the candidate failed.
+    """
+
+    at: str
+    source_at: str | None
+    score: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CloneSpec:
+    """What is known about a clone, as plain data (this is what an archive's header holds).
+
+    Shapes leave out the batch dimension. ``target_input_shape`` is the shape of the images the target was traced
+    with, ``target_preparation`` how these are prepared, if that is known, and ``target_digests`` what stands for the
+    target's numbers, as they are and cast to other dtypes. ``kept`` gives, per channel group of the source, the units
+    kept and the units there were.
+    """
+
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    source_at: str | None
+    input_shape: tuple[int, ...]
+    certificate: float
+    at: str | None = None
+    feature_node: str | None = None
+    feature_shape: tuple[int, ...] | None = None
+    target_input_shape: tuple[int, ...] | None = None
+    source_fingerprint: str = ""
+    target_fingerprint: str = ""
+    kept: tuple[tuple[str, int, int], ...] = ()
+    scores: tuple[tuple[str, float], ...] = ()
+    search: tuple[Candidate, ...] = ()
+    target_digests: tuple[tuple[str, str], ...] = ()
+    target_preparation: Preparation | None = None
+
+
+# From a file
+
+BATCH = 2
+"""Samples in the runs on shapes that a file is checked by."""
+
+_LARGEST_SCORE, _MOST_CHANNELS = 1e30, 2**31
+
+
+def _text(value: object) -> str:
+    if not is_plain_text(value):
+        raise ArchiveError(f"expected text without control characters, got {shown(value)}")
+    return cast(str, value)
+
+
+def _finite(value: object) -> float:
+    number = float_from_data(value)
+    if not -_LARGEST_SCORE <= number <= _LARGEST_SCORE:  # NaN is none of them
+        raise ArchiveError(f"expected a finite number, got {shown(value)}")
+    return number
+
+
+def _error(value: object) -> float:
+    if not (number := _finite(value)) >= 0:
+        raise ArchiveError(f"expected an error of 0 or more, got {shown(value)}")
+    return number
+
+
+def _kept(value: object) -> tuple[str, int, int]:
+    """A group of channels: its name, how many of it are kept, its size."""
+    name, kept, size = _row(_text, _integer, _integer)(value)
+    if not 0 <= kept <= size or not 1 <= size <= _MOST_CHANNELS:
+        raise ArchiveError(f"{kept} of {size} channels kept: expected from 0 to all of 1 to {_MOST_CHANNELS}")
+    return name, kept, size
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ArchiveError(f"expected an integer of 64 bits, got {shown(value)}")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    shape = check_shape(value, "shape without batch")
+    check_shape([BATCH, *shape], f"a batch of {BATCH}")
+    return shape
+
+
+def _optional(read: Callable[[object], Any]) -> Callable[[object], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _items(read: Callable[[object], Any]) -> Callable[[object], Any]:
+    return lambda value: tuple(read(item) for item in check_list(value, "the field"))
+
+
+def _row(*reads: Callable[[object], Any]) -> Callable[[object], Any]:
+    return lambda value: tuple(
+        read(item) for read, item in zip(reads, check_list(value, "a row of the field"), strict=True)
+    )
+
+
+def _candidate(value: object) -> Candidate:
+    return Candidate(**_fields_from(value, _CANDIDATE, "candidate"))
+
+
+def _fields_from(
+    value: object, readers: dict[str, Callable[[object], Any]], where: str, later: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The fields by name; those in ``later`` are younger than the format, and left out of older files."""
+    if isinstance(value, dict):
+        value = (later or {}) | value
+    data = check_keys(value, list(readers), where)
+    made = {}
+    for name, read in readers.items():
+        try:
+            made[name] = read(data[name])
+        except ValueError as error:
+            raise ArchiveError(f"{where}.{name}: {error}") from error
+    return made
+
+
+def _preparation(value: object) -> Preparation:
+    """How images are prepared: plain values, as a bundle may say them."""
+    data = check_keys(value, ["size", "mean", "std", "interpolation", "crop_pct", "crop_mode"], "target_preparation")
+    for name, item in data.items():
+        if not IMAGES["input_size" if name == "size" else name](item):
+            raise ArchiveError(f"{name} is {shown(item)}, which says nothing of how images are prepared")
+    made: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in data.items()}
+    return Preparation(**made)
+
+
+_CANDIDATE: dict[str, Callable[[object], Any]] = {
+    "at": _text,
+    "source_at": _optional(_text),
+    "score": _optional(_finite),
+    "reason": _text,
+}
+_SPEC: dict[str, Callable[[object], Any]] = {
+    "classes": _items(_integer),
+    "class_names": _items(_text),
+    "source_at": _optional(_text),
+    "input_shape": _shape,
+    "certificate": _error,
+    "at": _optional(_text),
+    "feature_node": _optional(_text),
+    "feature_shape": _optional(_shape),
+    "target_input_shape": _optional(_shape),
+    "source_fingerprint": _text,
+    "target_fingerprint": _text,
+    "kept": _items(_kept),
+    "scores": _items(_row(_text, _finite)),
+    "search": _items(_candidate),
+    "target_digests": _items(_row(_text, _text)),
+    "target_preparation": _optional(_preparation),
+}
+
+
+def spec_from_data(value: object) -> CloneSpec:
+    """A spec from what a header says, checked.
+
+    Raises
+    ------
+    ArchiveError
+        If a field is missing, unknown or out of its range.
+    """
+    spec = CloneSpec(**_fields_from(value, _SPEC, "spec", {"target_digests": [], "target_preparation": None}))
+    if not spec.classes or len(spec.class_names) not in (0, len(spec.classes)):
+        raise ArchiveError(f"spec: {len(spec.classes)} classes with {len(spec.class_names)} class names")
+    return spec

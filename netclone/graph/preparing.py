@@ -1,0 +1,190 @@
+"""Preparation: the size, mean, standard deviation and interpolation of the images a network was trained on.
+
+Where a source's differ from its target's, :func:`converted` puts the conversion in front of the source, as operators of
+its graph, so that a clone that reads the target's images carries it along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netclone.runtime.text import is_plain_text
+
+INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch does on tensors as on pictures; others become bicubic
+_WORDS = ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", "random")  # those that timm reads
+_MOST_VALUES = 2**26  # of an image
+_MOST = 100_000  # of a size or a number
+_CHANNELS = 1000
+
+
+def _is_size(value: Any) -> bool:
+    sizes = isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
+    return sizes and min(value) >= 1 and math.prod(value) <= _MOST_VALUES
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _MOST
+
+
+def _are_numbers(value: Any) -> bool:
+    numbers = isinstance(value, list) and 1 <= len(value) <= _CHANNELS
+    return numbers and all(type(number) in (int, float) and abs(number) <= _MOST for number in value)
+
+
+IMAGES: dict[str, Callable[[Any], bool]] = {
+    "input_size": _is_size,
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
+    "interpolation": lambda value: value in _WORDS,
+    "crop_pct": _is_positive,
+    "crop_mode": lambda value: is_plain_text(value) and len(value) <= _MOST,
+}
+"""What is known about how a network wants its images, by timm's names, and what is a value of each, as data."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images are prepared: ``size`` is ``(C, H, W)``; values are ``(pixel / 255 - mean) / std`` per channel."""
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """timm's own transform of a picture, as in evaluation."""
+        from timm.data import create_transform  # slow to import, and not needed to read a clone
+
+        made: Callable[[Any], Tensor] = create_transform(
+            self.size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+        return made
+
+    def as_config(self) -> dict[str, Any]:
+        """The same as data, by timm's names."""
+        return {
+            "input_size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+        }
+
+    def __str__(self) -> str:
+        """In a line, for messages."""
+        size = "x".join(map(str, self.size[1:]))
+        mean, std = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{size} px, mean {mean}, std {std}, {self.interpolation}, crop {self.crop_pct:.4g}"
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Prepared images ``(N, C, H, W)`` as they are looked at: values in [0, 1]."""
+        std, mean = (
+            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+            for values in (self.std, self.mean)
+        )
+        return (images * std + mean).clamp(0, 1)
+
+
+def preparation(network: nn.Module) -> Preparation:
+    """How a network wants its images, as timm resolves it; one that does not say is taken to want ImageNet's.
+
+    Examples
+    --------
+    >>> import timm
+    >>> preparation(timm.create_model("test_resnet")).size
+    (3, 160, 160)
+    """
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    from timm.data import resolve_data_config  # slow to import, and not needed to read a clone
+
+    resolved = resolve_data_config({}, pretrained_cfg=dict(cfg), model=network, use_test_size=False)
+    channels, height, width = resolved["input_size"]
+    return Preparation(
+        size=(channels, height, width),
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        interpolation=resolved["interpolation"],
+        crop_pct=float(resolved["crop_pct"]),
+        crop_mode=resolved["crop_mode"],
+    )
+
+
+def said_preparation(network: nn.Module, size: tuple[int, ...] = ()) -> Preparation | None:
+    """How a network says that it wants its images, at another size perhaps; None where it does not say."""
+    about = getattr(network, "pretrained_cfg", None)
+    if not isinstance(about, Mapping) or not about.get("mean") or not about.get("std"):
+        return None
+    said = preparation(network)
+    return replace(said, size=(size[0], size[1], size[2])) if len(size) == 3 else said
+
+
+def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
+    """Make a network say, by timm's conventions, that it wants its images like this; the rest of it stays.
+
+    Examples
+    --------
+    >>> import timm
+    >>> network = timm.create_model("test_resnet")
+    >>> prepared_as(network, {"input_size": [3, 96, 96]})
+    >>> preparation(network).size
+    (3, 96, 96)
+    """
+    if not images:
+        return
+    about = dict(getattr(network, "pretrained_cfg", None) or {})
+    if "input_size" in images:  # what is recommended for a test is that of other weights
+        for name in ("test_input_size", "pool_size", "test_pool_size"):
+            about.pop(name, None)
+    values = {name: tuple(value) if name in ("input_size", "mean", "std") else value for name, value in images.items()}
+    network.pretrained_cfg = about | values  # type: ignore[assignment]
+    network.default_cfg = network.pretrained_cfg
+
+
+class Converted(nn.Module):
+    """A network behind the conversion of images ``(N, C, H, W)`` that were prepared for another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, own: Preparation, given: Preparation) -> None:
+        super().__init__()
+        self.network = network
+        self.size = own.size[1:] if own.size[1:] != given.size[1:] else None
+        self.mode = own.interpolation if own.interpolation in INTERPOLATIONS else "bicubic"
+        own_mean, own_std, mean, std = (torch.tensor(v) for v in (own.mean, own.std, given.mean, given.std))
+        self.register_buffer("scale", (std / own_std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((mean - own_mean) / own_std).view(1, -1, 1, 1), persistent=False)
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network gives for the same pictures, prepared as it wants them."""
+        images = images * self.scale + self.shift
+        if self.size is not None:
+            images = nn.functional.interpolate(images, self.size, mode=self.mode, align_corners=False, antialias=True)
+        out: Tensor = self.network(images)
+        return out
+
+
+def converted(network: nn.Module, given: Preparation) -> nn.Module:
+    """The network itself if it wants its images prepared that way, or else behind a conversion.
+
+    Cropping is the given one's: what lies outside of its crop is not there any more.
+    """
+    own = preparation(network)
+    if (own.size, own.mean, own.std) == (given.size, given.mean, given.std):
+        return network
+    return Converted(network, own, given)

@@ -1,0 +1,365 @@
+"""trace(model) -> GraphModule with shapes: the readable capture, used for targets."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import warnings
+from typing import Any
+
+import torch
+from timm.layers import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
+
+from netclone.arguments import images_fault, not_finite
+from netclone.errors import ArgumentError, LostInTrainingWarning, OutputError, PositionError, TraceError, first_line
+from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
+from netclone.graph.capturing import FACTS, capture, deterministic
+from netclone.graph.describing import describe, described
+from netclone.graph.exporting import copied, other_dtype
+from netclone.graph.isolation import isolated
+from netclone.graph.training import differing
+from netclone.runtime.entering import entered
+
+INPUT = "input"
+"""The position before everything: a clone there reads the images and is the whole slim source."""
+
+
+class _Shapes(fx.Interpreter):
+    """Notes at every node what tensors it gave, as torch's ShapeProp does; that one prints every failure, too."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        found: list[Any] = []
+        map_aggregate(out, found.append)
+        if any(isinstance(value, Tensor) for value in found):
+            n.meta["tensor_meta"] = map_aggregate(out, _metadata)
+        return out
+
+
+def _metadata(value: Any) -> Any:
+    return _extract_tensor_metadata(value) if isinstance(value, Tensor) else value
+
+
+class _PositionTracer(fx.Tracer):
+    """Symbolic tracer with timm's leaf registry that notes which node every module path returned."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self._leaves = tuple(get_notrace_modules())
+        self.positions: dict[str, str] = {}
+        self.not_tensors: dict[str, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
+        """A node, but none called ``self``, as the module that code is generated for is."""
+        name = "self_" if name is None and target == "self" else name
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        if isinstance(out, fx.Proxy):
+            self.positions[path] = self._newest(out.node).name
+        else:
+            self.not_tensors[path] = type(out).__name__
+        return out
+
+    def _newest(self, node: fx.Node) -> fx.Node:
+        """The node that last worked in place on what ``node`` gave, and so gives what it holds now."""
+        writers = [user for user in node.users if user.args[:1] == (node,) and self._works_in_place(user)]
+        return self._newest(writers[-1]) if writers else node
+
+    def _works_in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self.root.get_submodule(str(node.target)), "inplace", False) is True
+        name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+        return node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
+
+
+@entered()
+def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
+    """Copy a model into a graph whose nodes know their shapes; the model is untouched.
+
+    The graph is traced symbolically, so that module paths stay and the input size is free; where that fails,
+    ``torch.export`` is used. The result is checked: it computes bitwise what the model computes (in eval mode). What a
+    timm model says of itself (``num_classes``, ``pretrained_cfg``, ...) the graph says too.
+
+    Parameters
+    ----------
+    model
+        Any module that takes one tensor ``(N, ...)``. A traced graph is copied.
+    example_inputs
+        One tensor ``(N, C, H, W)``, or a tuple holding it. May be left out for timm models that say their input
+        size (``default_cfg``).
+
+    Raises
+    ------
+    TraceError
+        If neither capture takes the model, with the reason of each.
+    ArgumentError
+        If no example was given and the model does not say its input size, or the model is spread over devices.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> model = timm.create_model("test_resnet", num_classes=4)
+    >>> traced = netclone.trace(model)
+    >>> netclone.position(traced, "layer2").name
+    'layer2_0_act2'
+
+    Reference: docs/adr/0001-two-captures.md.
+    """
+    check_one_device_and_dtype(model, "model")
+    if isinstance(model, fx.GraphModule) and FACTS in model.meta:
+        return copy.deepcopy(model)
+    example = example_input(model, example_inputs)
+    tracer = _PositionTracer()
+    try:
+        with deterministic():
+            with torch.no_grad():
+                want = copied(model).eval()(example.clone())
+            working = copied(model).eval()
+            with isolated():
+                graph = tracer.trace(working)
+            traced = fx.GraphModule(working, graph, type(model).__name__)
+            _restore_tensors(traced, model)
+            with torch.no_grad():
+                got = _Shapes(traced).run(example.clone())
+                one = Sizes(traced)
+                one.run(example[:1].clone())
+            _restore_tensors(traced, model)
+        traced.meta[FACTS] = {
+            "positions": tracer.positions,
+            "not_tensors": tracer.not_tensors,
+            "without_batch": without_batch(one.seen, _shapes(traced)),
+            "example": example,
+        }
+    except Exception as symbolic:  # any model code may run here; export is the second try
+        try:
+            traced = capture(model, example)
+        except TraceError as exported:
+            raise TraceError(
+                f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_named(symbolic)}\n"
+                f"  {_named(exported)}" + _way_out(model, example)
+            ) from symbolic
+    else:
+        if isinstance(got, Tensor) and not (isinstance(want, Tensor) and same_bits(got, want)):
+            raise TraceError(
+                f"the traced graph of {type(model).__name__} does not compute what the model computes on the example "
+                "input; a forward hook on the model, randomness in eval mode or state changed by forward() does that: "
+                "remove it before tracing"
+            )
+        _warn_of_what_is_lost(model, graph)
+    traced.meta[FACTS]["derived"] = frozenset(dict(model.named_buffers())) - model.state_dict().keys()
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, module.training)
+    describe(traced, described(model))
+    return traced
+
+
+def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph) -> None:
+    """Say which modules do more in train mode than the graph, which was traced in eval mode, holds."""
+    with deterministic():
+        try:
+            with isolated():
+                trained = _PositionTracer().trace(copied(model).train())
+        except Exception:  # any model code may run here; what it does in train mode, the graph does not hold
+            lost: tuple[str, ...] = ("",)
+        else:
+            lost = differing(evaluated, trained)
+    if lost:
+        named = [f"'{path}'" if path else "the model itself" for path in lost]
+        listed = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+        warnings.warn(
+            f"{type(model).__name__} is traced in eval mode, and in train mode does more: {listed}. What forward() "
+            "does only there, such as functional dropout, stochastic depth and auxiliary outputs, is not in the "
+            "graph, also after a clone is removed: use modules (nn.Dropout) for it, or train the original",
+            LostInTrainingWarning,
+            stacklevel=2,
+        )
+
+
+def _way_out(model: nn.Module, example: Tensor) -> str:
+    """What to do about a model that neither capture takes, where its own message does not say it."""
+    if other_dtype(model, (example,)) or isinstance(model, torch.jit.ScriptModule):
+        return ""
+    return (
+        "\nWay out: move control flow that depends on data out of forward(), or register the module that holds it as a "
+        "leaf with timm.layers.register_notrace_module."
+    )
+
+
+def _shapes(traced: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    """What shapes the nodes of a symbolic graph had on the example."""
+    noted = {node.name: node.meta.get("tensor_meta") for node in traced.graph.nodes}
+    return {name: tuple(meta.shape) for name, meta in noted.items() if isinstance(meta, TensorMetadata)}
+
+
+def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
+    """Give a graph the model's own values again: tracing and running it may have changed its buffers."""
+    theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
+            if name not in theirs or tensor.is_meta or torch.equal(tensor, theirs[name]):
+                continue
+            if tensor.shape == theirs[name].shape:
+                tensor.copy_(theirs[name])
+            else:  # a buffer that forward() makes anew for another size of input, in a module that is a leaf
+                path, _, leaf = name.rpartition(".")
+                setattr(traced.get_submodule(path), leaf, theirs[name].detach().clone())
+
+
+def position(traced: fx.GraphModule, at: str) -> fx.Node:
+    """The node whose output is the position ``at``: a module path (``"layer2.0"``), a node name, or ``"input"``.
+
+    Raises
+    ------
+    PositionError
+        If there is no such position (the closest names are suggested), its output is not one tensor, or the first
+        axis of that is not the batch (frames or windows folded into it, a sequence before it).
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> traced = netclone.trace(timm.create_model("test_resnet", num_classes=4))
+    >>> netclone.position(traced, "layer9")
+    Traceback (most recent call last):
+        ...
+    netclone.errors.PositionError: no position 'layer9' in ResNet; did you mean 'layer4', 'layer3' or 'layer2'?
+    """
+    facts = traced.meta.get(FACTS, {})
+    nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
+    paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
+    model = type(traced).__name__
+    if at == INPUT:  # even where a module has that name: its node can still be named
+        return next(node for node in traced.graph.nodes if node.op == "placeholder")
+    if at in facts.get("not_tensors", {}):
+        raise PositionError(
+            f"position '{at}' of {model} returns {facts['not_tensors'][at]}, not one tensor: "
+            "choose a module inside it, or one that follows it"
+        )
+    if at not in paths and at not in nodes:
+        near = difflib.get_close_matches(str(at), [*paths, *nodes], n=3, cutoff=0.3)
+        listed = " or ".join(f"'{n}'" for n in near[-2:]) if near else ""
+        if len(near) == 3:
+            listed = f"'{near[0]}', {listed}"
+        hint = f"did you mean {listed}?" if near else f"positions are module paths such as {sorted(paths)[:3]}"
+        raise PositionError(f"no position '{at}' in {model}; {hint}")
+    node = nodes[paths.get(at, at)]
+    if shape_of(node) is None:
+        raise PositionError(
+            f"position '{at}' (node '{node.name}') of {model} is not one tensor: choose a node that uses it, such as "
+            + ", ".join(f"'{user.name}'" for user in list(node.users)[:3])
+        )
+    if (why := no_batch(traced, node)) is not None:
+        raise PositionError(
+            f"position '{at}' (node '{node.name}') of {model} cannot be cut at or read: {why}; choose a position "
+            "before or behind the part of the network that is laid out so"
+        )
+    return node
+
+
+def no_batch(graph_module: fx.GraphModule, node: fx.Node) -> str | None:
+    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None where it is."""
+    return why_no_batch(node, graph_module.meta.get(FACTS, {}).get("without_batch", {}))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a node's output without the batch dimension, or None where it is not one tensor."""
+    meta = node.meta.get("tensor_meta")
+    if isinstance(meta, TensorMetadata):
+        return tuple(int(size) for size in meta.shape[1:])
+    value = node.meta.get("val")
+    return sizes_at(value, 2)[1:] if isinstance(value, Tensor) else None
+
+
+def logits_node(traced: fx.GraphModule) -> fx.Node:
+    """The node that gives the model's one output, a tensor ``(N, classes)``.
+
+    Raises
+    ------
+    OutputError
+        If the model returns a tuple, a dict, a tensor of another rank, or one whose first axis is not the batch.
+    """
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    value = output.args[0]
+    model = type(traced).__name__
+    if not isinstance(value, fx.Node) or shape_of(value) is None:
+        kind = type(value).__name__ if not isinstance(value, fx.Node) else "no single tensor"
+        raise OutputError(
+            f"node 'output' of {model} returns {kind}; expected one tensor (N, classes): wrap the model in a module "
+            "that returns its logits"
+        )
+    shape = shape_of(value)
+    if shape is None or len(shape) != 1:
+        raise OutputError(f"node '{value.name}' of {model} returns shape (N, {shape}); expected logits (N, classes)")
+    if (why := no_batch(traced, value)) is not None:
+        raise OutputError(
+            f"node '{value.name}' of {model} gives the logits, but {why}; expected (N, classes) for every N: name the "
+            "axes to drop instead of .squeeze(), which drops the batch of one image too, as in .flatten(1)"
+        )
+    return value
+
+
+def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> Tensor:
+    """One example batch ``(2, ...)``: the caller's (first two images), or one the model's ``default_cfg`` describes."""
+    if isinstance(example_inputs, (tuple, list)):
+        if len(example_inputs) != 1:
+            raise ArgumentError(f"example_inputs: netclone takes models of one input, got {len(example_inputs)} inputs")
+        example_inputs = example_inputs[0]
+    if example_inputs is not None:
+        if not isinstance(example_inputs, Tensor):
+            raise ArgumentError(
+                f"example_inputs: got {type(example_inputs).__name__}; expected one batch of images, a tensor such as "
+                "torch.randn(2, 3, 224, 224)"
+            )
+        if fault := images_fault(example_inputs, values=False) or not_finite(example_inputs):
+            raise ArgumentError(f"example_inputs: {fault}")
+        if example_inputs.dim() < 2 or len(example_inputs) == 0:
+            raise ArgumentError(f"example_inputs: expected a batch (N, ...), got shape {tuple(example_inputs.shape)}")
+        few = example_inputs[:2].detach().clone()
+        return few if len(few) == 2 else torch.cat([few, few])
+    if isinstance(model, fx.GraphModule) and FACTS in model.meta:
+        return model.meta[FACTS]["example"]
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
+    if size is None:
+        raise ArgumentError(
+            f"example_inputs: {type(model).__name__} does not say its input size; pass one batch, such as "
+            "example_inputs=torch.randn(2, 3, 224, 224)"
+        )
+    parameter = next(model.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *size, generator=generator).to(parameter.device, parameter.dtype)
+
+
+def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
+    """Refuse a model whose parameters lie on several devices or in several floating dtypes."""
+    first: tuple[str, Tensor] | None = None
+    for name, parameter in model.named_parameters():
+        if first is None:
+            first = name, parameter
+        elif (parameter.device, parameter.dtype) != (first[1].device, first[1].dtype):
+            raise ArgumentError(
+                f"{what}: parameter '{name}' is {parameter.dtype} on {parameter.device}, '{first[0]}' is "
+                f"{first[1].dtype} on {first[1].device}; bring the model to one device and dtype with .to()"
+            )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal to the last bit (NaN equals NaN); of those without memory only shape and dtype."""
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.is_meta == b.is_meta
+    return alike and (a.is_meta or bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
+def _named(error: BaseException) -> str:
+    """An error's type and first line."""
+    return f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")

@@ -1,0 +1,118 @@
+"""Distilling: gradient steps that bring a slim network nearer to the full one, after its closed-form refit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from netclone.learning.data import in_batches
+from netclone.learning.neighbourhoods import Neighbourhoods, answered
+from netclone.learning.stepping import fast_forward, step
+from netclone.runtime.resuming import Unfinished
+from netclone.runtime.sharing import ALONE, Workers
+
+TEMPERATURE = 2.0
+REUSE = 2  # steps that a point serves in: what the full network answers there is computed once
+LEARNING_RATE = 5e-4
+
+
+def distill(
+    student: fx.GraphModule,
+    teacher: fx.GraphModule,
+    around: Neighbourhoods,
+    held_out: Tensor,
+    *,
+    columns: Sequence[int] | None = None,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
+    precision: torch.dtype | None = None,
+    unfinished: Unfinished | None = None,
+) -> None:
+    """Train the slim network's weights, in place, to give the full network's logits around the samples.
+
+    No label is used: the loss is the divergence of the two distributions at temperature 2 and a tenth of the scaled
+    square error of the logits, half of each batch on samples, half in their neighbourhoods. Normalisation statistics
+    stay. Should the distance on the held-out images be larger afterwards, everything is put back.
+
+    Parameters
+    ----------
+    student, teacher
+        Operator graphs from images ``(N, C, H, W)`` to logits; the teacher is untouched.
+    around
+        The samples, and how points around them are drawn.
+    columns
+        The teacher's logits that the student has; None: all.
+    workers
+        The processes that share the work; the student becomes the same in each.
+    precision
+        As for :func:`netclone.learning.stepping.step`.
+    unfinished
+        Where to keep what is learned on the way, and to go on from.
+
+    Raises
+    ------
+    FitError
+        If the loss is not finite.
+
+    Reference: Hinton et al., Distilling the Knowledge in a Neural Network (2015); docs/adr/0005-distilled-refit.md.
+    """
+    parameters = [p for p in student.parameters() if p.is_floating_point()]
+    if not parameters or steps <= 0:
+        return
+    flags = [p.requires_grad for p in parameters]
+    before = [p.detach().clone() for p in parameters]
+
+    def drawn(count: int) -> Tensor:
+        near = around.nearby((count + 1) // 2, generator)
+        return torch.cat([around.samples(count - len(near), generator), near])
+
+    def taught(images: Tensor) -> Tensor:
+        logits = in_batches(teacher, images, workers.portion(len(images), batch_size), workers)
+        return logits if columns is None else logits[:, list(columns)]
+
+    goal = taught(held_out)
+    scale = goal.std().clamp_min(1e-6)
+
+    def distance() -> float:
+        return float(_loss(in_batches(student, held_out, batch_size, workers), goal, scale))
+
+    def loss_of(points: Tensor, want: Tensor) -> Tensor:
+        return _loss(student(points).to(points.dtype), want, scale)
+
+    start = distance()
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 20), pct_start=0.1)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        first, last = (0, None) if unfinished is None else unfinished.restore(parameters, optimizer, generator)
+        fast_forward(schedule, first)
+        batches = islice(answered(drawn, taught, batch_size, REUSE, last), steps - first)
+        for done, batch in enumerate(batches, first):
+            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, precision)
+            schedule.step()
+            if unfinished is not None:
+                unfinished.keep(done + 1, parameters, optimizer, generator, batch)
+            if progress is not None:
+                progress(done + 1, steps)
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+    if not distance() <= start:
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+
+
+def _loss(got: Tensor, want: Tensor, scale: Tensor) -> Tensor:
+    soft, goal = (logits.div(TEMPERATURE).log_softmax(1) for logits in (got, want))
+    divergence = F.kl_div(soft, goal, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    return divergence + 0.1 * F.mse_loss(got / scale, want / scale)

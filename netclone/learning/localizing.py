@@ -1,0 +1,351 @@
+"""localize(source) -> ChannelMask: which units carry the cloned classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netclone.channels.budgeting import Allocation, channel_share, check_budget, units_kept
+from netclone.channels.gates import Gated, gate_vector
+from netclone.channels.grouping import ChannelGroups, channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.errors import ArgumentError
+from netclone.graph.capturing import tensor_at
+from netclone.learning.data import (
+    Batches,
+    Samples,
+    balance,
+    check_classes,
+    check_keep,
+    check_number,
+    check_taken,
+    gather,
+    in_batches,
+)
+from netclone.learning.neighbourhoods import Augment, Neighbourhoods, answered, drawn
+from netclone.learning.stepping import fast_forward, precision_of, step
+from netclone.runtime.devices import device_named, model_on, on_device
+from netclone.runtime.entering import entered
+from netclone.runtime.resuming import Unfinished
+from netclone.runtime.sharing import ALONE, Workers
+
+METHODS = ("local", "taylor", "magnitude", "random")
+ALLOCATIONS = ("global", "uniform")
+TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
+REUSE = 3  # steps that a point of a neighbourhood serves in: what the full source answers there is computed once
+LEARNING_RATE = 0.08  # of standardised scores; falls to nothing over the steps
+_USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
+
+
+@entered()
+def localize(
+    source: nn.Module | ChannelGroups,
+    data: Batches | None = None,
+    *,
+    classes: Sequence[int] | None = None,
+    method: str = "local",
+    keep: float = 0.5,
+    budget: str = "channels",
+    allocation: str | None = None,
+    seed: int = 0,
+    steps: int = 100,
+    batch_size: int = 64,
+    augment: Augment | None = None,
+    mixed_precision: str = "no",
+    device: str | torch.device | None = None,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
+    unfinished: Unfinished | None = None,
+) -> ChannelMask:
+    """Choose the channels that carry the cloned classes, under a budget; source weights are frozen.
+
+    Parameters
+    ----------
+    source
+        The network to clone from, a module or a traced graph, or the groups found in one (saves finding them again).
+    data
+        Images ``(N, C, H, W)`` and labels ``(N,)``, in any form that :func:`netclone.clone` takes, labels in the
+        source's label space. Needed by ``"local"`` and ``"taylor"``. Samples of other classes show what the cloned ones
+        must be told from.
+    classes
+        The classes to clone; None: all the source has.
+    method
+        ``"local"``: gates learned so that the masked source agrees with the full one in neighbourhoods of the
+        samples, the budget approached gradually. ``"taylor"``: first-order change of the loss. ``"magnitude"``:
+        norm of the weights. ``"random"``.
+    keep, budget
+        What to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the source's
+        parameters (``"params"``) or of its MACs (``"macs"``). What is kept is counted as :func:`netclone.extract`
+        stores it: with the outputs of ``classes`` alone. At least one unit of every group stays.
+    allocation
+        How a budget of parameters or MACs is divided among the groups: ``"global"``, by score and cost; or
+        ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the others.
+    seed
+        Same seed, same mask.
+    steps, batch_size
+        Length of learning (``"local"``) and samples per step.
+    augment
+        For ``"local"``: ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the
+        generator, on the CPU, alone.
+    mixed_precision
+        ``"bf16"``: for ``"local"``, the masked source's passes are computed in bfloat16 where torch.autocast does so.
+    device
+        Where to learn: a copy of the source, and each batch, are moved there. None: where the source is.
+    progress
+        Called with ``(step, steps)``.
+    workers
+        The processes that share the work (see :func:`netclone.runtime.sharing.share`): each is given the same data,
+        and gets the same result.
+    unfinished
+        For ``"local"``: where to keep what is learned on the way, and to go on from.
+
+    Raises
+    ------
+    ArgumentError
+        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small to be reached,
+        the method needs data and got none, or ``augment`` gives no view of its images.
+    DataError
+        If the data are empty, not finite, or labelled outside the source's classes.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> netclone.localize(source, method="magnitude", keep=0.25).share < 0.3
+    True
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 3.2 (localisation by local fidelity).
+    """
+    check_method(method)
+    check_keep(keep)
+    check_number(steps, "steps", 0)
+    check_number(batch_size, "batch_size", 1)
+    precision = precision_of(mixed_precision)
+    if data is None and method in ("local", "taylor"):
+        raise ArgumentError(
+            f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
+            "method='magnitude'"
+        )
+    place = device_named(device)
+    samples = None if data is None else gather(data, "data", place)
+    if place is not None and isinstance(source, nn.Module):
+        source = model_on(source, place)
+        example_inputs = on_device(example_inputs, place)
+    if example_inputs is None and samples is not None:
+        example_inputs = samples.images[:2]
+        if isinstance(source, nn.Module):
+            check_taken(source, example_inputs, "data", "source")
+    groups = channel_groups(source, example_inputs)
+    count = groups.outputs
+    wanted = check_classes(classes, count)
+    check_budget(budget)
+    if allocation not in (None, *ALLOCATIONS):
+        raise ArgumentError(
+            f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
+        )
+    if allocation == "global" and budget == "channels":
+        raise ArgumentError(
+            "allocation: 'global' divides a budget of parameters or MACs; with budget='channels' every group keeps the "
+            "same share: give budget='params' or 'macs'"
+        )
+    divided = None
+    if groups.groups and budget != "channels" and keep < 1 and (allocation or _USUAL[method]) == "global":
+        divided = Allocation(groups, budget, wanted)
+    share = channel_share(groups, keep, budget, wanted) if divided is None else keep
+
+    def best(scores: Sequence[Tensor]) -> ChannelMask:
+        flags = _flags(groups, scores, share) if divided is None else divided.exact_flags(scores, share)
+        return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
+
+    def ranked(scores: Sequence[Tensor]) -> list[Tensor]:
+        return list(scores) if divided is None else _by_cost(divided, scores)
+
+    generator = torch.Generator().manual_seed(seed)
+    if method == "random":
+        return best(ranked([torch.rand(g.size, generator=generator) for g in groups.groups]))
+    if method == "magnitude":
+        return best(ranked(_magnitudes(groups)))
+    assert samples is not None
+    samples.check_images(groups.example, "source")
+    samples.check_labels(count, "source")
+    samples.of_classes(wanted)  # each of them must occur
+    if not groups.groups:
+        return best([])
+    scores = ranked(_taylor(groups, samples, wanted, workers))
+    if method == "taylor":
+        return best(scores)
+    if divided is None:
+        start = [_standardised(score) for score in scores]
+    else:
+        start = list(_standardised(torch.cat(scores)).split([len(score) for score in scores]))
+
+    def choose(scores: Sequence[Tensor], share: float) -> list[Tensor]:
+        return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
+
+    around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
+    return best(
+        _local(
+            groups,
+            around,
+            wanted,
+            start,
+            choose,
+            share,
+            generator,
+            steps,
+            batch_size,
+            progress,
+            workers,
+            precision,
+            unfinished,
+        )
+    )
+
+
+def check_method(method: str) -> None:
+    """Raise unless there is such a method."""
+    if method not in METHODS:
+        raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    return (scores - scores.mean()) / scores.std(unbiased=False).clamp_min(1e-12)
+
+
+def _by_cost(allocation: Allocation, scores: Sequence[Tensor]) -> list[Tensor]:
+    """Log of the square score per unit of cost: the change of the loss that a parameter (or MAC) buys."""
+    floor = 1e-6 * torch.cat(list(scores)).square().mean().clamp_min(1e-30)
+    return [((score.square() + floor) / cost).log() for score, cost in zip(scores, allocation.unit_costs, strict=True)]
+
+
+def _flags(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> list[Tensor]:
+    """Per group, True for the best ``share`` of the units (at least one); ties go to the first."""
+    flags = []
+    for group, score in zip(groups.groups, scores, strict=True):
+        best = torch.sort(score.detach(), descending=True, stable=True).indices[: units_kept(group, share)]
+        flags.append(torch.zeros(len(score), dtype=torch.bool).index_fill_(0, best.cpu(), True))
+    return flags
+
+
+def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
+    """L2 norm of every unit's slices of producer weights, each tensor on its own scale."""
+    labelling = groups.labelling
+    scores = {unit: 0.0 for group in groups.groups for unit in group.units}
+    for (name, axis), labels in labelling.slots.items():
+        if labelling.roles[name, axis] not in ("out", "along") or not name.endswith(("weight", "weight_folded")):
+            continue
+        tensor = tensor_at(groups.graph_module, name).detach().double()
+        norms = tensor.movedim(axis, 0).flatten(1).norm(dim=1) if tensor.dim() > 1 else tensor.abs()
+        norms = norms / norms.mean().clamp_min(1e-12)
+        for unit, norm in zip(labelling.labels.roots(labels).tolist(), norms.tolist(), strict=True):
+            if unit in scores:
+                scores[unit] += norm
+    return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
+
+
+def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], workers: Workers) -> list[Tensor]:
+    """Root of the summed square first-order change of the loss per unit: the gradient at an open gate.
+
+    The loss is that of telling the cloned classes from each other and from the rest, on small batches of shuffled
+    samples: in larger ones gradients of different samples cancel.
+    """
+    weights = _both_sides(samples, classes)
+    order = drawn(weights, TAYLOR_SAMPLES, torch.Generator().manual_seed(0), repeat=False)
+    images, labels = (tensor[order.to(tensor.device)] for tensor in (samples.images, samples.labels))
+    gates = [torch.ones(group.size, device=images.device, requires_grad=True) for group in groups.groups]
+    columns = torch.tensor(classes, device=images.device)
+    is_class = labels[:, None] == columns
+    targets = torch.where(is_class.any(1), is_class.int().argmax(1), len(classes))
+    gated = Gated(groups)
+    parts = list(zip(images.split(TAYLOR_BATCH), targets.split(TAYLOR_BATCH), strict=True))
+    team = workers.team(len(parts))
+    gradients = []
+    for part, target in parts[team.own(len(parts))]:
+        out = gated(gate_vector(groups, gates), part)
+        loss = F.cross_entropy(_local_logits(out, columns), target)
+        gradients.append(torch.cat(torch.autograd.grad(loss, gates)))
+    total = torch.zeros_like(gradients[0])
+    for gradient in team.joined(torch.stack(gradients)):  # in the same order whoever had them
+        total += gradient.square()
+    return list(total.sqrt().cpu().split([group.size for group in groups.groups]))
+
+
+def _local(
+    groups: ChannelGroups,
+    around: Neighbourhoods,
+    classes: tuple[int, ...],
+    start: Sequence[Tensor],
+    choose: Callable[[Sequence[Tensor], float], list[Tensor]],
+    keep: float,
+    generator: torch.Generator,
+    steps: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+    workers: Workers,
+    precision: torch.dtype | None,
+    unfinished: Unfinished | None,
+) -> list[Tensor]:
+    """Learn one score per unit so that the kept part agrees with the full source around the samples.
+
+    A neighbourhood is a sample mixed with another and perturbed; agreement is on the logits of the cloned classes
+    against each other and against the strongest of the rest. A third of the points are new in each step, so that the
+    full source's answers cost little beside the masked source's gradient. Gates are hard in the forward pass (the units
+    that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
+    everything to ``keep``.
+
+    While nothing is masked yet, the gradient is rounding and nothing else, which Adam makes steps of: each worker then
+    computes the whole batch, as one process does, and so it does with the full source's answers.
+    """
+    images = around.images
+    scores = [score.to(images.device).clone().requires_grad_() for score in start]
+    optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
+    full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, workers)
+    scale = full.std().clamp_min(1e-6)
+    columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
+    first, last = (0, None) if unfinished is None else unfinished.restore(scores, optimizer, generator)
+    fast_forward(schedule, first)
+    neighbourhoods = answered(
+        lambda count: around.nearby(count, generator),
+        lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
+        batch_size,
+        REUSE,
+        last,
+    )
+    for done, (points, want) in enumerate(islice(neighbourhoods, steps - first), first):
+        share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
+        flags = choose(scores, share)
+        gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
+        team = workers if not all(bool(flag.all()) for flag in flags) else ALONE
+        vector = gate_vector(groups, gates)
+
+        def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
+            got = _local_logits(gated(vector, points).to(points.dtype), columns)
+            agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
+            return agreement + 0.1 * F.mse_loss(got / scale, want / scale)
+
+        step(optimizer, loss_of, (points, want), f"localize, step {done}", team, precision)
+        schedule.step()
+        if unfinished is not None:
+            unfinished.keep(done + 1, scores, optimizer, generator, (points, want))
+        if progress is not None:
+            progress(done + 1, steps)
+    return [score.detach().cpu() for score in scores]
+
+
+def _both_sides(samples: Samples, classes: tuple[int, ...]) -> Tensor:
+    """How often to draw each sample, so that the cloned classes and the rest come up equally often."""
+    return balance(torch.isin(samples.labels, torch.tensor(classes, device=samples.labels.device)).long(), 1)
+
+
+def _local_logits(logits: Tensor, columns: Tensor) -> Tensor:
+    """Logits of the cloned classes and, as one more column, the strongest of the rest."""
+    rest = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, columns, False)
+    if not rest.any():
+        return logits[:, columns]
+    return torch.cat([logits[:, columns], logits[:, rest].amax(1, keepdim=True)], 1)

@@ -1,0 +1,207 @@
+"""Refitting what reads removed channels: layer by layer least squares to what the full source computes."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from netclone.channels.slimming import Resizer
+from netclone.graph.calls import arguments, call
+from netclone.graph.capturing import tensor_at
+from netclone.learning.data import Samples
+from netclone.runtime.sharing import ALONE, Workers
+
+aten = torch.ops.aten
+RIDGE = 1e-4  # of the mean square of the inputs
+ROWS = 200  # equations per unknown that are enough; what a larger map offers beyond them is skipped
+BATCH = 64  # images per step
+_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
+IN_MEMORY = 2**31  # bytes of features held in memory; what goes beyond lies in unnamed temporary files
+
+
+def reconstruct_slim(
+    full: fx.GraphModule,
+    slimmed: fx.GraphModule,
+    new: Resizer,
+    samples: Samples,
+    at: str | None,
+    in_memory: int = IN_MEMORY,
+    workers: Workers = ALONE,
+) -> None:
+    """Refit, in place, every convolution and linear layer of the slim graph that lost inputs, each group on its own.
+
+    Both graphs run side by side, node by node and batch by batch. Where a layer reads fewer channels than before, its
+    weight and bias become the ridge solution (normal equations summed in float64) that maps what the slim network
+    sees there, after all earlier refits, to what the full network computes. Behind a cut at ``at`` the slim network
+    starts from the full one's features. Only the features that a later node still reads are held, and at most
+    ``in_memory`` bytes of them in memory, however many samples there are. Several workers take whole batches and add up
+    their equations; each solves them.
+    """
+    twins = {node.name: node for node in slimmed.graph.nodes}
+    batches = samples.images.split(BATCH)
+    team = workers.team(len(batches))
+    own = team.own(len(batches))
+    batches = batches[own]
+    held = _Held(in_memory)
+    wide: dict[str, list[Any]] = {}
+    slim: dict[str, list[Any]] = {}
+    last_use = {n: node for node in full.graph.nodes for n in node.all_input_nodes}
+    behind = at is None  # the cut: what comes before it is not part of the slim network
+    with torch.no_grad():
+        for node in full.graph.nodes:
+            if node.op == "output":
+                break
+            twin = twins[node.name]
+            keep = held.keep if node.op == "call_function" else _as_it_is  # weights are refitted where they lie
+            wide[node.name] = [keep(_run(full, node, wide, i, images)) for i, images in enumerate(batches)]
+            if behind and node.op == "call_function" and _lost_inputs(new, node):
+                _refit(slimmed, twin, slim, wide[node.name], new, node, own.start, team)
+            if node.name == at:
+                behind = True
+                slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
+            elif behind or node.op == "get_attr":
+                slim[node.name] = [keep(_run(slimmed, twin, slim, i, images)) for i, images in enumerate(batches)]
+            else:  # read later, if at all, for its sizes
+                slim[node.name] = wide[node.name]
+            for used in node.all_input_nodes:
+                if last_use[used] is node:
+                    seen = wide.pop(used.name), slim.pop(used.name)
+                    if used.op == "call_function":
+                        held.drop(seen[0])
+                        if seen[1] is not seen[0]:
+                            held.drop(seen[1])
+
+
+class _Held:
+    """Features that are still needed: in memory up to a limit, beyond it in files that go away with the tensor."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+
+    def keep(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.untyped_storage().filename is not None:
+            return value
+        size = value.nbytes
+        if value.device.type != "cpu" or self.bytes + size <= self.limit:
+            self.bytes += size
+            return value
+        with tempfile.NamedTemporaryFile(prefix="netclone-features-") as file:
+            moved = torch.from_file(file.name, shared=True, size=value.numel(), dtype=value.dtype)
+        return moved.view(value.shape).copy_(value)
+
+    def drop(self, values: list[Any]) -> None:
+        self.bytes -= sum(v.nbytes for v in values if isinstance(v, Tensor) and v.untyped_storage().filename is None)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[str, list[Any]], batch: int, images: Tensor) -> Any:
+    if node.op == "placeholder":
+        return images
+    if node.op == "get_attr":
+        return tensor_at(graph_module, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: known[used.name][batch])
+    return call(node, args, kwargs)
+
+
+def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
+    if node.target not in (*_CONVOLUTIONS, aten.linear.default):
+        return False
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    if len(weight.users) > 1:  # what fits one reader would change what another gives
+        return False
+    return not bool(new.kept_slices(str(weight.target), 1).all())
+
+
+def _narrowed(new: Resizer, node: fx.Node, value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    for axis in range(1, value.dim()):
+        kept = new.kept_along(node, axis)
+        if not bool(kept.all()):
+            value = value.index_select(axis, kept.nonzero().flatten().to(value.device))
+    return value
+
+
+def _refit(
+    slimmed: fx.GraphModule,
+    twin: fx.Node,
+    slim: dict[str, list[Any]],
+    want: list[Any],
+    new: Resizer,
+    node: fx.Node,
+    first: int,
+    team: Workers,
+) -> None:
+    weight_node, bias_node = twin.args[1], twin.args[2] if len(twin.args) > 2 else None
+    assert isinstance(weight_node, fx.Node) and isinstance(twin.args[0], fx.Node)
+    weight = tensor_at(slimmed, str(weight_node.target))
+    groups = int(arguments(twin)[6]) if len(twin.args) > 6 else 1
+    size, width = weight[0].numel() + (bias_node is not None), len(weight) // groups
+    gram = torch.zeros(groups, size, size, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(groups, size, width, dtype=torch.float64, device=weight.device)
+    values = torch.tensor(sum(value.numel() for value in want))
+    team.add([values])
+    total = int(values) // want[0].shape[1 if want[0].dim() == 4 else -1]
+    stride = 1
+    while total // (stride + 1) ** 2 >= ROWS * size and twin.target in _CONVOLUTIONS:
+        stride += 1
+    for number, (given, wanted) in enumerate(zip(slim[twin.args[0].name], want, strict=True), first):
+        parts = given.chunk(groups, 1), _narrowed(new, node, wanted).chunk(groups, 1)
+        for group, (inputs, targets) in enumerate(zip(*parts, strict=True)):
+            if twin.target in _CONVOLUTIONS:
+                inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
+            rows = inputs.reshape(-1, weight[0].numel())
+            if bias_node is not None:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            gram[group] += rows.T @ rows  # summed in float64
+            cross[group] += rows.T @ targets.reshape(-1, width)
+    team.add([gram, cross])
+    old = weight.reshape(len(weight), -1).double()
+    if bias_node is not None:
+        assert isinstance(bias_node, fx.Node)
+        old = torch.cat([old, tensor_at(slimmed, str(bias_node.target)).double().unsqueeze(1)], 1)
+    solution = torch.cat([_ridge(*equations) for equations in zip(gram, cross, old.split(width), strict=True)])
+    if not bool(torch.isfinite(solution).all()):
+        return  # the plain copy stays: nothing was learned from these samples
+    if bias_node is not None:
+        tensor_at(slimmed, str(bias_node.target)).copy_(solution[:, -1])
+        solution = solution[:, :-1]
+    weight.copy_(solution.reshape(weight.shape))
+
+
+def _ridge(gram: Tensor, cross: Tensor, old: Tensor) -> Tensor:
+    """The solution of normal equations that stays near the old rows ``(b, a)``."""
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge, cross + ridge @ old.T).T
+
+
+def _patches(
+    twin: fx.Node, inputs: Tensor, targets: Tensor, weight: Tensor, every: int, number: int
+) -> tuple[Tensor, Tensor]:
+    """What a convolution reads ``(N, L, a)`` and what it shall give ``(N, L, b)``, on a grid of every n-th position.
+
+    The grid starts elsewhere in every batch, so that all positions count.
+    """
+    given = list(arguments(twin)[3:6])
+    stride, padding, dilation = given + [[1, 1], [0, 0], [1, 1]][len(given) :]
+    kernel = weight.shape[2:]
+    if padding == "same":
+        around = [reach * (size - 1) for reach, size in zip(dilation, kernel, strict=True)]
+        sides = [side for total in reversed(around) for side in (total // 2, total - total // 2)]
+    else:
+        sides = [0] * 4 if padding == "valid" else [padding[1], padding[1], padding[0], padding[0]]
+    height, width = targets.shape[-2:]
+    down, right = number % min(every, height), number // every % min(every, width)
+    inputs = F.pad(inputs, sides)
+    inputs = inputs[:, :, down * stride[0] :, right * stride[1] :]
+    steps = tuple(step * every for step in stride)
+    patches = F.unfold(inputs, kernel, tuple(dilation), 0, steps).transpose(1, 2)
+    targets = targets[:, :, down::every, right::every].flatten(2).transpose(1, 2)
+    return patches, targets

@@ -1,0 +1,432 @@
+"""evaluate(model, data) -> Scores: accuracy, locality, calibration, similarity; cost(model) -> Cost: size and time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.cloning.injecting import columns
+from netclone.cloning.modules import CloneModule, save
+from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
+from netclone.graph.counting import MacCounter
+from netclone.graph.measuring import in_eval_mode, running
+from netclone.learning.data import Batches, Samples, check_number, streamed, taken_by
+from netclone.runtime.devices import device_named, model_on
+from netclone.runtime.entering import entered
+from netclone.runtime.sharing import ALONE, Workers
+
+BINS = 15  # of confidence, for the calibration error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies in [0, 1]; None where there is no sample of that kind.
+
+    ``locality_open`` is the share of old-class samples whose prediction over all columns differs from the one over
+    the old columns alone; ``locality_closed`` the share whose prediction over the old columns differs from the
+    reference's (None without a reference): 0 for a grafted model.
+
+    ``calibration_error`` is the expected calibration error of the softmax over all columns: the mean distance between
+    confidence and accuracy over 15 bins of confidence of equal width, in [0, 1].
+
+    ``similarity`` is Pearson's correlation, in [-1, 1], between a clone's logits and the source's for the cloned
+    classes, over the clone's own samples and all its classes, each class's mean logit taken off; so it is defined for
+    a single class too, and neither a common scale nor an offset per class moves it. None without a source, a clone, or
+    logits that vary.
+    """
+
+    old: float | None
+    new: float | None
+    all: float
+    locality_open: float | None
+    locality_closed: float | None
+    samples: int
+    calibration_error: float
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions whose confidence lies in (low, high]: their number, mean confidence and share that is right.
+
+    Both are None where there is no prediction.
+    """
+
+    low: float
+    high: float
+    samples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, MACs and median latency in ms of one forward pass at the given input; bytes of a clone's archive.
+
+    ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for all but a CloneModule.
+    """
+
+    parameters: int
+    macs: int
+    latency_ms: float
+    archive_bytes: int | None
+
+
+@entered()
+def evaluate(
+    model: nn.Module,
+    data: Batches,
+    *,
+    old: Sequence[int] | None = None,
+    new: Sequence[int] | None = None,
+    reference: nn.Module | Tensor | None = None,
+    source: nn.Module | None = None,
+    name: str | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    workers: Workers = ALONE,
+) -> Scores:
+    """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
+
+    Parameters
+    ----------
+    model
+        Any classifier; evaluated in eval mode, its modes are restored.
+    data
+        Batches ``(images, labels)``, a ``Dataset`` of samples, or one such pair, in any form that
+        :func:`netclone.clone` takes; labels are columns of the (grafted) model's output. Read once, so it has to end.
+    old, new
+        Which labels count as old and as new. By default the target's and the clones' columns of a grafted model; all
+        are old for any other model. A label the model has no column for counts as wrong.
+    reference
+        The target before grafting, for ``locality_closed``; or its logits ``(N, columns)`` for the same images.
+    source
+        The network a clone was cloned from, for ``similarity``; it is given the same images.
+    name
+        Which clone that is; may be left out where there is only one.
+    device
+        Where to run: copies of the networks, and each batch, are moved there. None: where the networks are; the data
+        have to be there too.
+    workers
+        The processes that share the batches (see :func:`netclone.runtime.sharing.share`); each gets the same scores.
+
+    Raises
+    ------
+    ArgumentError
+        If old and new overlap, or the source has no output for a cloned class.
+    CloneNameError
+        If there is no clone of that name, or a source but no name and several clones.
+    DataError
+        If the data are empty, not finite, none that the model takes, or a label is neither old nor new.
+    OutputError
+        If a model does not return logits ``(N, classes)``, or those given as reference are none.
+
+    Examples
+    --------
+    >>> import timm, torch, netclone
+    >>> model = timm.create_model("test_resnet", num_classes=3)
+    >>> scores = netclone.evaluate(model, [(torch.zeros(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]))])
+    >>> scores.samples, scores.new
+    (4, None)
+
+    Reference: Partial Network Cloning (arXiv 2303.10597), section 4 (accuracy and locality).
+    """
+    check_number(batch_size, "batch_size", 1)
+    place = device_named(device)
+    if place is not None:
+        model = model_on(model, place)
+        source = None if source is None else model_on(source, place)
+        reference = model_on(reference, place) if isinstance(reference, nn.Module) else reference
+    of_clones = _columns_of_clones(model)
+    added = sum(map(len, of_clones.values()))
+    cloned = None if source is None else _cloned(model, of_clones, name)
+    logits, labels, references, likeness = [], [], [], []
+    seen = 0
+    for samples in streamed(data, batch_size * workers.count, device=place):
+        logits.append(predict(model, samples.images, batch_size, workers, first=seen))
+        labels.append(samples.labels)
+        if isinstance(reference, nn.Module):
+            references.append(predict(reference, samples.images, batch_size, workers, first=seen))
+        seen += len(samples)
+        if source is not None and cloned is not None:
+            likeness.append(_of_source(source, cloned, samples, batch_size, workers))
+    given, known_labels = torch.cat(logits), torch.cat(labels)
+    width = given.shape[1]
+    old_columns = tuple(range(width - added)) if old is None else tuple(old)
+    new_columns = tuple(range(width - added, width)) if new is None else tuple(new)
+    known = torch.cat(references) if references else reference if isinstance(reference, Tensor) else None
+    if known is not None:
+        if known.dim() != 2 or len(known) != len(given):
+            raise OutputError(
+                f"reference: logits of shape {tuple(known.shape)} for {len(given)} images; expected ({len(given)}, "
+                "columns), or the target itself"
+            )
+        is_old = torch.isin(known_labels, torch.tensor(old_columns, dtype=known_labels.dtype, device=given.device))
+        known = known.to(given.device)[is_old]
+    alike = None if cloned is None else _likeness(given, known_labels, cloned, torch.cat(likeness))
+    return score(given, known_labels, old=old_columns, new=new_columns, known=known, similarity=alike)
+
+
+def score(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    old: Sequence[int],
+    new: Sequence[int],
+    known: Tensor | None = None,
+    similarity: float | None = None,
+) -> Scores:
+    """The figures of :func:`evaluate` from logits ``(N, columns)`` and labels ``(N,)``.
+
+    Parameters
+    ----------
+    logits, labels
+        A label that there is no column for counts as wrong.
+    old, new
+        Which labels count as old and as new.
+    known
+        The reference's logits ``(M, columns)`` for the M samples of old classes, for ``locality_closed``.
+    similarity
+        What :func:`similarity` measured.
+
+    Raises
+    ------
+    ArgumentError
+        If old and new overlap, or ``known`` has too few columns.
+    DataError
+        If a label is neither old nor new.
+
+    Examples
+    --------
+    >>> score(torch.eye(3), torch.tensor([0, 1, 2]), old=[0, 1], new=[2]).all
+    1.0
+    """
+    if set(old) & set(new):
+        raise ArgumentError(f"old and new share the labels {sorted(set(old) & set(new))}")
+    stray = sorted(set(labels.unique().tolist()) - set(old) - set(new))
+    if stray:
+        raise DataError(f"data: label {stray[0]} is neither old {tuple(old)} nor new {tuple(new)}")
+    predicted = logits.argmax(1)
+    right = predicted == labels
+    is_old = torch.isin(labels, torch.tensor(tuple(old), dtype=labels.dtype, device=labels.device))
+    present = [column for column in old if column < logits.shape[1]]
+    within = torch.tensor(present, device=logits.device)[logits[:, present].argmax(1)] if present else predicted
+    closed = None
+    if known is not None and bool(is_old.any()):
+        if present and known.shape[1] <= max(present):
+            raise ArgumentError(
+                f"reference: {known.shape[1]} columns, but old classes up to {max(present)}; give the target before "
+                "grafting, or say with old=... which of the columns are its own"
+            )
+        before = known[:, present].argmax(1)
+        closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
+    return Scores(
+        old=_mean(right[is_old]),
+        new=_mean(right[~is_old]),
+        all=float(right.double().mean()),
+        locality_open=_mean((predicted != within)[is_old]),
+        locality_closed=closed,
+        samples=len(labels),
+        calibration_error=_calibration_error(logits, right),
+        similarity=similarity,
+    )
+
+
+def predict(
+    model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE, *, first: int = 0
+) -> Tensor:
+    """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
+
+    Several workers take whole batches, so that the result is the same to the bit. The images are those from the
+    ``first`` one on of all that messages count.
+
+    Raises
+    ------
+    DataError, OutputError
+        If the model does not take the images, or gives no logits for them.
+    """
+    starts = range(0, len(images), batch_size)
+    team = workers.team(len(starts))
+    with in_eval_mode(model):
+        parts = [_logits(model, images[i : i + batch_size], first + i) for i in starts[team.own(len(starts))]]
+    return team.joined(torch.cat(parts))
+
+
+def _logits(model: nn.Module, images: Tensor, first: int) -> Tensor:
+    """What a model gives for a batch, the images from the ``first`` one on; refused unless it is logits."""
+    with taken_by(model, images, f"data, batch of images {first} to {first + len(images) - 1}"):
+        out = model(images)
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
+        shape = f" {tuple(out.shape)}" if isinstance(out, Tensor) else ""
+        raise OutputError(
+            f"{type(model).__name__} returns {type(out).__name__}{shape} for {len(images)} images; expected one tensor "
+            f"({len(images)}, classes): wrap it"
+        )
+    return out
+
+
+@entered()
+def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
+    """Parameters, MACs and measured latency of a model in eval mode; of a clone, the bytes of its archive too.
+
+    Raises
+    ------
+    ArchiveError
+        If the model is a CloneModule that cannot be saved.
+
+    Examples
+    --------
+    >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
+    8
+    """
+    with running(model), MacCounter() as counter:
+        model(*inputs)
+    with in_eval_mode(model):
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            model(*inputs)
+            if inputs[0].is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.macs,
+        latency_ms=1000 * statistics.median(times),
+        archive_bytes=_archive_bytes(model) if isinstance(model, CloneModule) else None,
+    )
+
+
+def _archive_bytes(module: CloneModule) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clone.safetensors")
+        save(module, path)
+        return os.path.getsize(path)
+
+
+def _columns_of_clones(model: nn.Module) -> dict[str, range]:
+    if not isinstance(model, fx.GraphModule):
+        return {}
+    try:
+        return columns(model)
+    except ArgumentError:
+        return {}
+
+
+def _classes(model: nn.Module, name: str) -> tuple[int, ...]:
+    return model.get_submodule(name).classes  # type: ignore[return-value]
+
+
+def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:
+    """How often predictions are right by how sure they are: bins of equal width, from unsure to sure.
+
+    ``logits`` are ``(N, columns)``; ``right`` ``(N,)`` says which predictions are.
+
+    Examples
+    --------
+    >>> reliability(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([True, False]))[-1].accuracy
+    0.5
+
+    Reference: Guo et al., arXiv 1706.04599, section 2.
+    """
+    confidence = logits.double().softmax(1).amax(1)
+    numbers = (confidence * BINS).ceil().clamp(1, BINS).nan_to_num(BINS)  # NaN logits are seen in the result
+    found = []
+    for number in range(1, BINS + 1):
+        inside = numbers == number
+        mean = float(confidence[inside].mean()) if bool(inside.any()) else None
+        found.append(Bin((number - 1) / BINS, number / BINS, int(inside.sum()), mean, _mean(right[inside])))
+    return tuple(found)
+
+
+def _calibration_error(logits: Tensor, right: Tensor) -> float:
+    """Expected calibration error (Guo et al., arXiv 1706.04599, equation 3); ``right`` ``(N,)`` says what was hit."""
+    gaps = [
+        part.samples * abs(part.accuracy - part.confidence)
+        for part in reliability(logits, right)
+        if part.accuracy is not None and part.confidence is not None
+    ]
+    return sum(gaps) / len(logits)
+
+
+def similarity(
+    model: nn.Module, name: str | None, source: nn.Module, samples: Samples, logits: Tensor, batch_size: int = 64
+) -> float | None:
+    """``Scores.similarity`` of a clone and its source, from the grafted model's logits ``(N, columns)``.
+
+    Raises
+    ------
+    CloneNameError, ArgumentError
+        As :func:`evaluate`.
+    """
+    cloned = _cloned(model, _columns_of_clones(model), name)
+    if cloned is None:
+        return None
+    return _likeness(logits, samples.labels, cloned, _of_source(source, cloned, samples, batch_size, ALONE))
+
+
+@dataclass(frozen=True)
+class _Cloned:
+    """A clone: its name, its classes among the source's, and its columns among the grafted network's."""
+
+    name: str
+    classes: tuple[int, ...]
+    columns: range
+
+    def own(self, labels: Tensor) -> Tensor:
+        """Which samples are of its classes."""
+        return (labels >= self.columns.start) & (labels < self.columns.stop)
+
+
+def _cloned(model: nn.Module, of_clones: dict[str, range], name: str | None) -> _Cloned | None:
+    if not of_clones:
+        return None
+    listed = ", ".join(f"'{clone}'" for clone in of_clones)
+    if name is None and len(of_clones) > 1:
+        raise CloneNameError(f"name: the graph holds the clones {listed}; say which one was cloned from the source")
+    name = next(iter(of_clones)) if name is None else name
+    if name not in of_clones:
+        raise CloneNameError(f"name: no clone {name!r} in the graph, which holds {listed}; name one of these")
+    return _Cloned(name, _classes(model, name), of_clones[name])
+
+
+def _of_source(source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers) -> Tensor:
+    """The source's logits ``(M, K)`` of the cloned classes for those samples that show one."""
+    own = samples.images[cloned.own(samples.labels)]
+    if not len(own):
+        return torch.empty(0, len(cloned.classes), dtype=own.dtype, device=own.device)
+    wanted = predict(source, own, batch_size, workers)
+    if wanted.shape[1] <= max(cloned.classes):
+        raise ArgumentError(
+            f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{cloned.name}' was cloned "
+            f"from classes {cloned.classes}; give the network that it was cloned from, or name another clone"
+        )
+    return wanted[:, list(cloned.classes)]
+
+
+def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -> float | None:
+    if not len(wanted):
+        return None
+    return _correlation(logits[cloned.own(labels)][:, cloned.columns.start : cloned.columns.stop], wanted)
+
+
+def _correlation(one: Tensor, two: Tensor) -> float | None:
+    """Pearson's r over all entries of two ``(N, K)``, each column's mean taken off; None if one does not vary."""
+    one, two = one.double(), two.double()
+    centred = one - one.mean(0), two - two.mean(0)
+    norms = [part.norm() for part in centred]
+    if any(norm <= 1e-12 * whole.norm() for norm, whole in zip(norms, (one, two), strict=True)):
+        return None
+    return float(((centred[0] / norms[0]) * (centred[1] / norms[1])).sum().clamp(-1, 1))
+
+
+def _mean(flags: Tensor) -> float | None:
+    return float(flags.double().mean()) if len(flags) else None

@@ -1,0 +1,144 @@
+"""save_grafted(grafted, path): a grafted network in one file, which netclone.load_model reads."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from netclone.cloning.injecting import clones, read_by, remove
+from netclone.cloning.modules import CloneModule, to_bytes
+from netclone.cloning.verifying import compare
+from netclone.errors import ArgumentError, LoadError, PositionError
+from netclone.files.bundling import Bundle, Packed, config_of, write_bundle
+from netclone.graph.capturing import FACTS
+from netclone.graph.modes import QUICK
+from netclone.graph.tracing import position, same_bits
+from netclone.models.loading import grafted as built
+from netclone.models.loading import told_size
+from netclone.models.recipes import checked_options
+
+
+def save_grafted(
+    grafted: fx.GraphModule,
+    path: str | os.PathLike[str],
+    *,
+    target: nn.Module | None = None,
+    architecture: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a grafted network to one file, as ``netclone inject`` does; :func:`netclone.load_model` reads it.
+
+    The file holds the target's architecture as a name, its constructor's options as data, its tensors, and its clones
+    as :func:`netclone.save` writes them. It is written only if it gives the same logits, to the bit.
+
+    Parameters
+    ----------
+    grafted
+        What :func:`netclone.inject` returned.
+    path
+        Where to write.
+    target
+        The target itself, for tensors that it has beside those that the graph reads.
+    architecture
+        ``"timm/..."`` or ``"torchvision/..."``; may be left out for networks of timm, which say it.
+    options
+        What its constructor was told, such as ``{"pad_type": "same"}``: text, numbers, true, false and lists. May be
+        left out for networks of timm, which say them.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones, ``target`` is not its target, or the architecture is not known.
+    ArchiveError
+        If a clone or an option may not be in a file, or the file cannot be written.
+    LoadError
+        If the architecture with these options is not this network.
+
+    Examples
+    --------
+    >>> import netclone, tempfile, timm
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude")
+    >>> module = netclone.extract(source, mask, classes=[5, 7])
+    >>> target = timm.create_model("test_efficientnet", num_classes=4, pad_type="same").eval()
+    >>> grafted = netclone.inject(target, module, at="input", name="shirts")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     netclone.save_grafted(grafted, f"{folder}/grafted.safetensors")
+    ...     netclone.clones(netclone.load_model(f"{folder}/grafted.safetensors"))
+    ('shirts',)
+    """
+    if not isinstance(grafted, fx.GraphModule) or not clones(grafted):
+        raise ArgumentError("grafted: it holds no clones; pass the graph that netclone.inject(...) returned")
+    names, own = clones(grafted), grafted
+    packed = []
+    for name in names:
+        module = cast(CloneModule, grafted.get_submodule(name))
+        packed.append(Packed(name, _position_of(grafted, name, module), to_bytes(module, f"clone '{name}'")))
+        own = remove(own, name)
+    network = own if target is None else target
+    about = getattr(network, "pretrained_cfg", None)
+    known = about.get("architecture") if isinstance(about, Mapping) else None
+    if architecture is None and not isinstance(known, str):
+        raise ArgumentError("architecture: the target does not say it; name it, such as 'torchvision/resnet50'")
+    made = getattr(network, "_model_args", {}) if options is None else options
+    bundle = Bundle(
+        architecture=architecture or f"timm/{known}",
+        tensors=_tensors(own, target),
+        clones=tuple(packed),
+        config=config_of(network) | told_size(network, made),
+        options=checked_options({name: value for name, value in made.items() if name != "num_classes"}),
+    )
+    check_comes_back(bundle, grafted, Path(path))
+    write_bundle(bundle, path)
+
+
+def check_comes_back(bundle: Bundle, grafted: fx.GraphModule, path: Path) -> None:
+    """What a file gives has to be the network, to the bit, whatever its constructor was told.
+
+    Raises
+    ------
+    LoadError
+        If it is not.
+    """
+    here = copy.deepcopy(grafted).to("cpu").eval()
+    example = here.meta[FACTS]["example"]
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    found = compare(built(bundle, path).network, here, images, QUICK)
+    if found.different:
+        raise LoadError(
+            f"target: it is not what {bundle.architecture} with the options {dict(bundle.options)} computes "
+            f"({found.different[0].mode}: {found.different[0].seen}), and a file holds no more of it than these and "
+            "the tensors"
+        )
+
+
+def _tensors(own: fx.GraphModule, target: nn.Module | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: the graph's, or those of the target that it was made from."""
+    derived = own.meta[FACTS].get("derived", ())
+    read = {name: tensor for name, tensor in own.state_dict().items() if name not in derived}
+    if target is None:
+        return read
+    given = target.state_dict()
+    others = [name for name, tensor in read.items() if name not in given or not same_bits(tensor, given[name])]
+    if others:
+        raise ArgumentError(f"target: its tensor '{others[0]}' is not that of the grafted network's target")
+    return given
+
+
+def _position_of(grafted: fx.GraphModule, name: str, module: CloneModule) -> str | None:
+    """Where a clone reads the target, by a name that a new trace has too; None: where it was fitted for."""
+    node = read_by(grafted, name)[0].name
+    paths = [path for path, found in grafted.meta[FACTS]["positions"].items() if found == node]
+    for at in (module.at, "input", *paths):
+        try:
+            if at is not None and position(grafted, at).name == node:
+                return None if at == module.at else at
+        except PositionError:
+            continue
+    return node

@@ -1,0 +1,334 @@
+"""read(where, ...) -> Pictures: labelled pictures by timm's own readers, with labels in a network's label space."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from PIL import Image
+from timm.data import create_dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+from netclone.errors import ArgumentError, DataError, first_line
+from netclone.graph.describing import labels_of, plain
+from netclone.models.folders import Listing, listed
+from netclone.models.loading import Note, silent
+from netclone.runtime.sharing import ALONE, Workers
+
+READERS = ("hfds", "hfids", "tfds", "torch", "wds")  # prefixes of timm's names of data sets
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set: its name, the names of its classes by label, and its samples ``(image, label)``.
+
+    Iterated over, it gives batches ``(images (N, C, H, W), labels (N,))``; ``columns``, if set, are the labels to give
+    instead of its own. Several ``workers`` read a part of each batch and hand it to the others: each opens only its own
+    pictures, once, and gets all batches.
+    """
+
+    where: str
+    names: tuple[str, ...]
+    samples: Any
+    batch_size: int = 64
+    columns: tuple[int, ...] | None = None
+    workers: Workers = ALONE
+    what: str = "data"
+    note: Note = silent
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        table = None if self.columns is None else torch.tensor(self.columns)
+        self.broken.clear()
+        indices = [list(range(len(self))[i : i + self.batch_size]) for i in range(0, len(self), self.batch_size)]
+        if isinstance(self.samples, IterableDataset):
+            generator = torch.Generator().manual_seed(0)
+            batches: Iterator[Any] = iter(DataLoader(self.samples, self.batch_size, generator=generator))
+        else:
+            batches = self._loaded(indices) if self.workers.count == 1 else self._shared(indices)
+        for images, labels in filter(None, batches):
+            yield images, labels if table is None else table[labels]
+        broken = {name: why for part in self.workers.told(dict(self.broken)) for name, why in part.items()}
+        if broken:
+            some = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:3])
+            more = ", ..." if len(broken) > 3 else ""
+            self.note(f"{self.what}: {len(broken)} of {len(self)} pictures are broken and left out: {some}{more}")
+
+    def _loaded(self, batches: list[list[int]]) -> Iterator[Any]:
+        """Batches of samples, None for one of which nothing can be read; no random state moves."""
+        generator = torch.Generator().manual_seed(0)
+        return iter(DataLoader(self.samples, batch_sampler=batches, collate_fn=_collated, generator=generator))
+
+    def _shared(self, batches: list[list[int]]) -> Iterator[Any]:
+        own = [list(batch[self.workers.own(len(batch))]) for batch in batches]
+        read = self._loaded([part for part in own if part])
+        for part in own:
+            pair: Sequence[Tensor] | None = None
+            with self.workers.agreed():
+                pair = next(read) if part else None
+            forms = self.workers.told([(tensor.shape[1:], tensor.dtype) for tensor in pair or ()])
+            form = next(filter(None, forms), None)
+            if form is None:
+                continue
+            if not pair:  # of a last batch that is smaller than there are workers, or of broken pictures alone
+                pair = [torch.empty(0, *shape, dtype=dtype) for shape, dtype in form]
+            images, labels = (self.workers.joined(tensor) for tensor in pair)
+            yield images, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def labelled_for(self, network: nn.Module) -> Pictures:
+        """The same with labels in the label space of a network, found by the names of the classes.
+
+        A name is one of the network's own labels (as its configuration says them, or ImageNet's synsets and words), or
+        the number of a column. Where no name is any of that and there are as many classes as columns, they are taken
+        in timm's order, as its training script does. A class that is none of the network's gets the label -1.
+
+        Raises
+        ------
+        DataError
+            If no class is one of the network's, or two are the same.
+        """
+        columns = _columns(self.names, network)
+        known = [column for column in columns if column is not None]
+        count = getattr(network, "num_classes", None)
+        if not known and len(self.names) == count:
+            if list(self.names) != sorted(self.names):
+                self.note(
+                    f"{self.what}: classes are taken in timm's order, {_some(self.names)}; ImageFolder's would be "
+                    f"{_some(sorted(self.names))}: name the folders 0, 1, ... if the network was trained so"
+                )
+            return replace(self, columns=tuple(range(count)))
+        if not known:
+            called = ", ".join(list(labels_of(network))[:3])
+            raise DataError(
+                f"{self.what}: class '{self.names[0]}' of '{self.where}' is none of the {count} of the network"
+                + (f", which are called {called}, ..." if called else "")
+                + "; name the folders after its labels or after its columns (0, 1, ...), or have one folder for each"
+            )
+        for column in known:
+            if known.count(column) > 1:
+                same = [name for name, other in zip(self.names, columns, strict=True) if other == column]
+                raise DataError(
+                    f"{self.what}: {' and '.join(map(repr, same))} in '{self.where}' are one class of the network, "
+                    f"column {column}; put their pictures into one folder, or rename one"
+                )
+        return replace(self, columns=tuple(-1 if column is None else column for column in columns))
+
+    @property
+    def known(self) -> dict[str, int]:
+        """The labels of its classes by name, without those that the network does not have."""
+        assert self.columns is not None
+        return {name: column for name, column in zip(self.names, self.columns, strict=True) if column >= 0}
+
+    def keeping(self, columns: Collection[int]) -> Pictures:
+        """The samples with these columns as labels; a line says which classes are left out."""
+        assert self.columns is not None
+        kept = [label for label, column in enumerate(self.columns) if column in columns]
+        if out := [name for label, name in enumerate(self.names) if label not in kept]:
+            self.note(
+                f"{self.what}: {len(out)} of the {len(self.names)} classes in '{self.where}' are left out: {_some(out)}"
+            )
+            return self.only(kept)
+        return self
+
+    def only(self, labels: Sequence[int]) -> Pictures:
+        """The samples of some of its own labels."""
+        wanted = set(labels)
+        found = [index for index, label in enumerate(_labels_of(self.samples)) if label in wanted]
+        return replace(self, samples=Subset(self.samples, found))
+
+
+class _Decoded(Dataset[tuple[Tensor, int] | None]):
+    """Pictures from wherever they are, as prepared images; a broken one is an error, or None and noted."""
+
+    def __init__(
+        self,
+        count: int,
+        picture: Callable[[int], tuple[Image.Image, int]],
+        name: Callable[[int], str],
+        transform: Callable[[Any], Tensor],
+        what: str,
+        broken: dict[str, str] | None,
+    ) -> None:
+        self.count, self.picture, self.name, self.transform = count, picture, name, transform
+        self.what, self.broken = what, broken
+        self.targets: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        try:
+            picture, label = self.picture(index)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of pictures raise anything
+            why = f"{type(error).__name__}: {first_line(error)}"
+            if self.broken is not None:
+                self.broken[self.name(index)] = why
+                return None
+            raise DataError(
+                f"{self.what}: picture '{self.name(index)}' cannot be read: {why}; replace or remove it, or leave "
+                "broken pictures out with --skip-broken"
+            ) from error
+        return self.transform(picture), label
+
+
+def read(
+    where: str,
+    transform: Callable[[Any], Tensor],
+    split: str,
+    what: str,
+    batch_size: int = 64,
+    *,
+    skip_broken: bool = False,
+    note: Note = silent,
+) -> Pictures:
+    """Open a folder of pictures (a folder for each class), a tar file of such, or a data set by timm's name for it.
+
+    Parameters
+    ----------
+    where
+        A path, or ``"hfds/..."``, ``"torch/cifar10"`` and so on, as for timm's ``create_dataset``.
+    split
+        Which part, where there are several: a folder of that name, or the data set's own.
+    what
+        The argument's name, for messages.
+    skip_broken
+        Whether pictures that cannot be read are left out and counted, instead of being an error.
+    note
+        Called with a line for a person, where something is left out.
+
+    Raises
+    ------
+    DataError
+        If there is no such data, or it has no classes; and when they are read, if a picture is broken.
+    """
+    broken: dict[str, str] = {}
+    noted = broken if skip_broken else None
+    if where.partition("/")[0] not in READERS or os.path.exists(where):
+        listing = listed(Path(where), split, what)
+        names, samples = listing.classes, _of_listing(listing, transform, what, noted)
+    else:
+        names, samples = _of_name(where, split, transform, what, noted)
+    return Pictures(where, names, samples, batch_size, what=what, note=note, broken=broken)
+
+
+def _of_listing(
+    listing: Listing, transform: Callable[[Any], Tensor], what: str, broken: dict[str, str] | None
+) -> _Decoded:
+    def picture(index: int) -> tuple[Image.Image, int]:
+        name, label = listing.pictures[index]
+        return _picture(listing.open(name)), label
+
+    pictures = listing.pictures
+    decoded = _Decoded(len(pictures), picture, lambda index: pictures[index][0], transform, what, broken)
+    decoded.targets = [label for _, label in pictures]
+    return decoded
+
+
+def _of_name(
+    where: str, split: str, transform: Callable[[Any], Tensor], what: str, broken: dict[str, str] | None
+) -> tuple[tuple[str, ...], Any]:
+    """A data set by timm's name: the names of its classes, and its samples."""
+    try:
+        samples: Any = create_dataset(where, root=None, split=split)
+    except Exception as error:  # readers and downloads may raise anything
+        raise DataError(
+            f"{what}: '{where}' cannot be read: {type(error).__name__}: {first_line(error)}; expected a folder with a "
+            "folder of images for each class, a tar file of such, or a name such as torch/cifar10 or hfds/..."
+        ) from error
+    reader = getattr(samples, "reader", None)
+    ways = ((reader, "class_to_idx"), (reader, "class_name_to_idx"), (samples, "class_to_idx"))  # each reader its own
+    indices: Mapping[str, int] = next((found for owner, way in ways if (found := getattr(owner, way, None))), {})
+    if not indices or not len(samples):
+        raise DataError(f"{what}: '{where}' says no classes: expected a folder of images for each")
+    names = tuple(name for name, _ in sorted(indices.items(), key=lambda pair: pair[1]))
+    if isinstance(samples, IterableDataset):
+        samples.transform = transform  # type: ignore[attr-defined]
+        return names, samples
+
+    def picture(index: int) -> tuple[Image.Image, int]:
+        if reader is None:
+            found, label = samples[index]
+            return found, int(label)
+        opened, label = reader[index]  # timm's own data set would give the next sample for one that is broken
+        return _picture(opened), int(label)
+
+    decoded = _Decoded(len(samples), picture, lambda index: f"number {index} of {where}", transform, what, broken)
+    decoded.targets = _targets(samples)
+    return names, decoded
+
+
+def _picture(file: IO[bytes]) -> Image.Image:
+    """A picture, decoded whole."""
+    with contextlib.closing(file), Image.open(file) as opened:
+        return opened.convert("RGB")
+
+
+def _collated(samples: Sequence[tuple[Tensor, int] | None]) -> Any:
+    given = [sample for sample in samples if sample is not None]
+    return default_collate(given) if given else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def chosen(classes: str, pictures: Pictures) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The columns and names of classes given as text, ``"heron,ibis"`` or ``"5,7"``, of labelled pictures.
+
+    Raises
+    ------
+    ArgumentError
+        If one is not among them (the closest are named).
+    """
+    by_name = pictures.known
+    by_column = {str(column): column for column in by_name.values()}
+    names = {column: name for name, column in by_name.items()}
+    found = []
+    for asked in filter(None, (part.strip() for part in classes.split(","))):
+        column = by_name.get(asked, by_column.get(asked))
+        if column is None:
+            listed = ", ".join(f"{name} ({column})" for name, column in list(by_name.items())[:8])
+            raise ArgumentError(f"classes: '{asked}' is not in '{pictures.where}', which has {listed}")
+        found.append(column)
+    if not found:
+        raise ArgumentError("classes: none was given; name some, such as heron,ibis or 5,7")
+    return tuple(found), tuple(names[column] for column in found)
+
+
+def _columns(names: Sequence[str], network: nn.Module) -> list[int | None]:
+    labels = labels_of(network)
+    if any(plain(name) in labels for name in names):
+        return [labels.get(plain(name)) for name in names]
+    count = getattr(network, "num_classes", 0)
+    return [int(name) if name.isascii() and name.isdigit() and int(name) < count else None for name in names]
+
+
+def _labels_of(samples: Any) -> Sequence[int]:
+    """The label of every sample, without opening its picture where they are known."""
+    if isinstance(samples, Subset):
+        known = _labels_of(samples.dataset)
+        return [known[index] for index in samples.indices]
+    listed = getattr(samples, "targets", None)
+    if listed is not None:
+        return listed
+    return [-1 if (sample := samples[index]) is None else int(sample[1]) for index in range(len(samples))]
+
+
+def _targets(samples: Any) -> Sequence[int] | None:
+    """The labels, as far as a data set of timm's or torchvision's knows them; None where it does not say."""
+    reader: Any = getattr(samples, "reader", None)
+    if hasattr(reader, "iter_targets"):
+        return [int(label) for label in reader.iter_targets()]
+    listed = getattr(samples, "targets", None)
+    return None if listed is None or len(listed) != len(samples) else [int(label) for label in listed]

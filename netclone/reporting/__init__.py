@@ -1,0 +1,1 @@
+"""A grafted graph and its scores, drawn: pages and plots."""

@@ -1,0 +1,341 @@
+"""report(grafted, data, path) -> Report: one HTML page about a clone in its target, which needs nothing but itself.
+
+Facts are gathered first, as plain data, from the networks themselves; the page shows them and computes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+import netclone
+from netclone.cloning.injecting import clones, columns, remove
+from netclone.cloning.method import Progress
+from netclone.cloning.modules import CloneModule
+from netclone.errors import ArgumentError
+from netclone.files.spec import CloneSpec
+from netclone.learning.data import Batches, Samples, gather
+from netclone.metrics.comparing import Change, Confusion, OfClass, by_class, changes, confusion
+from netclone.metrics.evaluating import (
+    Bin,
+    Cost,
+    Scores,
+    cost,
+    predict,
+    reliability,
+    score,
+    similarity,
+)
+from netclone.reporting.drawing import Drawing, lay_out
+from netclone.reporting.picturing import thumbnails
+from netclone.reporting.plotting import Row, rows, shortened
+from netclone.reporting.rendering import digest, render
+from netclone.runtime.entering import entered
+from netclone.runtime.writing import check_place, write_file
+
+MOST_BYTES = 2_000_000
+"""A page is smaller."""
+
+MOST_CONFUSED = 10
+"""Old and new classes, each, that the confusion matrix shows."""
+
+MOST_CLASSES = 200
+"""Classes that the table of classes shows."""
+
+MOST_LAYERS = 200
+"""Layers that the table of layers shows; those of a block are summed where there are more."""
+
+MOST_PICTURES = 12
+"""Images helped and images hurt, each, that are shown."""
+
+_LEAST_CHANGE = 0.001  # of a probability, for an image to count as helped or hurt: what a page shows
+_LONGEST = 60  # letters of a class's name
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample, and its image as a ``data:`` URI; empty where the images are no pictures."""
+
+    change: Change
+    uri: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page says about a clone.
+
+    ``labels`` names every column of the grafted network; ``old`` and ``new`` are the columns without and of the clone.
+    ``scores`` and ``costs`` go by network. ``compared`` logits were compared bit by bit, the grafted network's own old
+    ones with those of the network the clone was removed from, and ``differing`` of them differ. ``classes`` are those
+    whose accuracy changed most where there are more than the page shows, of ``classes_seen``.
+    """
+
+    path: Path
+    bytes: int
+    title: str
+    name: str
+    target: str
+    source: str
+    labels: tuple[str, ...]
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+    others: tuple[str, ...]
+    spec: CloneSpec
+    scores: tuple[tuple[str, Scores], ...]
+    compared: int
+    differing: int
+    costs: tuple[tuple[str, Cost], ...]
+    layers: tuple[Row, ...]
+    drawing: Drawing
+    confusion: Confusion
+    reliability: tuple[Bin, ...]
+    classes: tuple[OfClass, ...]
+    classes_seen: int
+    helped: tuple[Picture, ...]
+    hurt: tuple[Picture, ...]
+    commands: tuple[str, ...]
+    versions: tuple[tuple[str, str], ...]
+    measured_on: str
+    date: str
+
+    @property
+    def score_of(self) -> dict[str, Scores]:
+        """Scores by network: ``"before"``, ``"grafted"``, ``"removed"``."""
+        return dict(self.scores)
+
+    @property
+    def cost_of(self) -> dict[str, Cost]:
+        """Costs by network: ``"target"``, ``"grafted"``, ``"clone"`` and, where it was given, ``"source"``."""
+        return dict(self.costs)
+
+
+@entered()
+def report(
+    grafted: fx.GraphModule,
+    data: Batches,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    old_names: Sequence[str] = (),
+    source: nn.Module | None = None,
+    pixels: Callable[[Tensor], Tensor] | None = None,
+    commands: Sequence[str] = (),
+    title: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a clone in its target and write what was found as one HTML page of less than 2 MB.
+
+    The page loads nothing, can be sorted and zoomed, and is written whole or not at all. *Before* are the old logits
+    that the grafted network itself gives, *removed* those of what :func:`netclone.remove` leaves; the page says
+    whether they are the same bits. The same arguments give the same page, but for its date and the latencies.
+
+    Parameters
+    ----------
+    grafted
+        What :func:`netclone.inject` returned; untouched.
+    data
+        As for :func:`netclone.evaluate`: batches ``(images, labels)``, labels being columns of ``grafted``.
+    path
+        The HTML file to write.
+    name
+        The clone; may be left out where there is only one. Everything else counts as old, other clones too.
+    old_names
+        Names of the target's own columns; empty: their numbers.
+    source
+        The network that the clone was cloned from, for its cost and the similarity; it is given the same images.
+    pixels
+        Maps a batch of images as the target takes them to RGB ``(N, 3, H, W)`` in [0, 1], to be shown. None: each
+        image from its darkest to its brightest value.
+    commands
+        What has to be run to get the same, shown as it is.
+    title
+        Heading of the page; empty: the clone's name.
+    progress
+        Called with ``(what, done, total)``.
+
+    Raises
+    ------
+    CloneNameError
+        If there is no clone of that name, or no name was given and there are several.
+    ArgumentError
+        If ``grafted`` holds no clones, names or pixels do not fit, or the page would be too large.
+    ArchiveError
+        If the page cannot be written.
+    DataError
+        If the data are empty, not finite, or a label is no column.
+
+    Examples
+    --------
+    >>> import tempfile, timm, torch, netclone
+    >>> source = timm.create_model("test_resnet", num_classes=4)
+    >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), classes=[3])
+    >>> target = timm.create_model("test_resnet", num_classes=2).eval()
+    >>> grafted = netclone.inject(target, module, at="input", name="herons")
+    >>> images, labels = torch.randn(6, 3, 160, 160), torch.arange(6) % 3
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = report(grafted, [(images, labels)], f"{folder}/herons.html", old_names=["gull", "<tern>"])
+    >>> found.labels, found.differing, found.bytes < 2_000_000
+    (('gull', '<tern>', '3'), 0, True)
+    """
+    path = Path(path)
+    check_place(path)
+    tell = progress or (lambda what, done, total: None)
+    removed = remove(grafted, name)
+    name = clones(grafted)[0] if name is None else name
+    found = _gathered(grafted, removed, gather(data), name, old_names, source, pixels, tell)
+    found = replace(found, path=path, title=title or f"Clone {name}", commands=tuple(map(str, commands)))
+    text = page(found)
+    size = len(text.encode("utf-8"))
+    if size >= MOST_BYTES:
+        raise ArgumentError(
+            f"path: the page would have {size:,} bytes, expected less than {MOST_BYTES:,}; give shorter commands "
+            f"({sum(map(len, found.commands)):,} letters) or a shorter title ({len(found.title):,})"
+        )
+    write_file(path, text.encode("utf-8"))
+    tell("report", _STEPS, _STEPS)
+    return replace(found, bytes=size)
+
+
+def page(report: Report) -> str:
+    """The page of a report."""
+    return render(
+        "reporting/templates/report.html.jinja",
+        report=report,
+        script=digest(render("reporting/templates/report.js.jinja")),
+    )
+
+
+_STEPS = 5
+
+
+def _gathered(
+    grafted: fx.GraphModule,
+    removed: fx.GraphModule,
+    samples: Samples,
+    name: str,
+    old_names: Sequence[str],
+    source: nn.Module | None,
+    pixels: Callable[[Tensor], Tensor] | None,
+    tell: Progress,
+) -> Report:
+    """All facts but those about the page itself."""
+    module = grafted.get_submodule(name)
+    assert isinstance(module, CloneModule)
+    labels = samples.labels.cpu()
+    tell("report", 0, _STEPS)
+    logits = predict(grafted, samples.images).cpu()
+    tell("report", 1, _STEPS)
+    left = predict(removed, samples.images).cpu()
+    tell("report", 2, _STEPS)
+    width = logits.shape[1]
+    new = tuple(columns(grafted)[name])
+    old = tuple(column for column in range(width) if column not in new)
+    names = _names(grafted, width, old_names)
+    given = logits[:, list(old)]
+
+    known = torch.zeros_like(logits)
+    known[:, list(old)] = left
+    is_old = torch.isin(labels, torch.tensor(old))
+    alike = None if source is None else similarity(grafted, name, source, samples, logits.to(samples.images.device))
+    after = score(logits, labels, old=old, new=new, known=known[is_old], similarity=alike)
+    place = torch.empty(width, dtype=labels.dtype)  # of a column where the clone's have gone: these come last
+    place[[*old, *new]] = torch.arange(width, dtype=labels.dtype)
+    kept, gone = range(len(old)), range(len(old), width)
+    scores = (
+        ("before", score(given, place[labels], old=kept, new=gone)),
+        ("grafted", after),
+        ("removed", score(left, place[labels], old=kept, new=gone)),
+    )
+    tell("report", 3, _STEPS)
+
+    image = samples.images[:1]
+    device = image.device
+    shapes = [shape for shape in (module.spec.input_shape, module.spec.feature_shape) if shape is not None]
+    inputs = [torch.zeros(1, *shape, dtype=image.dtype, device=device) for shape in shapes]
+    costs = [("target", cost(removed, image)), ("grafted", cost(grafted, image)), ("clone", cost(module, *inputs))]
+    costs += [] if source is None else [("source", cost(source, image))]
+    tell("report", 4, _STEPS)
+
+    taken = torch.tensor(old)[given.argmax(1)]
+    predicted = logits.argmax(1)
+    every = by_class(labels, taken, predicted, new)
+    shown = sorted(every, key=lambda one: (not one.is_new, -abs(one.grafted - one.before), one.column))[:MOST_CLASSES]
+    changed = sorted(changes(labels, given, logits, old), key=lambda change: (-change.gain, change.index))
+    helped = [change for change in changed if change.label in new and change.gain >= _LEAST_CHANGE][:MOST_PICTURES]
+    hurt = [c for c in reversed(changed) if c.label not in new and c.gain <= -_LEAST_CHANGE][:MOST_PICTURES]
+    pictures = _pictures([*helped, *hurt], samples.images, pixels)
+    return Report(
+        path=Path(),
+        bytes=0,
+        title="",
+        name=name,
+        target=type(grafted).__name__,
+        source="" if source is None else type(source).__name__,
+        labels=names,
+        old=old,
+        new=new,
+        others=tuple(other for other in clones(grafted) if other != name),
+        spec=module.spec,
+        scores=scores,
+        compared=given.numel(),
+        differing=_differing(given, left),
+        costs=tuple(costs),
+        layers=rows(module, MOST_LAYERS),
+        drawing=lay_out(grafted, name, image),
+        confusion=confusion(labels, predicted, old, new, MOST_CONFUSED),
+        reliability=reliability(logits, predicted == labels),
+        classes=tuple(sorted(shown, key=lambda one: one.column)),
+        classes_seen=len(every),
+        helped=pictures[: len(helped)],
+        hurt=pictures[len(helped) :],
+        commands=(),
+        versions=(
+            ("netclone", netclone.__version__),
+            ("torch", torch.__version__),
+            ("torchvision", torchvision.__version__),
+            ("timm", timm.__version__),
+            ("python", platform.python_version()),
+        ),
+        measured_on=f"{device.type}, {torch.get_num_threads()} thread(s), {platform.system()} {platform.machine()}",
+        date=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+    )
+
+
+def _names(grafted: fx.GraphModule, width: int, old_names: Sequence[str]) -> tuple[str, ...]:
+    """A name for every column: as given for the target's, then what each clone calls its classes."""
+    of_clones = columns(grafted)
+    count = width - sum(map(len, of_clones.values()))
+    if isinstance(old_names, str) or (len(old_names) and len(old_names) != count):
+        raise ArgumentError(
+            f"old_names: {len(old_names)} names for the {count} columns of the target; give one for each, in order"
+        )
+    found = [str(name) for name in old_names] or [str(column) for column in range(count)]
+    for name in of_clones:
+        module = grafted.get_submodule(name)
+        assert isinstance(module, CloneModule)
+        found += [str(label) for label in module.class_names or module.classes]
+    return tuple(shortened(name, _LONGEST) for name in found)
+
+
+def _differing(one: Tensor, two: Tensor) -> int:
+    """How many entries of two ``(N, K)`` differ in any bit."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return max(one.numel(), two.numel())
+    bits = [tensor.contiguous().view(torch.uint8).view(tensor.numel(), -1) for tensor in (one, two)]
+    return int((bits[0] != bits[1]).any(1).sum())
+
+
+def _pictures(
+    chosen: Sequence[Change], images: Tensor, pixels: Callable[[Tensor], Tensor] | None
+) -> tuple[Picture, ...]:
+    uris = thumbnails(images[[change.index for change in chosen]], pixels) or ("",) * len(chosen)
+    return tuple(Picture(change, uri) for change, uri in zip(chosen, uris, strict=True))

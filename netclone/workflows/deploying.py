@@ -1,0 +1,234 @@
+"""clone, inject, remove: from names of models, folders of pictures and files to files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import fx
+
+from netclone.cloning.injecting import columns, differences, graft, tell_mismatch, tell_same_names
+from netclone.cloning.method import Progress, check_options
+from netclone.cloning.method import clone as netclone_clone
+from netclone.cloning.modules import CloneModule, save
+from netclone.errors import ArchiveError, CloneNameError, WorkerError
+from netclone.files.bundling import Bundle, Packed, config_of, is_bundle, read_bundle, write_bundle
+from netclone.files.inspecting import classes_of
+from netclone.graph.preparing import converted
+from netclone.learning.data import check_new
+from netclone.learning.neighbourhoods import mirrored
+from netclone.models.grafting import check_comes_back
+from netclone.models.loading import Note, checked_images, clone_in, open_model, open_target, silent
+from netclone.models.reading import chosen, read
+from netclone.runtime.devices import device_named
+from netclone.runtime.resuming import Findings
+from netclone.runtime.sharing import share
+from netclone.runtime.writing import check_place
+
+Columns = tuple[int, int, str, str]
+"""First and last column, whose they are, and which classes they stand for."""
+
+
+def clone(
+    source: str,
+    target: str,
+    classes: str,
+    data: str,
+    out: Path,
+    *,
+    target_data: str | None = None,
+    split: str = "train",
+    mirror: bool = False,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
+    progress: Progress | None = None,
+    note: Note = silent,
+    skip_broken: bool = False,
+    **options: Any,
+) -> CloneModule:
+    """Clone classes of a named source for a named target from pictures, and write the clone to a file.
+
+    Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
+    Started as several processes (by accelerate, torchrun or mpirun), it is one run that they share: each opens its part
+    of the pictures, and the first writes the file. What is found on the way is kept beside it, as ``OUT.part``: a run
+    that is killed goes on from there when it is started again, to the same result. The file stays until the clone is
+    written: a run that is refused or fails leaves it as it is.
+
+    Parameters
+    ----------
+    source, target
+        As for :func:`netclone.load_model`.
+    classes
+        Names or columns of the source's classes, with commas between them.
+    data, target_data
+        As for :func:`netclone.models.reading.read`, the classes named as the source's, as the target's.
+    split
+        Which part of the data, where there are several.
+    mirror
+        Whether a mirrored picture shows the same.
+    images, use_ema
+        As for :func:`netclone.load_model`; ``images`` of the target.
+    note
+        Called with a line for a person, where something is assumed or left out.
+    skip_broken
+        Whether pictures that cannot be read are left out and counted, instead of being an error.
+    options
+        As for :func:`netclone.clone`.
+
+    Raises
+    ------
+    NetcloneError
+        As for :func:`netclone.load_model`, :func:`netclone.models.reading.read` and :func:`netclone.clone`.
+    WorkerError
+        If another process of the run is gone.
+    KeyboardInterrupt
+        With a message that says what is kept, where it is interrupted.
+    """
+    device_named(options.get("device"))
+    check_options(**{name: value for name, value in options.items() if name not in ("reconstruct", "device")})
+    batch_size = options.get("batch_size", 64)
+    with share() as workers:
+        with workers.agreed():
+            if workers.main:
+                check_place(out)
+            source_network = open_model(source, use_ema=use_ema).network
+            opened = open_target(target, use_ema=use_ema, images=images)
+            target_network, given = opened.network, opened.preparation
+            if opened.assumption and workers.main:
+                note(f"target: {opened.assumption}")
+            told = note if workers.main else silent
+            opening = partial(read, batch_size=batch_size, skip_broken=skip_broken, note=told)
+            pictures = opening(data, given.transform(), split, "data").labelled_for(source_network)
+            columns, names = chosen(classes, pictures)
+            wanted, old = pictures.keeping(columns), None
+            if target_data is not None:
+                old = opening(target_data, given.transform(), split, "target-data").labelled_for(target_network)
+                old = old.keeping(old.known.values())
+                check_new(names, old.known, "target-data")
+        part = out.with_name(f"{out.name}.part")
+        findings = Findings(part, workers, lambda stages: note(f"Resuming from '{part}' ({', '.join(stages)})."))
+        try:
+            module = netclone_clone(
+                converted(source_network, given),
+                target_network,
+                replace(wanted, workers=workers),
+                classes=columns,
+                class_names=names,
+                target_data=None if old is None else replace(old, workers=workers),
+                augment=mirrored if mirror else None,
+                progress=progress if workers.main else None,
+                workers=workers,
+                findings=findings,
+                **options,
+            )
+            module = module.with_spec(target_preparation=given)
+            with workers.agreed():
+                if workers.main:
+                    save(module, out)
+        except WorkerError as error:
+            if len(findings):
+                raise WorkerError(f"{error}; {_goes_on(findings)}") from error
+            raise
+        except KeyboardInterrupt as stop:
+            if len(findings):
+                raise KeyboardInterrupt(_goes_on(findings)) from stop
+            raise
+        findings.forget()
+    return module
+
+
+def _goes_on(findings: Findings) -> str:
+    return f"the same command goes on from '{findings.path}' ({', '.join(findings.stages)})"
+
+
+def inject(
+    target: str,
+    files: Sequence[Path],
+    out: Path,
+    at: str | None = None,
+    *,
+    images: Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
+    allow_mismatch: bool = False,
+) -> tuple[Columns, ...]:
+    """Graft clones onto a named target and write the result as one file; nothing is written if any does not fit.
+
+    Parameters
+    ----------
+    target
+        As for :func:`netclone.load_model`; a file that this function wrote keeps the clones it has.
+    files
+        Archives that :func:`netclone.save` wrote. A clone is named after its file.
+    at
+        Position; None: the one each clone was fitted for.
+    images, use_ema
+        As for :func:`netclone.load_model`.
+    allow_mismatch
+        As for :func:`netclone.inject`; of images prepared in another way, too, it is only warned then.
+
+    Returns
+    -------
+    What the columns of the grafted network's logits are.
+
+    Raises
+    ------
+    LoadError, ArchiveError, PositionError, AdapterError, CloneNameError, TargetError
+        If the target or a clone cannot be read, or one does not fit.
+    """
+    opened = open_model(target, use_ema=use_ema, images=images)
+    network = opened.network
+    if is_bundle(target):
+        bundle = read_bundle(target)
+        bundle = replace(bundle, config={**bundle.config, **checked_images(images or {})})
+    else:
+        bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options)
+    given = opened.preparation
+    for file in files:
+        packed = Packed(_name(file), at, _content(file))
+        module = clone_in(packed)
+        before, network = network, graft(network, module, at, name=packed.name)
+        differing = differences(network, module.spec, given)
+        if module.spec.target_input_shape not in (None, given.size):
+            differing.append(f"its images had the shape {module.spec.target_input_shape}, here it is {given.size}")
+        tell_mismatch(differing, allow_mismatch)
+        tell_same_names(before, module)
+        bundle = replace(bundle, clones=(*bundle.clones, packed))
+    assert isinstance(network, fx.GraphModule)
+    check_comes_back(bundle, network, out)
+    write_bundle(bundle, out)
+    of_clones = columns(network)
+    found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
+    for name, own in of_clones.items():
+        found.append((own.start, own.stop - 1, name, classes_of(cast(CloneModule, network.get_submodule(name)).spec)))
+    return tuple(found)
+
+
+def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
+    """Write a grafted network without one of its clones, and say which are left.
+
+    Raises
+    ------
+    ArchiveError, CloneNameError
+        If the file is no grafted network; if it has no such clone.
+    """
+    bundle = read_bundle(file).without(name)
+    write_bundle(bundle, out)
+    return tuple(packed.name for packed in bundle.clones)
+
+
+def _name(file: Path) -> str:
+    name = re.sub(r"\W", "_", file.stem)
+    if not name.isidentifier():
+        raise CloneNameError(f"name: a clone is named after its file, and '{file.stem}' gives no name: rename '{file}'")
+    return name
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ArchiveError(f"cannot read '{file}': {error.strerror or error}") from error
