@@ -30,7 +30,7 @@ import netclone
 from netclone.cloning.modules import CloneModule, load, save
 from netclone.errors import ArchiveError
 from netclone.files import archiving, graphdata
-from netclone.files import spec as specs
+from netclone.files import spec as spec_module
 from netclone.files.archiving import FORMAT_VERSION, read_header
 from netclone.files.spec import Candidate, CloneSpec
 from netclone.graph.dry_run import dry_run
@@ -370,8 +370,8 @@ def test_any_literal_round_trips(args: list[Any], kwargs: dict[str, Any]) -> Non
 
 
 def test_every_field_of_the_spec_is_archived() -> None:
-    assert list(specs._SPEC) == [field.name for field in fields(CloneSpec)]
-    assert list(specs._CANDIDATE) == [field.name for field in fields(Candidate)]
+    assert list(spec_module._SPEC) == [field.name for field in fields(CloneSpec)]
+    assert list(spec_module._CANDIDATE) == [field.name for field in fields(Candidate)]
 
 
 # Damage
