@@ -4,6 +4,7 @@ from .cloning.extracting import extract
 from .cloning.injecting import clones, inject, remove
 from .cloning.method import clone
 from .cloning.modules import CloneModule, load, save
+from .cloning.recipe import Recipe
 from .cloning.verifying import Difference, Verification, verify
 from .errors import (
     AdapterError,
@@ -36,6 +37,7 @@ from .learning.localizing import localize
 from .metrics.evaluating import Cost, Scores, cost, evaluate
 from .models.grafting import save_grafted
 from .models.loading import load_model
+from .runtime.context import Run
 
 __version__: str
 
@@ -64,6 +66,8 @@ __all__ = [
     "NetcloneWarning",
     "OutputError",
     "PositionError",
+    "Recipe",
+    "Run",
     "SameNameWarning",
     "Scores",
     "TargetError",

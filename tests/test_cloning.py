@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import netclone
-from netclone.cloning import method
+from netclone.cloning import method, planning, recipe, searching
 from netclone.cloning.extracting import Slimmed
 from netclone.cloning.placing import candidates
 from netclone.learning.adapting import OLD_WEIGHT, Cached
@@ -201,22 +202,24 @@ def test_every_position_is_tried_if_asked() -> None:
 def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
 
-    def counted(name: str) -> None:
-        original = getattr(method, name)
+    def counted(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
 
         def call(*args: object, **options: object) -> object:
             counts[name] += 1
             return original(*args, **options)
 
-        monkeypatch.setattr(method, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("localize", "slim_down", "distill", "features_at", "fit"):
-        counted(name)
+    places = {method: ("localize", "slim_down", "distill"), planning: ("slim_down",), searching: ("features_at", "fit")}
+    for module, names in places.items():
+        for name in names:
+            counted(module, name)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
-    module = clone(
+    found = clone(
         source, target, samples(4), classes=[2], target_data=samples(2), search="all", method="random", epochs=20
     )
-    tried = module.spec.search
+    tried = found.spec.search
     inner = [candidate for candidate in tried if candidate.at != "input"]
     assert len(inner) >= 3 and all(candidate.score is not None for candidate in tried)
     assert counts == {
@@ -229,7 +232,7 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "BRIEF", 1)
+    monkeypatch.setattr(searching, "BRIEF", 1)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2], target_data=samples(2), method="random", epochs=2, batch_size=8, distill_steps=0)
     found = clone(source, target, samples(4), **arguments)  # type: ignore[arg-type]
@@ -252,13 +255,13 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
 def test_augmentation_gives_views_to_learn_from_in_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     lengths: list[tuple[int, int]] = []
-    fit = method.fit
+    fit = searching.fit
 
     def counted(branch: nn.Module, train: Cached, held_out: Cached, **options: Any) -> float:
         lengths.append((options["epochs"] * len(train), len(held_out)))
         return fit(branch, train, held_out, **options)
 
-    monkeypatch.setattr(method, "fit", counted)
+    monkeypatch.setattr(searching, "fit", counted)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=6)
 
     def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -284,7 +287,7 @@ def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor,
         clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", augment=views)
 
 
-@pytest.mark.parametrize("part", method.PARTS)
+@pytest.mark.parametrize("part", recipe.PARTS)
 def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=10)

@@ -129,6 +129,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "contiguous": (),
     "add.Tensor": ("x",),
     "leaky_relu": (None,),
+    "_fft_r2c": ([1], 2**31, True),
+    "grid_sampler_2d": (0.0, 3, 0, False),
+    "pow.Tensor_Scalar": (True,),
 }
 KEYWORDS = {"gelu": {"approximate": "wild"}, "contiguous": {"memory_format": 1}, "cumsum": {"dtype": 6}}
 

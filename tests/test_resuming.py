@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from netclone import clone
-from netclone.cloning import method
+from netclone.cloning import method, searching
 from netclone.errors import ArchiveError
 from netclone.runtime import resuming
 from netclone.runtime.resuming import Findings
@@ -54,7 +54,8 @@ class Gone(BaseException):
 
 @pytest.mark.parametrize(("function", "calls"), [("distill", 1), ("fit", 1), ("fit", 3), ("_finished", 1)])
 def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypatch, function, calls):
-    path, original, done = tmp_path / "x.part", getattr(method, function), []
+    place = method if function == "distill" else searching
+    path, original, done = tmp_path / "x.part", getattr(place, function), []
 
     def interrupted(*arguments, **options):
         done.append(function)
@@ -63,20 +64,21 @@ def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypa
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(method, function, interrupted)
+        patch.setattr(place, function, interrupted)
         with pytest.raises(Gone):
             cloned(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.part"]
     counts = {name: 0 for name in ("localize", "distill", "fit")}
 
     def counted(name):
-        original = getattr(method, name)
+        place = searching if name == "fit" else method
+        original = getattr(place, name)
 
         def call(*arguments, **options):
             counts[name] += 1
             return original(*arguments, **options)
 
-        monkeypatch.setattr(method, name, call)
+        monkeypatch.setattr(place, name, call)
 
     for name in counts:
         counted(name)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import netclone
 from netclone.channels.grouping import channel_groups
 from netclone.cli import app
-from netclone.cloning import method
+from netclone.cloning import searching
 from netclone.cloning.extracting import slim_down
 from netclone.errors import DataError, WorkerError
 from netclone.graph.tracing import same_bits
@@ -34,7 +34,7 @@ from netclone.runtime.sharing import ALONE, Workers, is_main, launched, share
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
 
 TESTS = Path(__file__).parent
-FIT = method.fit
+FIT = searching.fit
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 LAUNCH = [*LAUNCH.split(), "--dynamo_backend", "no"]
 
@@ -339,7 +339,7 @@ def die(*arguments, **options):
 
 def clone_and_die():
     """The command line, with a worker that is killed when the first position is fitted."""
-    method.fit = die
+    searching.fit = die
     app(prog_name="netclone")
 
 

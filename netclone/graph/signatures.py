@@ -34,6 +34,8 @@ _WORDS: dict[str, frozenset[str]] = {
     "side": frozenset({"left", "right"}),
     "interpolation": frozenset({"linear", "lower", "higher", "midpoint", "nearest"}),
 }
+# Integers that stand for a choice, by the argument's name, which torch does not check everywhere.
+_CHOICES = {name: range(3) for name in ("normalization", "interpolation_mode", "padding_mode", "reduction")}
 _EQUATION = re.compile(r"[A-Za-z,. ]{1,200}(->[A-Za-z. ]{0,60})?", re.ASCII)
 
 
@@ -95,6 +97,10 @@ def _fits(function: Any, name: str, kind: str, value: Any) -> bool:
         return name != "self" or torch.Tag.pointwise in function.tags  # ``to.other`` takes some numbers, and not others
     if kind == "int" and type(value) is int and abs(value) > _MAX_SIZE:
         return value == 2**63 - 1 and function._schema.name.partition("::")[2] in _TO_THE_END
+    if kind == "int" and name in _CHOICES:
+        return type(value) is int and value in _CHOICES[name]
+    if kind == "number" and name in ("self", "exponent"):  # of a truth value, shapes and numbers give other dtypes
+        return type(value) in (int, float)
     if kind == "str":
         return isinstance(value, str) and _is_word(name, value)
     return _KINDS[kind](value)

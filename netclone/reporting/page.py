@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 
 import netclone
 from netclone.cloning.injecting import clones, columns, remove
-from netclone.cloning.method import Progress
 from netclone.cloning.modules import CloneModule
 from netclone.errors import ArgumentError
 from netclone.files.spec import CloneSpec
@@ -39,6 +38,7 @@ from netclone.reporting.drawing import Drawing, lay_out
 from netclone.reporting.picturing import thumbnails
 from netclone.reporting.plotting import Row, rows, shortened
 from netclone.reporting.rendering import digest, render
+from netclone.runtime.context import Progress
 from netclone.runtime.entering import entered
 from netclone.runtime.writing import check_place, write_file
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import fx
 
 from netclone.cloning.injecting import columns, differences, graft, tell_mismatch, tell_same_names
-from netclone.cloning.method import Progress, check_options
+from netclone.cloning.method import check_options
 from netclone.cloning.method import clone as netclone_clone
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArchiveError, CloneNameError, WorkerError
@@ -24,7 +24,7 @@ from netclone.learning.neighbourhoods import mirrored
 from netclone.models.grafting import check_comes_back
 from netclone.models.loading import Note, checked_images, clone_in, open_model, open_target, silent
 from netclone.models.reading import chosen, read
-from netclone.runtime.devices import device_named
+from netclone.runtime.context import Progress
 from netclone.runtime.resuming import Findings
 from netclone.runtime.sharing import share
 from netclone.runtime.writing import check_place
@@ -88,9 +88,7 @@ def clone(
     KeyboardInterrupt
         With a message that says what is kept, where it is interrupted.
     """
-    device_named(options.get("device"))
-    check_options(**{name: value for name, value in options.items() if name not in ("reconstruct", "device")})
-    batch_size = options.get("batch_size", 64)
+    recipe, _ = check_options(**{name: value for name, value in options.items() if name != "mask"})
     with share() as workers:
         with workers.agreed():
             if workers.main:
@@ -101,7 +99,7 @@ def clone(
             if opened.assumption and workers.main:
                 note(f"target: {opened.assumption}")
             told = note if workers.main else silent
-            opening = partial(read, batch_size=batch_size, skip_broken=skip_broken, note=told)
+            opening = partial(read, batch_size=recipe.batch_size, skip_broken=skip_broken, note=told)
             pictures = opening(data, given.transform(), split, "data").labelled_for(source_network)
             columns, names = chosen(classes, pictures)
             wanted, old = pictures.keeping(columns), None

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.cloning.injecting import columns
-from netclone.cloning.method import Progress
 from netclone.cloning.modules import CloneModule
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
@@ -22,6 +21,7 @@ from netclone.metrics.evaluating import Cost, Scores, cost
 from netclone.metrics.evaluating import evaluate as netclone_evaluate
 from netclone.models.loading import Note, load_model, open_model, open_target, silent
 from netclone.models.reading import Pictures, read
+from netclone.runtime.context import Progress
 from netclone.runtime.devices import device_named, model_on
 
 

@@ -1,0 +1,120 @@
+"""Recipe: all that a clone depends on beside its networks, data, position and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+
+from netclone.errors import ArgumentError
+from netclone.learning.data import check_number
+from netclone.learning.localizing import check_method
+from netclone.learning.neighbourhoods import Augment
+from netclone.learning.stepping import precision_of
+from netclone.runtime.identity import identity
+
+Search = Literal["early", "all"]
+Part = Literal["adapter_start", "target_stream", "calibration"]
+SEARCHES: tuple[str, ...] = get_args(Search)
+PARTS: tuple[str, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a clone is made: what :func:`netclone.clone` does with its networks and data, and in how many steps.
+
+    Two clones of the same networks, data, position, size, seed and recipe are the same.
+
+    Parameters
+    ----------
+    search
+        ``"early"``: from the deepest position on, stopping when validation stops improving (the paper's rule), and then
+        the input; ``"all"``: every candidate position.
+    method
+        How to localise (see :func:`netclone.localize`).
+    reconstruct, distill_steps
+        Refit what reads removed channels by least squares on the samples, and then all of the slim source by so many
+        steps of distillation from the full one (0: none). False: the paper's plain copy, neither of them.
+    epochs, batch_size, validation
+        Length of the fit at the position chosen (25 steps at each candidate), samples per step, share of the samples
+        held out to choose by.
+    augment
+        ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the generator, on
+        the CPU, alone. Mask and distillation then see a new view each time, adapter and classifier a few of each
+        sample.
+    without
+        What to leave out of the method, for ablations: ``"adapter_start"`` (the closed-form start of the adapter; it
+        starts at random), ``"target_stream"`` (the target's logits among what the new classifier reads),
+        ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
+    mixed_precision
+        ``"bf16"``: mask, distillation and fit learn in bfloat16 where torch.autocast does so; the clone's tensors keep
+        their dtype, and all that is checked or refitted in closed form is computed as without.
+
+    Raises
+    ------
+    ArgumentError
+        If a field is out of range.
+
+    Examples
+    --------
+    >>> Recipe(epochs=5).search
+    'early'
+    >>> Recipe(epochs=-1)
+    Traceback (most recent call last):
+        ...
+    netclone.errors.ArgumentError: epochs: got -1, expected an integer of 0 or more
+    """
+
+    search: str = "early"
+    method: str = "local"
+    reconstruct: bool = True
+    distill_steps: int = 150
+    epochs: int = 20
+    batch_size: int = 64
+    validation: float = 0.2
+    augment: Augment | None = None
+    without: Sequence[str] = ()
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        if self.search not in SEARCHES:
+            raise ArgumentError(f"search: got {self.search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
+        wrong = isinstance(self.without, str)
+        unknown = [self.without] if wrong else [part for part in self.without if part not in PARTS]
+        if unknown:
+            raise ArgumentError(f"without: got {unknown}, expected some of {', '.join(map(repr, PARTS))}")
+        object.__setattr__(self, "without", tuple(sorted(set(self.without))))
+        check_number(self.epochs, "epochs", 0)
+        check_number(self.batch_size, "batch_size", 1)
+        check_number(self.distill_steps, "distill_steps", 0)
+        precision_of(self.mixed_precision)
+        if not isinstance(self.validation, (int, float)) or not 0 < self.validation < 1:
+            raise ArgumentError(f"validation: got {self.validation!r}, expected a share in (0, 1), such as 0.2")
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The dtype that forward passes are trained in; None: the images' own."""
+        return precision_of(self.mixed_precision)
+
+    def facts(self) -> dict[str, Any]:
+        """The fields as plain data; of the augmentation, what stands for what it computes."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**known, "augment": None if self.augment is None else identity(self.augment)}
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of a :class:`Recipe`, each of which :func:`netclone.clone` takes by itself too."""
+
+    search: str
+    method: str
+    reconstruct: bool
+    distill_steps: int
+    epochs: int
+    batch_size: int
+    validation: float
+    augment: Augment | None
+    without: Sequence[str]
+    mixed_precision: str

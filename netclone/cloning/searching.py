@@ -1,0 +1,169 @@
+"""search(problem, slimmed, plan): fit the planned positions, and make the best one a clone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from netclone.cloning.extracting import Slimmed, classifier_rows
+from netclone.cloning.modules import CloneModule
+from netclone.cloning.placing import Place, features_at, reason
+from netclone.cloning.planning import Planned, none_works
+from netclone.cloning.problem import Problem
+from netclone.errors import NetcloneError
+from netclone.files.spec import Candidate
+from netclone.graph.capturing import FACTS, capture, fingerprint
+from netclone.graph.functionalizing import in_place_again
+from netclone.graph.numbers import numbers_digests
+from netclone.graph.preparing import said_preparation
+from netclone.graph.tracing import INPUT, logits_node, position
+from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
+from netclone.learning.data import in_batches
+
+BRIEF = 25  # steps, for each candidate position
+
+
+@dataclass
+class _Fit:
+    """A candidate position with its frozen features and the branch that is trained on them."""
+
+    place: Place
+    module: CloneModule
+    branch: Branch
+    trained: Branch  # the same adapter and classifier, without what has been computed already
+    train: Cached
+    held_out: Cached
+
+    def run(self, problem: Problem, epochs: int, how: str = "") -> float:
+        """Train for some epochs and give the validation score; a second run goes on where the first ended."""
+        return fit(
+            self.trained,
+            self.train,
+            self.held_out,
+            epochs=epochs,
+            calibrate="calibration" not in problem.recipe.without,
+            batch_size=problem.batch_size,
+            generator=torch.Generator().manual_seed(problem.seed),
+            progress=partial(problem.run.tell, f"fit at {self.place.at}{how}"),
+            workers=problem.workers,
+            precision=problem.recipe.precision,
+        )
+
+    def resumed(self, problem: Problem, epochs: int) -> float:
+        """As :meth:`run`, unless that was done in an earlier process, whose weights and score are taken then."""
+        name, parts = f"fit at {self.place.at}", nn.ModuleList([self.trained.adapter, self.trained.classifier])
+        findings = problem.run.found
+        found = findings.recall(name)
+        if found is not None:
+            parts.load_state_dict(found[0])
+            return found[1]
+        score = self.run(problem, epochs)
+        findings.keep(name, parts.state_dict(), score)
+        return score
+
+
+def search(
+    problem: Problem,
+    slimmed: Slimmed,
+    plan: Sequence[Planned],
+) -> CloneModule:
+    """Fit candidates briefly from deep to shallow until validation improves no more, then the input; the best fully."""
+    tried: list[Candidate] = []
+    stopped = False
+    best: tuple[float, _Fit] | None = None
+    brief = sum(one.reason is None for one in plan) > 1 and problem.recipe.epochs > 1
+    epochs, train = (1, problem.some(BRIEF * problem.batch_size)) if brief else (problem.recipe.epochs, problem.train)
+    for number, one in enumerate(plan):
+        place = one.place
+        if one.reason is not None:
+            tried.append(Candidate(place.at, one.cut, None, one.reason))
+            continue
+        if stopped and place.at != INPUT:
+            continue
+        problem.run.tell(f"fit at {place.at}", 0, epochs)
+        try:
+            candidate = _candidate(problem, slimmed, place, one.cut, train)
+            score = candidate.resumed(problem, epochs)
+        except NetcloneError as error:
+            if len(plan) == 1:
+                raise
+            tried.append(Candidate(place.at, one.cut, None, reason(error)))
+            continue
+        tried.append(Candidate(place.at, one.cut, score))
+        problem.run.tell("search", number + 1, len(plan))
+        if best is None or score > best[0]:
+            best = score, candidate
+        else:
+            stopped = problem.recipe.search != "all"
+    if best is None:
+        raise none_works(tried)
+    problem.run.tell("search", len(plan), len(plan))
+    score, chosen = best
+    if brief:
+        if len(train) < len(problem.train):
+            chosen = _candidate(problem, slimmed, chosen.place, chosen.module.source_at, problem.train)
+        score = chosen.run(problem, problem.recipe.epochs, ", longer")
+    spec = {"scores": (("validation", score),), "search": tuple(tried)}
+    return _finished(problem, chosen).with_spec(**spec)
+
+
+def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
+    """A position with adapter and classifier at their closed-form start, to be fitted to some of the samples."""
+    module = slimmed.module(source_at, features_only=True).with_spec(classes=problem.classes)
+    module.body.requires_grad_(False)
+    by = problem.batch_size, problem.workers
+
+    def seen(index: Tensor) -> Cached:
+        features = problem.images[index]
+        if source_at is not None:
+            features = features_at(problem.target, features, [place.node], problem.batch_size, problem.workers)[
+                place.node
+            ]
+        return Cached(features, problem.logits[index], problem.labels[index])
+
+    train, held_out = seen(samples), seen(problem.validation)
+    adapter: Adapter | nn.Identity = nn.Identity()
+    if source_at is not None:  # its outputs shall be what the slim source has at its cut
+        node = position(problem.groups.graph_module, source_at).name
+        wanted = features_at(
+            slimmed.graph_module, problem.images[samples], [node], problem.batch_size, problem.workers
+        )[node]
+        adapter = Adapter(grid_of(place.shape), grid_of(module.spec.input_shape)).to(train.logits)
+        if "adapter_start" not in problem.recipe.without:
+            adapter.solve(train.features, wanted)
+    branch = nn.Sequential(adapter, module.body)
+    features = in_batches(branch, train.features, *by)
+    both = "target_stream" not in problem.recipe.without
+    classifier = Classifier(features.shape[1], train.logits.shape[1], len(problem.classes), both).to(train.logits)
+    rest = () if "calibration" in problem.recipe.without else problem.rest
+    weight, bias = classifier_rows(slimmed.graph_module, problem.classes + rest) or (None, None)
+    classifier.start(features, train.logits, weight, bias)
+    whole = trained = Branch(adapter, module.body, classifier)
+    if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
+        trained = Branch(adapter, nn.Identity(), classifier)
+        train = replace(train, features=features)
+        held_out = replace(held_out, features=in_batches(branch, held_out.features, *by))
+    return _Fit(place, module, whole, trained, train, held_out)
+
+
+def _finished(problem: Problem, chosen: _Fit) -> CloneModule:
+    """The clone as one operator graph, with what is known about it."""
+    place = problem.images[:1] if chosen.module.source_at is None else chosen.train.features[:1]
+    body = capture(chosen.branch, *(torch.cat([one, one]) for one in (place, problem.logits[:1])))
+    body.meta[FACTS].pop("example")
+    in_place_again(body)
+    fitted = CloneModule(body, chosen.module.spec).with_spec(
+        at=chosen.place.at,
+        input_shape=chosen.place.shape,
+        feature_node=logits_node(problem.target).name,
+        feature_shape=tuple(problem.logits.shape[1:]),
+        target_input_shape=tuple(problem.images.shape[1:]),
+        target_fingerprint=fingerprint(problem.target),
+        target_digests=numbers_digests(problem.target),
+        target_preparation=said_preparation(problem.target, tuple(problem.images.shape[1:])),
+    )
+    return fitted.eval()
