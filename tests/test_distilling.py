@@ -14,6 +14,7 @@ from netclone.errors import FitError
 from netclone.learning import distilling
 from netclone.learning.distilling import distill
 from netclone.learning.neighbourhoods import Neighbourhoods
+from netclone.learning.stepping import Loop
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def pair():
 def distilled(pair, **options):
     teacher, student, images = pair
     student = copy.deepcopy(student)
-    settings = {"steps": 4, "batch_size": 16, "generator": torch.Generator().manual_seed(3)}
+    loop = Loop(batch_size=16, generator=torch.Generator().manual_seed(3))
     around = Neighbourhoods(images[:24], torch.ones(24), options.pop("augment", None))
-    distill(student, teacher, around, images[24:], **{**settings, **options})
+    distill(student, teacher, around, images[24:], **{"steps": 4, "loop": loop, **options})
     return student
 
 
@@ -48,8 +49,9 @@ def distance(pair, student):
 
 def test_the_slim_network_comes_nearer_to_the_full_one_on_unseen_images(pair):
     told = []
+    loop = Loop(16, torch.Generator().manual_seed(3), progress=lambda done, total: told.append((done, total)))
     with untouched(pair[0]):
-        student = distilled(pair, steps=16, progress=lambda done, total: told.append((done, total)))
+        student = distilled(pair, steps=16, loop=loop)
     assert distance(pair, student) < 0.8 * distance(pair, pair[1])
     assert told == [(step + 1, 16) for step in range(16)]
     flags = [parameter.requires_grad for parameter in pair[1].parameters()]
@@ -94,5 +96,5 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_flags(pair):
     flags = [parameter.requires_grad for parameter in student.parameters()]
     with pytest.raises(FitError, match=r"distilling the clone, step 0: the loss is (nan|inf); check the data's scale"):
         around = Neighbourhoods(images[:8] * 1e38, torch.ones(8))
-        distill(student, teacher, around, images[24:], steps=2, batch_size=8, generator=torch.Generator())
+        distill(student, teacher, around, images[24:], steps=2, loop=Loop(8, torch.Generator()))
     assert [parameter.requires_grad for parameter in student.parameters()] == flags

@@ -29,6 +29,7 @@ from netclone.graph.tracing import same_bits
 from netclone.learning.data import Samples
 from netclone.learning.distilling import distill
 from netclone.learning.neighbourhoods import Neighbourhoods
+from netclone.learning.stepping import Loop
 from netclone.runtime.sharing import ALONE, Workers, is_main, launched, share
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
@@ -196,9 +197,7 @@ def results(workers=ALONE):
         Neighbourhoods(new[0], torch.ones(len(new[0]))),
         old[0],
         steps=5,
-        batch_size=9,
-        generator=torch.Generator().manual_seed(5),
-        workers=workers,
+        loop=Loop(batch_size=9, generator=torch.Generator().manual_seed(5), workers=workers),
     )
     found |= {f"distilled {name}": tensor for name, tensor in slimmed.graph_module.state_dict().items()}
     options = {"classes": [1, 4], "target_data": [old], "epochs": 2, "distill_steps": 3, "batch_size": 15}

@@ -26,7 +26,7 @@ WARM_UP = 0.2
 Progress = Callable[[int, int], None]
 
 
-def train(
+def train(  # noqa: PLR0913 - public
     model: nn.Module,
     samples: Samples,
     recipe: Recipe,
@@ -118,7 +118,7 @@ def train_on(
     )
 
 
-def _loop(
+def _loop(  # noqa: PLR0913 - what train() is given
     model: nn.Module,
     samples: Samples,
     recipe: Recipe,

@@ -59,7 +59,7 @@ class Options(RecipeFields, RunFields, total=False):
 
 
 @entered()
-def clone(
+def clone(  # noqa: PLR0913 - public
     source: nn.Module,
     target: nn.Module,
     data: Batches,
@@ -297,12 +297,7 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
         problem.images[problem.validation],
         columns=slimmed.columns,
         steps=0 if everything else recipe.distill_steps,
-        batch_size=recipe.batch_size,
-        generator=torch.Generator().manual_seed(problem.seed),
-        progress=partial(run.tell, "distil"),
-        workers=run.workers,
-        precision=recipe.precision,
-        unfinished=run.found.unfinished("refit"),
+        loop=replace(problem.loop("distil"), unfinished=run.found.unfinished("refit")),
     )
     run.found.keep("refit", slimmed.graph_module.state_dict())
     return slimmed

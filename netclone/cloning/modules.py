@@ -194,7 +194,7 @@ class CloneModule(nn.Module):
         )
         return from_bytes(content, what)
 
-    def push_to_hub(
+    def push_to_hub(  # noqa: PLR0913 - public
         self,
         repo_id: str,
         *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,7 @@ from netclone.errors import ArgumentError
 from netclone.graph.tracing import logits_node, shape_of, trace
 from netclone.learning.data import Samples, balance, in_batches
 from netclone.learning.neighbourhoods import drawn, viewed
+from netclone.learning.stepping import Loop
 from netclone.runtime.context import Run
 from netclone.runtime.sharing import Workers
 
@@ -102,6 +104,16 @@ class Problem:
     def batch_size(self) -> int:
         """Samples in one step."""
         return self.recipe.batch_size
+
+    def loop(self, what: str) -> Loop:
+        """How a loop of steps is run, told of by a name."""
+        return Loop(
+            batch_size=self.recipe.batch_size,
+            generator=torch.Generator().manual_seed(self.seed),
+            workers=self.run.workers,
+            precision=self.recipe.precision,
+            progress=partial(self.run.tell, what),
+        )
 
     def with_views(self) -> Problem:
         """The same with augmented views of the training samples to fit on beside them, in as many steps."""

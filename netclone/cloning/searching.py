@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +45,7 @@ class _Fit:
             self.held_out,
             epochs=epochs,
             calibrate="calibration" not in problem.recipe.without,
-            batch_size=problem.batch_size,
-            generator=torch.Generator().manual_seed(problem.seed),
-            progress=partial(problem.run.tell, f"fit at {self.place.at}{how}"),
-            workers=problem.workers,
-            precision=problem.recipe.precision,
+            loop=problem.loop(f"fit at {self.place.at}{how}"),
         )
 
     def resumed(self, problem: Problem, epochs: int) -> float:

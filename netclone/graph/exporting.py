@@ -226,7 +226,7 @@ def _program(
 
 
 @torch.library.custom_op("netclone::batch_norm", mutates_args=())
-def _batch_norm(
+def _batch_norm(  # noqa: PLR0913 - torch's own signature
     source: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,

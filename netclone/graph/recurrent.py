@@ -34,7 +34,7 @@ def recurrent_by_shape(source: Tensor, state: Any, *rest: Any, **options: Any) -
 
 
 @torch.library.custom_op("netclone::lstm", mutates_args=())
-def _lstm(
+def _lstm(  # noqa: PLR0913 - torch's own signature
     source: Tensor,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -61,7 +61,7 @@ def _(
 
 
 @torch.library.custom_op("netclone::recurrent", mutates_args=())
-def _recurrent(
+def _recurrent(  # noqa: PLR0913 - torch's own signature
     kind: str,
     source: Tensor,
     state: Tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from netclone.errors import AdapterError
 from netclone.learning.data import OLD_WEIGHT, balance
-from netclone.learning.stepping import step
+from netclone.learning.stepping import Loop, step
 from netclone.runtime.sharing import ALONE, Workers
 
 RIDGE = 1e-3  # of the mean square of the inputs
@@ -234,12 +233,8 @@ def fit(
     validation: Cached,
     *,
     epochs: int,
-    batch_size: int,
-    generator: torch.Generator,
+    loop: Loop,
     calibrate: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-    workers: Workers = ALONE,
-    precision: torch.dtype | None = None,
 ) -> float:
     """Train adapter and classifier on cached features; the epoch that is best on validation stays.
 
@@ -247,9 +242,6 @@ def fit(
     any old-class sample it is taken among the new classes alone, and the classifier stays as it started if it knows
     the source's other classes; if it does not, it is fitted and gets a threshold afterwards. Without calibration the
     loss is that among the new classes, old-class samples are not used, and there is no threshold.
-
-    Several ``workers`` share the rows of each batch; the branch becomes the same in each. ``precision`` is as for
-    :func:`netclone.learning.stepping.step`.
 
     Returns
     -------
@@ -261,6 +253,7 @@ def fit(
     FitError
         If the loss is not finite.
     """
+    batch_size, workers = loop.batch_size, loop.workers
     old = train.logits.shape[1]
     if not calibrate:
         train = train[(train.labels >= old).nonzero().flatten()]
@@ -293,15 +286,14 @@ def fit(
             best, best_state = score, copy.deepcopy({k: v.state_dict() for k, v in _trained(branch).items()})
         if epoch == epochs:
             break
-        order = torch.randperm(len(train), generator=generator)
+        order = torch.randperm(len(train), generator=loop.generator)
         for start in range(0, len(train), batch_size):
             chosen = order[start : start + batch_size].to(train.labels.device)
             batch = train[chosen]
             rows = batch.features, batch.logits, batch.labels, weights[chosen]
-            step(optimizer, loss_of, rows, f"fitting adapter and classifier, epoch {epoch}", workers, precision)
+            step(optimizer, loss_of, rows, f"fitting adapter and classifier, epoch {epoch}", workers, loop.precision)
             schedule.step()
-        if progress is not None:
-            progress(epoch + 1, epochs)
+        loop.tell(epoch + 1, epochs)
     assert best_state is not None
     for name, module in _trained(branch).items():
         module.load_state_dict(best_state[name])

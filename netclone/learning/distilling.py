@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from netclone.learning.data import in_batches
 from netclone.learning.neighbourhoods import Neighbourhoods, answered
-from netclone.learning.stepping import fast_forward, step
-from netclone.runtime.resuming import Unfinished
-from netclone.runtime.sharing import ALONE, Workers
+from netclone.learning.stepping import Loop, fast_forward, step
 
 TEMPERATURE = 2.0
 REUSE = 2  # steps that a point serves in: what the full network answers there is computed once
@@ -28,12 +26,7 @@ def distill(
     *,
     columns: Sequence[int] | None = None,
     steps: int,
-    batch_size: int,
-    generator: torch.Generator,
-    progress: Callable[[int, int], None] | None = None,
-    workers: Workers = ALONE,
-    precision: torch.dtype | None = None,
-    unfinished: Unfinished | None = None,
+    loop: Loop,
 ) -> None:
     """Train the slim network's weights, in place, to give the full network's logits around the samples.
 
@@ -49,12 +42,8 @@ def distill(
         The samples, and how points around them are drawn.
     columns
         The teacher's logits that the student has; None: all.
-    workers
-        The processes that share the work; the student becomes the same in each.
-    precision
-        As for :func:`netclone.learning.stepping.step`.
-    unfinished
-        Where to keep what is learned on the way, and to go on from.
+    steps, loop
+        How many steps, and how they are run.
 
     Raises
     ------
@@ -66,6 +55,7 @@ def distill(
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     if not parameters or steps <= 0:
         return
+    batch_size, generator, workers = loop.batch_size, loop.generator, loop.workers
     flags = [p.requires_grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
 
@@ -92,16 +82,14 @@ def distill(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        first, last = (0, None) if unfinished is None else unfinished.restore(parameters, optimizer, generator)
+        first, last = loop.restored(parameters, optimizer)
         fast_forward(schedule, first)
         batches = islice(answered(drawn, taught, batch_size, REUSE, last), steps - first)
         for done, batch in enumerate(batches, first):
-            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, precision)
+            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, loop.precision)
             schedule.step()
-            if unfinished is not None:
-                unfinished.keep(done + 1, parameters, optimizer, generator, batch)
-            if progress is not None:
-                progress(done + 1, steps)
+            loop.keep(done + 1, parameters, optimizer, batch)
+            loop.tell(done + 1, steps)
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)

@@ -27,7 +27,7 @@ from netclone.learning.data import (
     in_batches,
 )
 from netclone.learning.neighbourhoods import Augment, Neighbourhoods, answered, drawn
-from netclone.learning.stepping import fast_forward, precision_of, step
+from netclone.learning.stepping import Loop, fast_forward, precision_of, step
 from netclone.runtime.devices import device_named, model_on, on_device
 from netclone.runtime.entering import entered
 from netclone.runtime.resuming import Unfinished
@@ -42,7 +42,7 @@ _USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "rando
 
 
 @entered()
-def localize(
+def localize(  # noqa: PLR0913 - public
     source: nn.Module | ChannelGroups,
     data: Batches | None = None,
     *,
@@ -131,6 +131,7 @@ def localize(
             f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
             "method='magnitude'"
         )
+    _check_allocation(allocation, budget)
     place = device_named(device)
     samples = None if data is None else gather(data, "data", place)
     if place is not None and isinstance(source, nn.Module):
@@ -143,19 +144,7 @@ def localize(
     groups = channel_groups(source, example_inputs)
     count = groups.outputs
     wanted = check_classes(classes, count)
-    check_budget(budget)
-    if allocation not in (None, *ALLOCATIONS):
-        raise ArgumentError(
-            f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
-        )
-    if allocation == "global" and budget == "channels":
-        raise ArgumentError(
-            "allocation: 'global' divides a budget of parameters or MACs; with budget='channels' every group keeps the "
-            "same share: give budget='params' or 'macs'"
-        )
-    divided = None
-    if groups.groups and budget != "channels" and keep < 1 and (allocation or _USUAL[method]) == "global":
-        divided = Allocation(groups, budget, wanted)
+    divided = _divided(groups, wanted, allocation or _USUAL[method], keep, budget)
     share = channel_share(groups, keep, budget, wanted) if divided is None else keep
 
     def best(scores: Sequence[Tensor]) -> ChannelMask:
@@ -196,15 +185,32 @@ def localize(
             start,
             choose,
             share,
-            generator,
             steps,
-            batch_size,
-            progress,
-            workers,
-            precision,
-            unfinished,
+            Loop(batch_size, generator, workers, precision, progress, unfinished),
         )
     )
+
+
+def _divided(
+    groups: ChannelGroups, classes: tuple[int, ...], allocation: str, keep: float, budget: str
+) -> Allocation | None:
+    """How a budget is divided among the groups; None where every group keeps the same share."""
+    if groups.groups and budget != "channels" and keep < 1 and allocation == "global":
+        return Allocation(groups, budget, classes)
+    return None
+
+
+def _check_allocation(allocation: str | None, budget: str) -> None:
+    check_budget(budget)
+    if allocation not in (None, *ALLOCATIONS):
+        raise ArgumentError(
+            f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
+        )
+    if allocation == "global" and budget == "channels":
+        raise ArgumentError(
+            "allocation: 'global' divides a budget of parameters or MACs; with budget='channels' every group keeps the "
+            "same share: give budget='params' or 'macs'"
+        )
 
 
 def check_method(method: str) -> None:
@@ -282,13 +288,8 @@ def _local(
     start: Sequence[Tensor],
     choose: Callable[[Sequence[Tensor], float], list[Tensor]],
     keep: float,
-    generator: torch.Generator,
     steps: int,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None,
-    workers: Workers,
-    precision: torch.dtype | None,
-    unfinished: Unfinished | None,
+    loop: Loop,
 ) -> list[Tensor]:
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
@@ -301,17 +302,17 @@ def _local(
     While nothing is masked yet, the gradient is rounding and nothing else, which Adam makes steps of: each worker then
     computes the whole batch, as one process does, and so it does with the full source's answers.
     """
-    images = around.images
+    images, batch_size = around.images, loop.batch_size
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
     optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
-    full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, workers)
+    full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, loop.workers)
     scale = full.std().clamp_min(1e-6)
     columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
-    first, last = (0, None) if unfinished is None else unfinished.restore(scores, optimizer, generator)
+    first, last = loop.restored(scores, optimizer)
     fast_forward(schedule, first)
     neighbourhoods = answered(
-        lambda count: around.nearby(count, generator),
+        lambda count: around.nearby(count, loop.generator),
         lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
         batch_size,
         REUSE,
@@ -321,7 +322,7 @@ def _local(
         share = keep + (1 - keep) * max(0.0, 1 - done / (0.6 * steps)) ** 2
         flags = choose(scores, share)
         gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
-        team = workers if not all(bool(flag.all()) for flag in flags) else ALONE
+        team = loop.workers if not all(bool(flag.all()) for flag in flags) else ALONE
         vector = gate_vector(groups, gates)
 
         def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
@@ -329,12 +330,10 @@ def _local(
             agreement = F.kl_div(got.log_softmax(1), want.log_softmax(1), log_target=True, reduction="batchmean")
             return agreement + 0.1 * F.mse_loss(got / scale, want / scale)
 
-        step(optimizer, loss_of, (points, want), f"localize, step {done}", team, precision)
+        step(optimizer, loss_of, (points, want), f"localize, step {done}", team, loop.precision)
         schedule.step()
-        if unfinished is not None:
-            unfinished.keep(done + 1, scores, optimizer, generator, (points, want))
-        if progress is not None:
-            progress(done + 1, steps)
+        loop.keep(done + 1, scores, optimizer, (points, want))
+        loop.tell(done + 1, steps)
     return [score.detach().cpu() for score in scores]
 
 

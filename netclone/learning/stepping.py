@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from netclone.errors import ArgumentError, FitError
+from netclone.runtime.resuming import Unfinished
 from netclone.runtime.sharing import ALONE, Workers
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -27,6 +29,56 @@ def precision_of(name: str) -> torch.dtype | None:
     if not isinstance(name, str) or name not in PRECISIONS:
         raise ArgumentError(f"mixed_precision: got {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
     return PRECISIONS[name]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a loop of steps is run: samples in a step, what is drawn from, and what does not change the result.
+
+    Parameters
+    ----------
+    batch_size
+        Samples in one step.
+    generator
+        What is drawn is drawn from here.
+    workers
+        The processes that share the work; what is learned becomes the same in each.
+    precision
+        As for :func:`step`.
+    progress
+        Called with ``(step, steps)``.
+    unfinished
+        Where to keep what is learned on the way, and to go on from.
+    """
+
+    batch_size: int
+    generator: torch.Generator
+    workers: Workers = ALONE
+    precision: torch.dtype | None = None
+    progress: Callable[[int, int], None] | None = None
+    unfinished: Unfinished | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell of progress, if anyone asked."""
+        if self.progress is not None:
+            self.progress(done, total)
+
+    def restored(
+        self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, tuple[Tensor, Tensor] | None]:
+        """Where an earlier run was: its number of steps (0: none) and its last batch; everything is put back there."""
+        return (0, None) if self.unfinished is None else self.unfinished.restore(parameters, optimizer, self.generator)
+
+    def keep(
+        self,
+        steps: int,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: tuple[Tensor, Tensor],
+    ) -> None:
+        """Keep the state after so many steps, if there is a place for it and it is time to."""
+        if self.unfinished is not None:
+            self.unfinished.keep(steps, parameters, optimizer, self.generator, batch)
 
 
 def step(

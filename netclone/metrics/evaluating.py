@@ -81,7 +81,7 @@ class Cost:
 
 
 @entered()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - public
     model: nn.Module,
     data: Batches,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -251,15 +252,4 @@ def _counted(title: str, nodes: int) -> str:
     return f"{title}, {nodes} node" + "s" * (nodes != 1)
 
 
-def _box(
-    kind: str,
-    label: str,
-    title: str,
-    shape: tuple[int, ...],
-    parameters: int,
-    macs: int | None,
-    kept: float | None,
-    x: float,
-    y: float,
-) -> Box:
-    return Box(kind, label, title, shape, parameters, macs, kept, x, y, _BOX, _HEIGHT)
+_box = partial(Box, width=_BOX, height=_HEIGHT)

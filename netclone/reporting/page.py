@@ -119,7 +119,7 @@ class Report:
 
 
 @entered()
-def report(
+def report(  # noqa: PLR0913 - public
     grafted: fx.GraphModule,
     data: Batches,
     path: str | os.PathLike[str],

@@ -256,7 +256,7 @@ class _Sheet:
         self.axes.set_axis_off()
         self.canvas = FigureCanvasAgg(figure)
 
-    def text(
+    def text(  # noqa: PLR0913 - how text looks
         self,
         x: float,
         y: float,

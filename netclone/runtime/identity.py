@@ -48,12 +48,8 @@ def _described(value: Any, above: tuple[int, ...]) -> Any:
     inner = functools.partial(_described, above=(*above, id(value)))
     if isinstance(value, _PLAIN):
         return type(value).__name__, repr(value)
-    if isinstance(value, Tensor):
-        return "tensor", str(value.device), digest([value])
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-        return "array", str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, torch.Generator):
-        return "generator", digest([value.get_state()])
+    if (numbers := _numbers(value)) is not None:
+        return numbers
     if isinstance(value, nn.Module):
         return _named(type(value)), repr(value), inner(dict(value.state_dict())), inner(_source(type(value)))
     if isinstance(value, functools.partial):
@@ -76,6 +72,17 @@ def _described(value: Any, above: tuple[int, ...]) -> Any:
     if attributes is None or (source := _source(type(value))) is None:
         return _unlike_any_other()
     return _named(type(value)), inner(source), inner(dict(attributes))
+
+
+def _numbers(value: Any) -> tuple[Any, ...] | None:
+    """What stands for many numbers; None where a value is something else."""
+    if isinstance(value, Tensor):
+        return "tensor", str(value.device), digest([value])
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        return "array", str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, torch.Generator):
+        return "generator", digest([value.get_state()])
+    return None
 
 
 def _function(function: types.FunctionType, inner: Any) -> Any:
