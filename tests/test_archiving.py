@@ -233,7 +233,7 @@ def test_read_header(folder: Path) -> None:
     save(make(), folder / "a.safetensors")
     header = read_header(folder / "a.safetensors")
     assert header.spec == SPEC
-    assert header.format_version == FORMAT_VERSION == 1
+    assert header.format_version == FORMAT_VERSION == 2
     shapes = {entry.name: entry.shape for entry in header.tensors}
     assert shapes["layer3.0.weight"] == (8, 3, 3, 3) and len(shapes) == 8
     assert {entry.name for entry in header.tensors if not entry.is_parameter} == {
@@ -367,6 +367,13 @@ def test_any_literal_round_trips(args: list[Any], kwargs: dict[str, Any]) -> Non
     for one, other in zip(again.nodes, graph.nodes, strict=True):
         assert one.op == other.op and one.name == other.name and one.target == other.target
         assert repr(one.args) == repr(other.args) and repr(one.kwargs) == repr(other.kwargs)
+
+
+def test_a_file_of_format_1_is_read() -> None:
+    module = load(Path(__file__).parent / "data" / "format_1.safetensors")
+    assert (module.classes, module.class_names, module.at) == ((2, 3), ("heron", "ibis"), "body")
+    assert (module.spec.recipe, module.spec.versions, module.spec.origin) == ((), (), ())
+    assert module(torch.ones(2, 8, 16, 16), torch.ones(2, 2)).shape == (2, 2)
 
 
 def test_every_field_of_the_spec_is_archived() -> None:
@@ -558,8 +565,8 @@ FORGED = {
     "many pieces": (_insert("aten.split.Tensor", 0, 3), "pieces|does not accept"),
     "many small pieces": (_many_pieces, "too many pieces"),
     "newer": (
-        _set("header", "format_version", value=2),
-        r"written by a newer netclone \(format 2; this one reads up to 1\): upgrade netclone",
+        _set("header", "format_version", value=3),
+        r"written by a newer netclone \(format 3; this one reads up to 2\): upgrade netclone",
     ),
     "version zero": (_set("header", "format_version", value=0), "not a netclone archive"),
     "version true": (_set("header", "format_version", value=True), "not a netclone archive"),

@@ -1,9 +1,11 @@
 """clone(): the pipeline on small random networks; what it learns on real data is shown by test_demo."""
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -239,6 +241,20 @@ def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(mon
     named = clone(source, target, samples(4), at=found.at, source_at=found.source_at, **arguments)  # type: ignore[arg-type]
     for (name, tensor), (other, again) in zip(found.state_dict().items(), named.state_dict().items(), strict=True):
         assert name == other and torch.equal(tensor, again)
+
+
+def test_a_clone_is_made_again_from_what_it_says_of_itself() -> None:
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    asked = {"keep": 0.4, "at": "layer3", "method": "taylor", "epochs": 2, "distill_steps": 3, "seed": 7}
+    asked |= {"without": ["target_stream"], "batch_size": 9}
+    module = clone(source, target, samples(4), classes=[2], target_data=samples(2), **asked)  # type: ignore[arg-type]
+    said = {name: json.loads(value) for name, value in module.spec.recipe}
+    assert said.pop("mask") == "learned"
+    assert asked.items() <= said.items()
+    again = clone(source, target, samples(4), classes=module.classes, target_data=samples(2), **said)
+    assert again.spec == module.spec
+    assert all(map(torch.equal, again.state_dict().values(), module.state_dict().values()))
+    assert dict(module.spec.versions)["torch"] == version("torch")
 
 
 def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

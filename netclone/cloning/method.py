@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -161,6 +162,7 @@ def clone(  # noqa: PLR0913 - public
             check_agreement(problem.logits[: len(old)], old, sorted(set(old.labels.tolist())), "target")
         check_source(groups, chosen)
         plan = planned(problem, at, source_at)
+        given = mask is not None
         if mask is not None:
             mask.removed_units(groups)  # refused here if it is another network's
         share = keep if mask is not None or budget != "params" else keep - classifier_share(problem, keep)
@@ -170,7 +172,12 @@ def clone(  # noqa: PLR0913 - public
         slimmed = _refitted(problem, mask)
         module = search(problem.with_views(), slimmed, plan).with_spec(class_names=tuple(class_names))
         run.workers.check_same(list(module.state_dict().values()), "clone")
-        return module
+        asked = {"keep": keep, "budget": budget, "at": at, "source_at": source_at, "seed": seed}
+        made = {"mask": "given" if given else "learned", **asked, **recipe.facts()}
+        return module.with_spec(
+            recipe=tuple((name, json.dumps(value)) for name, value in made.items()),
+            versions=tuple((name, version(name)) for name in ("netclone", "torch", "timm", "torchvision")),
+        )
 
 
 def check_options(

@@ -38,7 +38,7 @@ from netclone.files.spec import CloneSpec, spec_from_data
 from netclone.graph.dry_run import dry_run
 from netclone.runtime.writing import check_place, write_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the files :func:`write_archive` writes, and the newest :func:`read_archive` reads."""
 
 _KEY = "netclone"

@@ -176,6 +176,9 @@ def facts(inspection: Inspection) -> dict[str, str]:
         + ", ".join(inspection.dtypes),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
         "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores),
+        "made from": ", ".join(f"{name} {fact}" for name, fact in spec.origin),
+        "made by": " ".join(f"{name} {fact}" for name, fact in spec.versions),
+        "recipe": ", ".join(f"{name} {value.strip(chr(34))}" for name, value in spec.recipe),
         "source, target": " ".join(f[:12] for f in (spec.source_fingerprint, spec.target_fingerprint) if f),
         "digest": f"{inspection.sha256[:12]} (format {inspection.format_version}; verified when loaded)",
     }

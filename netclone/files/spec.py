@@ -33,6 +33,10 @@ class CloneSpec:
     with, ``target_preparation`` how these are prepared, if that is known, and ``target_digests`` what stands for the
     target's numbers, as they are and cast to other dtypes. ``kept`` gives, per channel group of the source, the units
     kept and the units there were.
+
+    ``recipe`` is all that the clone depends on beside networks and data, by name, each value as JSON; ``versions`` are
+    those of what made it; ``origin`` says, as far as it is known, the ``source``, the ``target`` and the ``date``. Like
+    all of a header they are what the file claims.
     """
 
     classes: tuple[int, ...]
@@ -51,6 +55,9 @@ class CloneSpec:
     search: tuple[Candidate, ...] = ()
     target_digests: tuple[tuple[str, str], ...] = ()
     target_preparation: Preparation | None = None
+    recipe: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+    origin: tuple[tuple[str, str], ...] = ()
 
 
 # From a file
@@ -167,7 +174,18 @@ _SPEC: dict[str, Callable[[object], Any]] = {
     "search": _items(_candidate),
     "target_digests": _items(_row(_text, _text)),
     "target_preparation": _optional(_preparation),
+    "recipe": _items(_row(_text, _text)),
+    "versions": _items(_row(_text, _text)),
+    "origin": _items(_row(_text, _text)),
 }
+_LATER: dict[str, Any] = {
+    "target_digests": [],
+    "target_preparation": None,
+    "recipe": [],
+    "versions": [],
+    "origin": [],
+}
+"""Fields that files of format 1 lack, and what they are there."""
 
 
 def spec_from_data(value: object) -> CloneSpec:
@@ -178,7 +196,7 @@ def spec_from_data(value: object) -> CloneSpec:
     ArchiveError
         If a field is missing, unknown or out of its range.
     """
-    spec = CloneSpec(**_fields_from(value, _SPEC, "spec", {"target_digests": [], "target_preparation": None}))
+    spec = CloneSpec(**_fields_from(value, _SPEC, "spec", _LATER))
     if not spec.classes or len(spec.class_names) not in (0, len(spec.classes)):
         raise ArchiveError(f"spec: {len(spec.classes)} classes with {len(spec.class_names)} class names")
     return spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from netclone.graph.preparing import converted
 from netclone.learning.data import check_new
 from netclone.learning.neighbourhoods import mirrored
 from netclone.models.grafting import check_comes_back
-from netclone.models.loading import Note, checked_images, clone_in, open_model, open_target, silent
+from netclone.models.loading import CHECKPOINTS, Note, checked_images, clone_in, open_model, open_target, silent
 from netclone.models.reading import chosen, read
 from netclone.runtime.context import Progress
 from netclone.runtime.resuming import Findings
@@ -123,7 +124,12 @@ def clone(
                 findings=findings,
                 **options,
             )
-            module = module.with_spec(target_preparation=given)
+            origin = (
+                ("source", _told(source)),
+                ("target", _told(target)),
+                ("date", f"{datetime.now(timezone.utc):%F}"),
+            )
+            module = module.with_spec(target_preparation=given, origin=origin)
             with workers.agreed():
                 if workers.main:
                     save(module, out)
@@ -137,6 +143,15 @@ def clone(
             raise
         findings.forget()
     return module
+
+
+def _told(name: str) -> str:
+    """The name of a model as another may read it: a file by its own name, without its folders."""
+    for mark in ("@", "local-dir:"):
+        before, found, path = name.rpartition(mark)
+        if found:
+            return f"{before}{mark}{Path(path).name}"
+    return Path(name).name if Path(name).suffix in CHECKPOINTS else name
 
 
 def _goes_on(findings: Findings) -> str:
