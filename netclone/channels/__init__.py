@@ -1,1 +1,1 @@
-"""Channels: which of them belong together, and taking them out exactly."""
+"""Which channels of a network belong together, and cutting the others out exactly."""

@@ -1,1 +1,1 @@
-"""The product: a clone as a module, cut out, fitted, grafted, verified and taken out again."""
+"""A clone as a module: cut out of the source, fitted, grafted onto a target, verified, and removed again."""

@@ -1,1 +1,1 @@
-"""Files, and what they say: data that anyone may have written."""
+"""A graph and a spec as bytes, and back: files are data that anyone may have written."""

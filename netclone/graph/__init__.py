@@ -1,1 +1,1 @@
-"""A model as a graph of operators, and what is known of operators."""
+"""A model as a graph of operators: captured, traced, run and counted, and what is known about operators."""

@@ -1,1 +1,1 @@
-"""Everything that is learned from samples, and the samples themselves."""
+"""All that is learned from samples: masks, refits, distillation, adapters. And the samples themselves."""

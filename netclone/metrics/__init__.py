@@ -1,1 +1,1 @@
-"""What a network is worth and what it costs."""
+"""How good a network is, what a clone changed in it, and what it costs."""

@@ -1,1 +1,1 @@
-"""Networks and their images by name: what checkpoints hold, and what they say of how they were trained."""
+"""Networks by name: architectures, checkpoints, grafted files, and the images that they want."""

@@ -1,1 +1,1 @@
-"""A grafted graph and its scores, drawn: pages and plots."""
+"""A grafted network, drawn: the page of a report, and plots."""

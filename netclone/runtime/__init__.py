@@ -1,1 +1,1 @@
-"""How a run is carried out, whatever the networks: what makes two runs the same run."""
+"""How a run is carried out, whatever the networks: devices, processes, progress, files that appear whole."""

@@ -1,1 +1,1 @@
-"""What the command line does, without the command line: names and files in, files and facts out."""
+"""What the commands do, without the command line: names and files in, files and facts out."""
