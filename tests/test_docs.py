@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -93,6 +94,12 @@ def test_results_on_the_pages_are_the_committed_ones(site):
     zoo = (site / "zoo" / "index.html").read_text()
     assert len(networks) >= 129
     assert not [name for name in set(networks) if zoo.count(f"<td>{name}</td>") != networks.count(name)]
+
+
+def test_the_page_of_examples_shows_them(site):
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text()))
+    for script in (ROOT / "examples").glob("[0-9]*.py"):
+        assert script.read_text().strip().splitlines()[-1] in text, script
 
 
 # The code
