@@ -6,6 +6,8 @@ the program or a committed file says is written down a second time.
 
 from __future__ import annotations
 
+import ast
+import configparser
 import html
 import json
 import re
@@ -20,6 +22,8 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+DECISIONS = ROOT / "docs" / "adr"
+CONTRACT = "importlinter:contract:rooms"
 SUITES = ("fashion", "cifar10", "zoo")
 
 _PLACE = re.compile(r"^<!-- netclone: (?P<what>[a-z-]+) -->$", re.MULTILINE)
@@ -78,6 +82,26 @@ def demo() -> str:
     for name, title in {**titles, "source": "source"}.items():
         scores = found["scores"][name]
         lines.append(f"| {title} | " + " | ".join(f"{scores[kind]:.1%}" for kind in ("old", "new", "all")) + " |")
+    module, source = found["costs"]["module"], found["costs"]["source"]
+    lines += [
+        "",
+        f"The module has {module['parameters'] / source['parameters']:.1%} of the source's parameters and "
+        f"{module['macs'] / source['macs']:.1%} of its MACs. The command was `{found['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def demo_cost() -> str:
+    """What the networks of ``netclone demo`` cost, from its committed results."""
+    costs = json.loads((RESULTS / "demo" / "results.json").read_text(encoding="utf-8"))["costs"]
+    networks = ("target", "module", "grafted", "source")
+    lines = [f"| | {' | '.join(networks)} |", "|---|" + "---|" * len(networks)]
+    for what, kind, shown in (
+        ("parameters", "parameters", "{:,}"),
+        ("MACs", "macs", "{:,}"),
+        ("latency, ms", "latency_ms", "{:.1f}"),
+    ):
+        lines.append(f"| {what} | " + " | ".join(shown.format(costs[name][kind]) for name in networks) + " |")
     return "\n".join(lines)
 
 
@@ -174,10 +198,64 @@ def names() -> str:
     return "\n".join(lines)
 
 
+def floors() -> list[list[str]]:
+    """The rooms of each floor, from the top down, as the contract in setup.cfg has them."""
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / "setup.cfg", encoding="utf-8")
+    return [re.findall(r"\w+", line) for line in contract[CONTRACT]["layers"].split("\n") if line]
+
+
+def claim(file: Path) -> str:
+    """The first paragraph of a module's docstring, as HTML."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    text = html.escape(_ROLE.sub(r"``\g<path>``", docstring).split("\n\n")[0].replace("\n", " "))
+    return re.sub(r"`+(.+?)`+", r"<code>\1</code>", text)
+
+
+def rooms() -> str:
+    """The map: a row for each floor, a box for each room with what it says of itself."""
+    rows = []
+    for names in floors():
+        boxes = [
+            f'<div class="room"><a href="#{name.strip("_")}"><code>{name}</code></a> {claim(_file(name))}</div>'
+            for name in names
+        ]
+        rows.append('<div class="floor">' + "".join(boxes) + "</div>")
+    return '<div class="house">\n' + "\n".join(rows) + "\n</div>"
+
+
+def modules() -> str:
+    """Every room with its modules, from the ground up, and what each says of itself."""
+    lines = []
+    for name in (name for names in reversed(floors()) for name in names):
+        lines += [f"### `{name}` {{ #{name.strip('_')} }}", "", claim(_file(name)), ""]
+        inside = sorted((ROOT / "netclone" / name).glob("[a-z]*.py"))
+        if inside:
+            lines += ["| module | what is in it |", "|---|---|"]
+            lines += [f"| `{file.stem}` | {claim(file).replace('|', '&#124;')} |" for file in inside]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _file(room: str) -> Path:
+    package = ROOT / "netclone" / room / "__init__.py"
+    return package if package.exists() else ROOT / "netclone" / f"{room}.py"
+
+
+def decisions() -> str:
+    """Every decision, by its title."""
+    titles = {
+        file.name: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for file in sorted(DECISIONS.glob("[0-9]*.md"))
+    }
+    return "\n".join(f"- [{title}]({name})" for name, title in titles.items())
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "cli": commands,
     "overview": overview,
     "demo": demo,
+    "demo-cost": demo_cost,
     "surgery": surgery,
     "deployment": deployment,
     "learning": learning,
@@ -185,6 +263,9 @@ MAKERS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "names": names,
     "zoo": zoo,
+    "rooms": rooms,
+    "modules": modules,
+    "decisions": decisions,
 }
 
 

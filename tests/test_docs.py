@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import html
 import os
 import re
@@ -94,6 +95,24 @@ def test_results_on_the_pages_are_the_committed_ones(site):
     zoo = (site / "zoo" / "index.html").read_text()
     assert len(networks) >= 129
     assert not [name for name in set(networks) if zoo.count(f"<td>{name}</td>") != networks.count(name)]
+
+
+def test_the_map_is_the_contract(site):
+    """Every room of setup.cfg is a box on the floor it has there, says what it is, and has its modules listed."""
+    page = (site / "explanation" / "architecture.html").read_text()
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / "setup.cfg")
+    floors = [line.split(" | ") for line in contract["importlinter:contract:rooms"]["layers"].split("\n")[1:]]
+    drawn = re.findall(r'<div class="floor">(.*)</div>', page)
+    assert [re.findall(r"<code>(\w+)</code></a> \S", floor) for floor in drawn] == floors
+    for module in (ROOT / "netclone").glob("[a-z]*/[a-z]*.py"):
+        assert f"<td><code>{module.stem}</code></td>" in page, module
+
+
+def test_every_decision_is_in_the_index(site):
+    page = (site / "adr" / "index.html").read_text()
+    for decision in (DOCS / "adr").glob("[0-9]*.md"):
+        assert f'<a href="{decision.stem}.html">' in page, decision
 
 
 def test_the_page_of_examples_shows_them(site):
