@@ -124,6 +124,15 @@ def test_the_page_of_examples_shows_them(site):
 # The code
 
 
+def test_the_code_of_readme_is_that_of_the_first_page():
+    """Which is run."""
+    shown = [
+        re.findall(r"^```python\n.*?^```$", page.read_text(), re.M | re.S)
+        for page in (ROOT / "README.md", DOCS / "index.md")
+    ]
+    assert shown[0] == shown[1] and len(shown[0]) == 1
+
+
 def commands_of(text):
     """The lines of a block of shell, continuations joined."""
     return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.split("#")[0].strip()]
