@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import html
+import io
 import os
 import re
 import shlex
@@ -170,16 +172,33 @@ def run_shell(example: Example) -> None:
         assert words[0] == "netclone", f"{example.path}: nothing runs '{line}'"
         result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
+        print(result.stdout)
+
+
+def lines_of(text):
+    """The lines of what was printed, without frames and blanks, every number as 0: these depend on the machine."""
+    without = re.sub(r"[\u2500-\u259f]", " ", text)
+    return [" ".join(re.sub(r"\d([\d,.]*\d)?(e-\d+)?", "0", line).split()) for line in without.splitlines()]
+
+
+def check_printed(example: Example) -> None:
+    """A block of text shows lines that the block before it printed; three dots stand for others."""
+    printed = lines_of(example.namespace["_printed"])
+    missing = [line for line in lines_of(example.parsed) if line not in (*printed, "...", "")]
+    assert not missing, f"{example.path}: {missing} is not among {printed}"
 
 
 def run_page(path: Path, namespace: dict) -> dict:
     """Run all blocks of a page, in order, in the current folder, and give the names it leaves."""
-    document = Document.parse(str(path), PythonCodeBlockParser(), CodeBlockParser("bash", run_shell))
+    parsers = PythonCodeBlockParser(), CodeBlockParser("bash", run_shell), CodeBlockParser("text", check_printed)
+    document = Document.parse(str(path), *parsers)
     document.namespace.update(namespace)
     examples = list(document.examples())
     assert examples
     for example in examples:
-        example.evaluate()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            example.evaluate()
+        document.namespace["_printed"] = printed.getvalue()
     return document.namespace
 
 
