@@ -97,6 +97,8 @@ def test_results_on_the_pages_are_the_committed_ones(site):
     zoo = (site / "zoo" / "index.html").read_text()
     assert len(networks) >= 129
     assert not [name for name in set(networks) if zoo.count(f"<td>{name}</td>") != networks.count(name)]
+    shown = re.findall(r"<td>((?:timm|torchvision|transformers)/\w+)</td>", zoo)
+    assert shown == sorted(shown) and zoo.count("<details>") >= len(networks)
 
 
 def test_the_map_is_the_contract(site):
