@@ -75,7 +75,11 @@ def _ticked(row: str) -> str:
     """A row of the zoo's table with ticks for verdicts, and its reasons, where there are some, behind their number."""
     network, parameters, target, source, *rest, reasons = (cell.strip() for cell in row.strip("|").split(" | "))
     target, source = (
-        f"✗ {cell}" if cell.startswith("failed") else f"✓ {cell}".removesuffix(" passed") if cell else ""
+        f"✗ {cell}"
+        if cell.startswith("failed")
+        else f"✓\N{NO-BREAK SPACE}{cell}".removesuffix("\N{NO-BREAK SPACE}passed")
+        if cell
+        else ""
         for cell in (target, source)
     )
     if reasons:
