@@ -699,7 +699,7 @@ def _text_of(content: bytes, old: str, new: str) -> bytes:
 
 
 TEXTS = {
-    "duplicate key": ('\\"format_version\\": 1', '\\"format_version\\": 1, \\"format_version\\": 1', "duplicate key"),
+    "duplicate key": ('\\"format_version\\": 2', '\\"format_version\\": 2, \\"format_version\\": 1', "duplicate key"),
     "duplicate tensor": ('"fc.bias":', '"fc.weight":{},"fc.bias":', "duplicate key"),
     "nan": ('\\"certificate\\": 2.5e-16', '\\"certificate\\": NaN', "NaN, which is not JSON"),
     "infinity": ('\\"certificate\\": 2.5e-16', '\\"certificate\\": 1e999', "expected a number"),
