@@ -1,1 +1,8 @@
 """Which channels of a network belong together, and cutting the others out exactly."""
+
+import lazy_loader  # type: ignore[import-untyped]
+
+# what modules of this name had before they were rooms
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__, submod_attrs={"grouping": ["ChannelGroup", "ChannelGroups", "Unprunable", "channel_groups"]}
+)

@@ -1,1 +1,6 @@
 """A grafted network, drawn: the page of a report, and plots."""
+
+import lazy_loader  # type: ignore[import-untyped]
+
+# what modules of this name had before they were rooms
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"page": ["Report", "report"]})
