@@ -81,6 +81,8 @@ def test_arguments_that_make_an_operator_impure() -> None:
     assert not impurity(aten.lstm.input, {"train": False})
     assert "mask" in impurity(aten.index.Tensor, {"indices": [None, torch.ones(2, dtype=torch.bool)]})
     assert "classes" in impurity(aten.one_hot.default, {"num_classes": -1})
+    assert not impurity(aten._fft_r2c.default, {"dim": [2, 3]})
+    assert "axes" in impurity(aten._fft_r2c.default, {"dim": [1, -2]})
     assert "random" in impurity(aten.rrelu.default, {"training": False, "generator": torch.Generator()})
 
 

@@ -101,6 +101,11 @@ def _counts(arguments: Mapping[str, Any]) -> str:
     return "" if isinstance(classes, int) and classes > 0 else "counts its classes: its shape depends on values"
 
 
+def _transforms(arguments: Mapping[str, Any]) -> str:
+    axes = arguments["dim"]
+    return "" if all(isinstance(axis, int) and axis >= 0 for axis in axes) else "takes no axes counted from the end"
+
+
 # Operators whose tags refuse them, or ought to, and what their arguments must not ask for.
 _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scaled_dot_product_attention": _drops,
@@ -113,6 +118,7 @@ _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "index": _selects,
     "index_put": _selects,
     "one_hot": _counts,
+    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), _transforms),
 }
 
 
