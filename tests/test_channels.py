@@ -3,13 +3,10 @@
 import pytest
 import torch
 from architectures import Net, lost_weights, random_mask, relative_error, untouched
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from netclone.channels.grouping import channel_groups
-from netclone.channels.masks import ChannelMask
 from netclone.cloning.extracting import extract
 from netclone.errors import ArgumentError, OutputError
 
@@ -593,88 +590,3 @@ def test_a_model_in_two_dtypes_is_refused():
     ):
         channel_groups(net, torch.randn(2, 6, generator=torch.Generator()))
     assert ".to()" in str(info.value)
-
-
-# ---------------------------------------------------------------- random networks
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["conv", "depthwise", "grouped", "norm", "relu", "add", "cat", "split", "gate", "pool"]),
-        st.integers(0, 7),
-    ),
-    min_size=1,
-    max_size=9,
-)
-
-
-class RandomNet(nn.Module):
-    """A network put together from steps; each reads one of the maps made so far, and so may skip or join."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self.steps = steps
-        self.layers = nn.ModuleList()
-        widths = [4]
-        self.stem = conv(3, 4)
-        for kind, number in steps:
-            width, other = widths[-1], widths[number % len(widths)]
-            after = 2 + number % 4 * 2
-            layer = {
-                "conv": lambda w=width, a=after: conv(w, a),
-                "depthwise": lambda w=width: conv(w, w, groups=w),
-                "grouped": lambda w=width: conv(w, 2 * w, groups=2 - w % 2),
-                "norm": lambda w=width: nn.BatchNorm2d(w),
-                "add": lambda w=width, o=other: conv(o, w, 1) if o != w else nn.Identity(),
-                "gate": lambda w=width: nn.Sequential(conv(w, 3, 1), nn.ReLU(), conv(3, w, 1), nn.Sigmoid()),
-            }.get(kind, nn.Identity)()
-            self.layers.append(layer)
-            widths.append(
-                {"conv": after, "grouped": 2 * width, "cat": width + other, "split": width - width // 2}.get(
-                    kind, width
-                )
-            )
-        self.head = nn.Linear(widths[-1], 5)
-
-    def forward(self, x):
-        maps = [self.stem(x)]
-        for (kind, number), layer in zip(self.steps, self.layers, strict=True):
-            y, other = maps[-1], maps[number % len(maps)]
-            if kind == "relu":
-                y = y.relu()
-            elif kind == "add":
-                y = y + layer(other)
-            elif kind == "cat":
-                y = torch.cat([y, other], 1)
-            elif kind == "split":
-                y = y.split([y.shape[1] // 2, y.shape[1] - y.shape[1] // 2], 1)[1]
-            elif kind == "gate":
-                y = y * layer(y.mean((2, 3), keepdim=True))
-            elif kind == "pool":
-                y = F.avg_pool2d(y, 3, 1, 1)
-            else:
-                y = layer(y)
-            maps.append(y)
-        return self.head(maps[-1].mean((2, 3)))
-
-
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(steps=STEPS, seed=st.integers(0, 1000), batch=st.sampled_from([1, 3, 7]))
-def test_slim_equals_masked_for_random_networks_masks_and_batch_sizes(steps, seed, batch):
-    torch.manual_seed(seed)
-    steps = [step for i, step in enumerate(steps) if step[0] != "cat" or sum(s[0] == "cat" for s in steps[:i]) < 2]
-    net = RandomNet(steps)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-    net = net.double().eval()
-    groups = channel_groups(net, torch.randn(2, 3, 6, 6, dtype=torch.float64))
-    kept = {g.name: (torch.rand(g.size) < 0.5).index_fill(0, torch.randint(g.size, (1,)), True) for g in groups.groups}
-    mask = ChannelMask.from_kept(groups, kept)
-    x = torch.randn(batch, 3, 6, 6, dtype=torch.float64)
-    module = extract(groups, mask)
-    assert relative_error(module(x), mask.apply(groups)(x)) <= 1e-12
-    assert relative_error(groups.graph_module(x), net(x)) <= 1e-12
-    removed = sum(units - kept for _, kept, units in mask.summary())
-    assert (sum(p.numel() for p in module.parameters()) < groups.parameters) == (removed > 0)
-    assert lost_weights(net, groups) == []
