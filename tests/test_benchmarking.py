@@ -25,7 +25,6 @@ from netclone.benchmarking.running import changed
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 from netclone.learning.neighbourhoods import mirrored
-from netclone.runtime.journal import Journal
 
 runner = CliRunner()
 
@@ -197,15 +196,6 @@ def test_in_development_the_test_split_plays_no_part() -> None:
     assert part.columns == whole.columns
     share = part.test_labels.bincount() / whole.labels.bincount()
     assert bool(((share - 0.1).abs() < 0.01).all())
-
-
-def test_journal_keeps_whole_lines_and_the_last_of_a_key(tmp_path: Path) -> None:
-    path = tmp_path / "runs.jsonl"
-    path.write_bytes(b'{"key": "a", "x": 1}\nrubbish\n{"key": "a", "x": 2}\n{"key": "b", "x"')
-    journal = Journal(path)
-    assert journal.records == {"a": {"key": "a", "x": 2}}
-    journal.append({"key": "b", "x": 3})
-    assert Journal(path).records["b"]["x"] == 3
 
 
 def run_of(method: str, seed: int, old: float, new: float, lost: float = 1.0) -> dict[str, Any]:

@@ -117,6 +117,46 @@ def test_no_module_is_a_drawer():
     assert not {"utils", "util", "helpers", "helper", "common", "misc", "tools"} & set(MODULES)
 
 
+TESTS = PACKAGE.parent / "tests"
+AS_ONE = ("baselines", "benchmarking", "cli", "zoo")
+"""Rooms whose modules are tested together, in ``tests/test_<room>.py``."""
+
+ELSEWHERE = {
+    "channels.grouping": "test_channels.py",
+    "cloning.method": "test_cloning.py",
+    "cloning.modules": "test_archiving.py",
+    "errors": "test_package.py",
+    "files.bundling": "test_deploying.py",
+    "graph.budgets": "test_dry_run.py",
+    "graph.holding": "test_injecting.py",
+    "graph.modes": "test_verifying.py",
+    "graph.preparing": "test_checkpoints.py",
+    "graph.recurrent": "test_exporting.py",
+    "graph.signatures": "test_dry_run.py",
+    "models.recipes": "test_checkpoints.py",
+    "reporting.page": "test_reporting.py",
+}
+"""Modules whose behaviour is tested under another name, with the file."""
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not FILES[n].stem.startswith("__")])
+def test_every_module_has_a_mirror_among_the_tests(name):
+    """``netclone/room/slimming.py`` is tested in ``tests/test_slimming.py``, or where ELSEWHERE says."""
+    room, _, stem = name.rpartition(".")
+    if room in AS_ONE:
+        assert (TESTS / f"test_{room}.py").exists()
+    elif name in ELSEWHERE:
+        assert (TESTS / ELSEWHERE[name]).exists()
+    else:
+        assert (TESTS / f"test_{stem}.py").exists(), f"write tests/test_{stem}.py for netclone.{name}"
+
+
+def test_the_exceptions_are_needed():
+    assert set(AS_ONE) | set(ELSEWHERE) <= set(FILES)
+    mirrored = [name for name in ELSEWHERE if (TESTS / f"test_{FILES[name].stem}.py").exists()]
+    assert mirrored == []
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "__main__"])
 def test_every_module_says_what_it_is_for(module):
     doc = importlib.import_module("netclone" if module == "__init__" else f"netclone.{module}").__doc__

@@ -1,0 +1,94 @@
+"""The refit by least squares: against a solution written by hand, and what it leaves alone."""
+
+import pytest
+import torch
+from architectures import Net, relative_error
+from torch import nn
+
+from netclone.channels.grouping import channel_groups
+from netclone.channels.masks import ChannelMask
+from netclone.cloning.extracting import slim_down
+from netclone.learning.data import Samples
+from netclone.learning.reconstructing import RIDGE
+
+
+def slimmed(net, images, kept):
+    """The network without some channels of its first layer, before its refit."""
+    groups = channel_groups(net, images[:2])
+    return slim_down(groups, ChannelMask.from_kept(groups, {groups.groups[0].name: kept}), None)
+
+
+def error(slim, net, images):
+    """Mean square of what the slim network gives less what the full one does."""
+    return float((slim.graph_module(images) - net(images)).detach().square().mean())
+
+
+def samples(images):
+    return Samples(images, torch.zeros(len(images), dtype=torch.long), "data")
+
+
+def perceptron():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    return net, torch.randn(100, 6, dtype=torch.float64)
+
+
+KEPT = [True, False, True, True]
+
+
+def test_a_linear_layer_gets_the_ridge_solution_written_by_hand():
+    net, images = perceptron()
+    slim = slimmed(net, images, KEPT)
+    slim.reconstruct(samples(images), None)
+    with torch.no_grad():
+        seen = torch.cat([torch.tanh(net[0](images))[:, KEPT], torch.ones(100, 1, dtype=torch.float64)], 1)
+        old = torch.cat([net[2].weight[:, KEPT], net[2].bias[:, None]], 1)
+        gram = seen.T @ seen
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+        by_hand = torch.linalg.solve(gram + ridge, seen.T @ net(images) + ridge @ old.T).T
+    state = slim.graph_module.state_dict()
+    assert relative_error(state["2.weight"], by_hand[:, :3]) <= 1e-10
+    assert relative_error(state["2.bias"], by_hand[:, 3]) <= 1e-10
+
+
+def test_it_is_nearer_to_the_full_network_than_the_plain_copy():
+    net, images = perceptron()
+    slim = slimmed(net, images, KEPT)
+    before = error(slim, net, images)
+    slim.reconstruct(samples(images), None)
+    assert error(slim, net, images) < before
+
+
+def test_what_lost_no_input_stays_to_the_bit():
+    net, images = perceptron()
+    slim = slimmed(net, images, KEPT)
+    slim.reconstruct(samples(images), None)
+    assert torch.equal(slim.graph_module.get_parameter("0.weight"), net[0].weight[KEPT])
+    whole = slimmed(net, images, [True] * 4)
+    whole.reconstruct(samples(images), None)
+    assert torch.equal(whole.graph_module.get_parameter("2.weight"), net[2].weight)
+
+
+def test_a_channel_that_others_repeat_is_made_up_for():
+    """The removed channel is twice another: with its weight moved there nothing is lost."""
+    net, images = perceptron()
+    net[1] = nn.Identity()
+    with torch.no_grad():
+        net[0].weight[1], net[0].bias[1] = 2 * net[0].weight[0], 2 * net[0].bias[0]
+    slim = slimmed(net, images, KEPT)
+    slim.reconstruct(samples(images), None)
+    assert relative_error(slim.graph_module(images), net(images)) <= 1e-3
+
+
+@pytest.mark.parametrize("layer", [{"padding": 1}, {"stride": 2}, {"padding": "same", "dilation": 2}], ids=str)
+def test_a_convolution_is_refitted_too(layer):
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.head(net.body(net.stem(x)).mean((2, 3))),
+        **{"stem": nn.Conv2d(3, 4, 1), "body": nn.Conv2d(4, 5, 3, **layer), "head": nn.Linear(5, 3)},
+    )
+    net, images = net.double().eval(), torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    slim = slimmed(net, images, KEPT)
+    before = error(slim, net, images)
+    slim.reconstruct(samples(images), None)
+    assert error(slim, net, images) < before
