@@ -1,6 +1,7 @@
 """The package as a whole: imports point one way, and every public name is documented."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import inspect
@@ -104,6 +105,17 @@ def test_what_is_not_needed_is_not_loaded(run, heavy):
     code = f"import sys\n{run}\nprint([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_contributing_says_where_things_go():
+    """Every room is in the table, once, from the lowest to the highest as in setup.cfg."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text().partition("## Where things go")[2].partition("\n## ")[0]
+    told = [re.findall(r"`(\w+)/?`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    contract = configparser.ConfigParser()
+    contract.read(PACKAGE.parent / "setup.cfg")
+    layers = contract["importlinter:contract:rooms"]["layers"].split("\n")
+    layers = [set(line.replace(" ", "").split("|")) for line in layers if line and line != "__main__"]
+    assert [set(names) for names in told] == layers[::-1]
 
 
 def test_every_public_name_is_one_of_the_stub():
