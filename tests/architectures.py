@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 import torchvision
@@ -32,13 +33,14 @@ class Architecture:
     """Name, what its constructor is told (smaller images, to save time), and its library.
 
     ``units`` gives, for some parameters, how many units the group that slices its rows has to have: what is known of
-    the architecture by hand.
+    the architecture by hand. ``slow``: looking through it takes seconds.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     torchvision: bool = False
+    slow: bool = False
 
     @property
     def size(self) -> int:
@@ -53,10 +55,10 @@ _ALL = (
     Architecture("mobilenetv3_small_100", units={"blocks.1.0.conv_pw.weight": 72}),
     Architecture("efficientnet_b0", units={"blocks.1.0.conv_pw.weight": 96, "blocks.1.0.se.conv_reduce.weight": 4}),
     Architecture("regnetx_002", units={"s1.b1.conv2.conv.weight": 3}),  # groups of 8 channels, of 24
-    Architecture("densenet121", units={"features.denseblock1.denselayer1.conv1.weight": 128}),
+    Architecture("densenet121", slow=True, units={"features.denseblock1.denselayer1.conv1.weight": 128}),
     Architecture("ghostnet_100"),
-    Architecture("res2net50_26w_4s"),
-    Architecture("dpn68"),
+    Architecture("res2net50_26w_4s", slow=True),
+    Architecture("dpn68", slow=True),
     Architecture("vgg11_bn", options={"mlp_ratio": 1 / 16}, units={"features.0.weight": 64}),  # else 1 GB of weights
     Architecture("convnext_atto", units={"stages.0.blocks.0.mlp.fc1.weight": 160}),
     Architecture(
@@ -66,11 +68,13 @@ _ALL = (
     ),
     Architecture(
         "deit_tiny_distilled_patch16_224",
+        slow=True,
         options={"img_size": 64},
         units={"blocks.0.attn.qkv.weight": 3, "blocks.0.mlp.fc1.weight": 768},
     ),
     Architecture(
         "swin_tiny_patch4_window7_224",
+        slow=True,
         options={"img_size": 112},
         units={f"layers.{i}.blocks.0.attn.qkv.weight": 3 * 2**i for i in range(4)}
         | {f"layers.{i}.blocks.1.attn.qkv.weight": 3 * 2**i for i in range(4)}
@@ -85,15 +89,21 @@ _ALL = (
     ),
     Architecture(
         "xcit_nano_12_p8_224",
+        slow=True,
         units={"blocks.0.attn.qkv.weight": 4, "blocks.0.mlp.fc1.weight": 512}
         | {f"cls_attn_blocks.{i}.attn.{part}.weight": 4 for i in range(2) for part in "qkv"},
     ),
     Architecture("test_nfnet"),
     Architecture("shufflenet_v2_x0_5", torchvision=True),
     Architecture("squeezenet1_1", torchvision=True, units={"features.3.squeeze.weight": 16}),
-    Architecture("googlenet", torchvision=True, options={"init_weights": False}),
+    Architecture("googlenet", slow=True, torchvision=True, options={"init_weights": False}),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
+
+
+def named(*names: str) -> list[Any]:
+    """Architectures as parameters of tests, of which the large ones are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if ARCHITECTURES[name].slow else ()) for name in names]
 
 
 def build(name: str) -> nn.Module:

@@ -16,3 +16,11 @@ def _reproducible() -> None:
     """Seed torch and bound its threads, so that a test gives the same numbers alone and in the whole suite."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is run on request only is slow, too, so that ``-m "not slow"`` alone is the quick tier."""
+    for item in items:
+        if item.get_closest_marker("zoo") or item.get_closest_marker("fuzz"):
+            item.add_marker("slow")

@@ -99,6 +99,7 @@ def test_a_clone_fits_injects_and_comes_out_again(pair: str) -> None:
     assert same(before[0], snapshot(source)) and same(before[1], snapshot(target))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_clone_bit_by_bit() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     made = []
@@ -123,6 +124,7 @@ def test_the_same_seed_gives_the_same_clone_bit_by_bit() -> None:
     assert made[0].spec == made[1].spec
 
 
+@pytest.mark.slow
 def test_learning_in_bfloat16_is_learning_and_leaves_float32() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     masks = [netclone.localize(source, samples(4), classes=[2, 3], steps=12, mixed_precision=m) for m in ("no", "bf16")]
@@ -268,6 +270,7 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     assert 3 <= int((seen[0].labels >= 2).sum()) <= 9  # of 8 new samples and 72 old ones
 
 
+@pytest.mark.slow
 def test_augmentation_gives_views_to_learn_from_in_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     lengths: list[tuple[int, int]] = []
@@ -303,6 +306,7 @@ def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor,
         clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", augment=views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", recipe.PARTS)
 def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
@@ -317,6 +321,7 @@ def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     assert torch.equal(outputs[1], outputs[2])
 
 
+@pytest.mark.slow
 def test_clones_of_two_sources_share_a_target_made_for_it_or_one_after_the_other_and_leave_in_any_order() -> None:
     target, names = network("test_resnet", 2), ("first", "second")
     sources, places = (network("test_efficientnet", 4), network("test_vit", 4)), ("layer2", "input")
@@ -444,6 +449,7 @@ def test_without_old_data_it_warns_and_the_odds_of_the_new_classes_are_the_sourc
     torch.testing.assert_close(shares[:, 2:].sum(1) / shares[:, :2].sum(1), odds, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_at_a_position_without_old_data_only_the_adapter_is_fitted() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     states = []

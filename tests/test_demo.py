@@ -39,11 +39,13 @@ def results(ran: tuple[Result, Path]) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 def test_writes_three_files_and_nothing_else(ran: tuple[Result, Path]) -> None:
     assert sorted(path.name for path in ran[1].iterdir()) == ["digits.safetensors", "grafted.png", "results.json"]
     assert (ran[1] / "grafted.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_knows_all_ten_and_keeps_its_own(results: dict[str, Any]) -> None:
     scores = results["scores"]
     assert scores["grafted"]["all"] >= 0.9
@@ -55,6 +57,7 @@ def test_knows_all_ten_and_keeps_its_own(results: dict[str, Any]) -> None:
     assert scores["source"]["all"] >= 0.9
 
 
+@pytest.mark.slow
 def test_every_claim_was_checked(results: dict[str, Any]) -> None:
     claims = {check["claim"]: check for check in results["checks"]}
     assert all(check["holds"] for check in claims.values())
@@ -63,6 +66,7 @@ def test_every_claim_was_checked(results: dict[str, Any]) -> None:
     assert len(claims) == 7
 
 
+@pytest.mark.slow
 def test_module_is_smaller_than_the_source(results: dict[str, Any]) -> None:
     costs = results["costs"]
     assert costs["module"]["parameters"] < costs["source"]["parameters"]
@@ -71,6 +75,7 @@ def test_module_is_smaller_than_the_source(results: dict[str, Any]) -> None:
     assert results["clone"]["certificate"] < 1e-9
 
 
+@pytest.mark.slow
 def test_results_tell_how_they_came_about(ran: tuple[Result, Path], results: dict[str, Any]) -> None:
     assert results["command"] == f"netclone demo --seed 0 --out {ran[1]}"
     assert results["versions"]["netclone"] == netclone.__version__
@@ -78,6 +83,7 @@ def test_results_tell_how_they_came_about(ran: tuple[Result, Path], results: dic
     assert not re.search(r"(?<!\w)/\w+/", json.dumps(results))
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_module(ran: tuple[Result, Path], results: dict[str, Any]) -> None:
     module = netclone.load(ran[1] / "digits.safetensors")
     assert (module.classes, module.class_names) == ((7, 8, 9), ("7", "8", "9"))
@@ -85,6 +91,7 @@ def test_the_file_holds_the_module(ran: tuple[Result, Path], results: dict[str, 
     assert sum(p.numel() for p in module.parameters()) == results["costs"]["module"]["parameters"]
 
 
+@pytest.mark.slow
 def test_prints_tables_and_claims(ran: tuple[Result, Path]) -> None:
     output = ran[0].output
     for words in ("target before", "target with the clone", "clone removed", "source", "MACs", "latency"):
@@ -119,6 +126,7 @@ def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert taken.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_not_true_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_a_hurry(*args: Any, **kwargs: Any) -> netclone.CloneModule:
         return netclone.clone(*args, **{**kwargs, "at": "layer3", "method": "magnitude", "epochs": 1})

@@ -22,6 +22,8 @@ from netclone.graph.preparing import preparation
 from netclone.graph.tracing import same_bits
 from netclone.runtime.digests import content_digest
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 runner = CliRunner()
 IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 

@@ -112,6 +112,7 @@ def check_channels_last(target, grafted):
     assert {name: tensor.stride() for name, tensor in back.state_dict().items()} == kept
 
 
+@pytest.mark.slow
 def test_compiled_it_is_one_graph_with_the_targets_own_logits(pair):
     """Inductor's kernels are compared in examples/benchmarks/deployment.py: compiling them takes minutes."""
     target, grafted = pair

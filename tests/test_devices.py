@@ -20,6 +20,7 @@ def run(code_or_file: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [("test_efficientnet", "test_resnet"), ("test_resnet", "test_vit")])
 def test_the_whole_pipeline_runs_on_a_device_that_refuses_to_mix_with_the_cpu(
     source: str, target: str, tmp_path: Path

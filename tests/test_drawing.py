@@ -127,6 +127,7 @@ def test_a_clone_without_adapter_and_classifier():
     assert "features" not in {line.kind for line in drawing.lines}
 
 
+@pytest.mark.slow
 def test_what_all_of_a_source_lies_in_is_not_taken_for_a_block():
     source = nn.Sequential(timm.create_model("test_resnet", num_classes=10))
     grafted = graft(source, timm.create_model("test_resnet", num_classes=5), at="input", source_at=None)

@@ -17,6 +17,8 @@ from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import preparation
 from netclone.workflows.examining import evaluate, opened
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])

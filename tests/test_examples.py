@@ -10,6 +10,8 @@ import timm
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NUMBERED = sorted(EXAMPLES.glob("[0-9]*.py"))
 

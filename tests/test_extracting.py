@@ -12,6 +12,7 @@ from architectures import (
     build,
     example,
     lost_weights,
+    named,
     random_mask,
     relative_error,
     untouched,
@@ -656,7 +657,7 @@ def test_bad_data_for_reconstruction_are_refused(small, data, message):
 # ---------------------------------------------------------------- 23 architectures
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=named(*ARCHITECTURES))
 def architecture(request):
     torch.set_num_threads(1)  # operators on images this small are done before a second thread has woken
     model = build(request.param)

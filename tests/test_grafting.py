@@ -23,6 +23,7 @@ def module():
     return extract(source, localize(source, method="magnitude"), classes=[5, 7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -53,6 +54,7 @@ def test_a_file_says_the_size_of_images_that_the_target_was_made_for(module, tmp
     assert preparation(load_model(str(tmp_path / "small.safetensors"))).size == (3, 64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_it_keeps_its_dtype(module, dtype, tmp_path):
     grafted = inject(timm.create_model("test_resnet", num_classes=4).eval(), module, at="input").to(dtype)
@@ -63,6 +65,7 @@ def test_it_keeps_its_dtype(module, dtype, tmp_path):
         assert same_bits(found(IMAGES.to(dtype)), grafted(IMAGES.to(dtype)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::netclone.errors.LostInTrainingWarning")  # of its auxiliary heads
 def test_a_network_that_does_not_say_its_architecture(module, tmp_path):
     target = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True).eval()

@@ -66,6 +66,7 @@ def test_masked_channels_do_not_matter():
     assert torch.equal(masked(IMAGES), before)
 
 
+@pytest.mark.slow
 def test_a_mask_of_modules_is_a_mask_of_their_graphs():
     model = timm.create_model("test_resnet", num_classes=4).eval()
     groups = channel_groups(model)

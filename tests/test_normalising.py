@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import build, example, random_mask, relative_error, untouched
+from architectures import build, example, named, random_mask, relative_error, untouched
 from torch import nn
 from torch.nn import functional as F
 
@@ -161,7 +161,7 @@ def test_channels_last_norms_and_maps():
     assert module.body.get_parameter("weight").shape == (3,)
 
 
-@pytest.mark.parametrize("name", WITH_NORMS)
+@pytest.mark.parametrize("name", named(*WITH_NORMS))
 def test_architectures_with_norms_become_prunable_exactly(name):
     model, images = build(name), example(name)
     with untouched(model):

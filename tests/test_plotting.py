@@ -18,6 +18,8 @@ from torch import fx, nn
 import netclone
 from netclone.reporting.plotting import MOST_ROWS, MOST_STAGES, SIZE, Row, draw, rows, stages
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 
 def _graft(
     target: nn.Module, source: nn.Module, at: str, source_at: str | None, name: str, classes: list[int]

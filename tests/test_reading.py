@@ -239,6 +239,7 @@ def arguments(root, out, **changes):
     return ["clone", *models, *(part for k, v in given.items() if v is not None for part in (f"--{k}", str(v)))]
 
 
+@pytest.mark.slow
 def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     out, both = tmp_path / "colours.safetensors", tmp_path / "grafted.safetensors"
     result = CliRunner().invoke(app, [*arguments(trained, out), "--json"])
@@ -257,6 +258,7 @@ def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     assert float((predicted == torch.tensor([3, 2])[labels]).float().mean()) > 0.8  # columns: green, grey, red, blue
 
 
+@pytest.mark.slow
 def test_without_data_of_old_classes_there_is_a_warning_and_a_clone(trained, tmp_path):
     out = tmp_path / "colours.safetensors"
     result = CliRunner().invoke(app, arguments(trained, out, **{"target-data": None}))
@@ -266,6 +268,7 @@ def test_without_data_of_old_classes_there_is_a_warning_and_a_clone(trained, tmp
     assert out.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -13,6 +13,8 @@ from netclone.errors import ArchiveError
 from netclone.runtime import resuming
 from netclone.runtime.resuming import Findings
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 
 def network(name, classes, seed):
     torch.manual_seed(seed)

@@ -153,6 +153,7 @@ def check_primitives():
         workers.check_same([torch.ones(1)], "still together")
 
 
+@pytest.mark.slow
 def test_workers_have_in_common_what_they_should():
     ended_well(together("-c", "import test_sharing; test_sharing.check_primitives()", count=3))
 
@@ -220,6 +221,7 @@ def save_results(file):
             safetensors.torch.save_file(found, file)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     file = tmp_path / "found.safetensors"
     ended_well(together("-c", f"import test_sharing; test_sharing.save_results({str(file)!r})"))
@@ -309,6 +311,7 @@ def shared(birds, tmp_path_factory):
     return out, done.stdout, folder
 
 
+@pytest.mark.slow
 def test_accelerate_launches_two_processes_that_read_each_picture_once_and_write_one_file(birds, alone, shared):
     out, printed, folder = shared
     assert json.loads(printed)["classes"] == [1, 3]  # printed once, or this were not JSON
@@ -355,11 +358,13 @@ def check_signal():
         time.sleep(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("check", "ends"), [("check_what_is_left", [-9, 0]), ("check_signal", [0, 0])])
 def test_whoever_is_left_gets_an_error_of_netclone(check, ends):
     assert [status for status, _, _ in together("-c", f"import test_sharing; test_sharing.{check}()")] == ends
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_which_goes_on_from_there_to_the_same_clone(birds, shared, tmp_path):
     out = tmp_path / "herons.safetensors"
     arguments = command(birds, out)[2:]

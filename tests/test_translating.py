@@ -18,6 +18,8 @@ from netclone.graph.tracing import same_bits
 from netclone.workflows import translating
 from netclone.workflows.translating import to_onnx, to_pt2
 
+pytestmark = pytest.mark.slow  # all of it rests on whole runs
+
 NAMES = {"resnet": "test_resnet", "mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
 PAIRS = (("resnet", "mobilenet"), ("mobilenet", "vit"), ("vit", "resnet"))
 

@@ -39,6 +39,7 @@ LARGER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK + LARGER)
 def test_two_dozen_networks_pass(name):
     row = zoo.check(
@@ -134,6 +135,7 @@ def test_randomised_leaves_nothing_constant_and_the_signal_alive():
         assert float(model(network.images(3).double()).std()) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_row_survives_json():
     row = zoo.check("timm/test_resnet")
     assert zoo.Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
@@ -183,6 +185,7 @@ def test_a_clone_that_changed_the_target_would_be_noticed(monkeypatch):
     assert row.target.reason == "CheckFailed: removal left other tensors than the target's"
 
 
+@pytest.mark.slow
 def test_a_removal_that_left_something_would_be_noticed(monkeypatch):
     def forgetful(grafted, name=None):
         left = remove(grafted, name)
@@ -207,6 +210,7 @@ def test_the_probe_fits_any_shape_and_reads_all_of_it():
         assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_sweep_is_resumed_and_rows_come_in_the_order_asked_for(tmp_path, monkeypatch):
     names = ("timm/test_vit", "timm/test_resnet")
     rows = zoo.sweep(names, tmp_path, source=False)
@@ -230,6 +234,7 @@ def test_limits_end_one_network_and_not_the_sweep(tmp_path):
         zoo.sweep([], tmp_path, limits=zoo.Limits(processes=0))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_behind(tmp_path):
     (tmp_path / "sleeping.py").write_text(
         "import os, pathlib, time\n"
@@ -297,6 +302,7 @@ def test_a_target_whose_bits_differ_in_one_mode_fails_and_the_mode_is_told(monke
     assert "the first inference_mode, batch of 1, bfloat16" in row.target.reason and "node 'head'" in row.target.reason
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_row_and_its_reasons(tmp_path):
     rows = [
         zoo.check("timm/test_resnet"),
@@ -318,6 +324,7 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
         zoo.read(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_a_table_of_targets_alone_says_nothing_of_sources(tmp_path):
     row = zoo.check("timm/test_resnet", source=False)
     zoo.write([row], tmp_path, "netclone zoo --targets-only")
@@ -327,6 +334,7 @@ def test_a_table_of_targets_alone_says_nothing_of_sources(tmp_path):
         assert "source" not in text and "prunable" not in text and "peak, MB" in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table_and_says_what_failed(tmp_path, monkeypatch):
     out = tmp_path / "zoo"
     result = CliRunner().invoke(app, ["zoo", "test_resnet", "--targets-only", "--out", str(out)])
@@ -365,6 +373,7 @@ class Chain(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble", [pytest.param("five thousand operators", marks=pytest.mark.zoo), "every parameter frozen"]
 )

@@ -29,7 +29,7 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
         strict_device.register()
     torch.manual_seed(0)
     warnings.simplefilter("ignore", netclone.NetcloneWarning)
-    size = 64
+    size = 32
     networks = [
         timm.create_model(name, num_classes=count, **({"img_size": size} if "vit" in name else {})).eval()
         for name, count in ((source_name, 4), (target_name, 2))
@@ -71,7 +71,8 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
 
     # And from the CPU: networks and batches are moved, the caller's stay where they are.
     source, target = (network.cpu() for network in networks)
-    moved = netclone.clone(source, target, [(images, labels)], device=device, **{**options, "target_data": None})
+    options |= {"target_data": None, "at": module.at, "source_at": module.source_at}
+    moved = netclone.clone(source, target, [(images, labels)], device=device, **options)
     assert {p.device.type for p in moved.parameters()} == {torch.device(device).type}
     assert {p.device.type for network in networks for p in network.parameters()} == {"cpu"}
     assert netclone.evaluate(target, [(images, labels % 2)], device=device).samples == 16
