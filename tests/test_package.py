@@ -137,6 +137,7 @@ ELSEWHERE = {
     "channels.grouping": "test_channels.py",
     "cloning.method": "test_cloning.py",
     "cloning.modules": "test_archiving.py",
+    **dict.fromkeys(("cloning.planning", "cloning.problem", "cloning.searching"), "test_cloning.py"),
     "errors": "test_package.py",
     "files.bundling": "test_deploying.py",
     "graph.budgets": "test_dry_run.py",
