@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
-from netclone.arguments import images_fault, not_finite
 from netclone.errors import ArgumentError, LostInTrainingWarning, OutputError, PositionError, TraceError, first_line
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 from netclone.graph.capturing import FACTS, capture, deterministic
 from netclone.graph.describing import describe, described
 from netclone.graph.exporting import copied, other_dtype
+from netclone.graph.images import images_fault, not_finite
 from netclone.graph.isolation import isolated
 from netclone.graph.training import differing
 from netclone.runtime.entering import entered

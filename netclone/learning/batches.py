@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from netclone.arguments import images_fault, not_finite, tensor_fault
 from netclone.errors import DataError, NetcloneError, first_line
+from netclone.graph.images import images_fault, not_finite, tensor_fault
 
 Data: TypeAlias = "Iterable[Any] | Dataset[Any]"
 
