@@ -1,62 +1,60 @@
-"""Checks of what a caller passed, for functions on every floor: they give a reason, and the caller raises."""
+"""The words of each closed choice that a caller has, as types, and the one check of them.
+
+Python's signatures and the command line use the same types. Importing them is cheap: no torch, so that ``--help`` and
+completion in the shell stay quick.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any, Literal, get_args
 
-IMAGE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
-"""What a network may be given: floating point values, or indices such as tokens."""
+from netclone.errors import ArgumentError
+
+Budget = Literal["channels", "params", "macs"]
+"""What ``keep`` is a share of: the units of every channel group, the parameters, or the multiply-accumulates."""
+
+Method = Literal["local", "taylor", "magnitude", "random"]
+"""How the channels to keep are chosen; see :func:`netclone.localize`."""
+
+Sharing = Literal["global", "uniform"]
+"""How a budget is shared out among channel groups: by score and cost, or the same share of each."""
+
+Search = Literal["early", "all"]
+"""Which target positions are tried: from the deepest on until validation stops improving, or all."""
+
+MixedPrecision = Literal["no", "bf16"]
+"""What learning computes in, by accelerate's names; float16 would need its losses scaled."""
+
+Ablation = Literal["adapter_start", "target_stream", "calibration"]
+"""Parts of the method that can be left out, to see what they are worth."""
 
 
-def tensor_fault(tensor: Tensor) -> str:
-    """Why a tensor is not plain memory with values; empty where it is.
-
-    Examples
-    --------
-    >>> tensor_fault(torch.eye(2)), tensor_fault(torch.eye(2).to_sparse())
-    ('', 'a sparse tensor (torch.sparse_coo): call .to_dense() first')
-    """
-    if tensor.is_nested:
-        return "a nested tensor: pad it to one size first"
-    if tensor.layout is not torch.strided:
-        return f"a sparse tensor ({tensor.layout}): call .to_dense() first"
-    if tensor.is_quantized:
-        return f"a quantized tensor ({tensor.dtype}): call .dequantize() first"
-    return ""
-
-
-def images_fault(images: Tensor, *, values: bool = True) -> str:
-    """Why a tensor is no batch of images ``(N, ...)``; empty where it is one.
-
-    Parameters
-    ----------
-    values
-        Whether images on the meta device, which have no values, are refused.
+def words(choice: Any) -> tuple[str, ...]:
+    """The words of a choice, in the order in which messages and help list them.
 
     Examples
     --------
-    >>> images_fault(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))[:42]
-    'torch.uint8: give floating point values, p'
+    >>> words(Search)
+    ('early', 'all')
     """
-    if fault := tensor_fault(images):
-        return fault
-    if images.is_meta:
-        return "on the meta device, without values: give real images" if values else ""
-    if images.dtype not in IMAGE_TYPES:
-        way = "such as images.float() / 255, normalised" if images.dtype is torch.uint8 else "such as torch.float32"
-        return f"{images.dtype}: give floating point values, prepared as for the network in training, {way}"
-    return ""
+    return get_args(choice)
 
 
-def not_finite(images: Tensor) -> str:
-    """How many values are NaN or infinite, in words; empty where none is.
+def check_choice(value: object, choice: Any, what: str) -> None:
+    """Raise unless a value is one of the words of a choice.
+
+    Raises
+    ------
+    ArgumentError
+        With the argument's name, ``what``, and the words.
 
     Examples
     --------
-    >>> not_finite(torch.tensor([1.0, torch.inf])), not_finite(torch.zeros(2))
-    ('holds 1 values that are NaN or infinite; clean them first', '')
+    >>> check_choice("early", Search, "search")
+    >>> check_choice("later", Search, "search")
+    Traceback (most recent call last):
+        ...
+    netclone.errors.ArgumentError: search: got 'later', expected one of 'early', 'all'
     """
-    if images.is_meta or not images.is_floating_point() or bool(torch.isfinite(images).all()):
-        return ""
-    return f"holds {int((~torch.isfinite(images)).sum())} values that are NaN or infinite; clean them first"
+    if not isinstance(value, str) or value not in words(choice):
+        raise ArgumentError(f"{what}: got {value!r}, expected one of {', '.join(map(repr, words(choice)))}")

@@ -1,39 +1,44 @@
-"""What a caller passed is checked with a reason in words, empty where nothing is wrong."""
+"""The words of each closed choice: one check, and no second list that could say something else."""
+
+import inspect
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from netclone.arguments import images_fault, not_finite, tensor_fault
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
-def test_a_batch_of_values_or_indices_has_no_fault(dtype):
-    assert images_fault(torch.zeros(2, 3, dtype=dtype)) == ""
-
-
-@pytest.mark.parametrize(
-    ("tensor", "fault", "way_out"),
-    [
-        (torch.eye(2).to_sparse(), "torch.sparse_coo", ".to_dense()"),
-        (torch.zeros(2, device="meta"), "meta device", "real images"),
-        (torch.zeros(2, dtype=torch.uint8), "torch.uint8", ".float() / 255"),
-        (torch.zeros(2, dtype=torch.complex64), "torch.complex64", "torch.float32"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_fault_is_named_with_the_way_out(tensor, fault, way_out):
-    words = images_fault(tensor)
-    assert fault in words and way_out in words
+import netclone
+from netclone import arguments
+from netclone.arguments import Budget, MixedPrecision, Search, Sharing, check_choice, words
+from netclone.errors import ArgumentError
+from netclone.learning.localizing import ALLOCATIONS, METHODS
+from netclone.learning.stepping import PRECISIONS
 
 
-def test_images_without_values_may_be_asked_for():
-    assert images_fault(torch.zeros(2, device="meta"), values=False) == ""
+@pytest.mark.parametrize("value", ["later", "", None, 1, ["early"], ("early", "all"), "EARLY"])
+def test_what_is_none_of_the_words_is_an_error_that_names_the_argument_and_the_words(value):
+    with pytest.raises(ArgumentError) as raised:
+        check_choice(value, Search, "search")
+    assert str(raised.value) == f"search: got {value!r}, expected one of 'early', 'all'"
 
 
-def test_only_layout_is_a_fault_of_a_tensor():
-    assert tensor_fault(torch.zeros(2, dtype=torch.uint8)) == tensor_fault(torch.zeros(2, device="meta")) == ""
+@pytest.mark.parametrize("word", words(Budget))
+def test_each_word_is_taken(word):
+    check_choice(word, Budget, "budget")
 
 
-def test_values_that_are_not_finite_are_counted():
-    assert "3 values" in not_finite(torch.tensor([torch.nan, 1.0, torch.inf, -torch.inf]))
-    assert not_finite(torch.tensor([1, 2])) == not_finite(torch.zeros(2, device="meta")) == ""
+def test_what_learning_knows_is_what_the_choices_say():
+    assert words(arguments.Method) == METHODS
+    assert words(Sharing) == ALLOCATIONS
+    assert words(MixedPrecision) == tuple(PRECISIONS)
+
+
+@pytest.mark.parametrize("name", ["budget", "method", "search", "mixed_precision"])
+def test_what_clone_takes_when_nothing_is_said_is_one_of_the_words(name):
+    choices = {"method": arguments.Method, "budget": Budget, "search": Search, "mixed_precision": MixedPrecision}
+    known = {**inspect.signature(netclone.clone).parameters, **inspect.signature(netclone.Recipe).parameters}
+    assert known[name].default in words(choices[name])
+
+
+def test_the_choices_can_be_had_without_torch():
+    code = "import sys, netclone.arguments; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,5 +1,6 @@
 """What the commands of the command line share: errors in one line, warnings, --debug, Ctrl-C, --json, completion."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from netclone.arguments import Budget, Method, MixedPrecision, Search, words
+from netclone.benchmarking.suites import SUITES
 from netclone.cli import app
 from netclone.cli.application import main, reported
 from netclone.errors import ArgumentError, WeakDataWarning
@@ -89,7 +92,49 @@ def test_every_command_speaks_to_machines(name):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
+def completed(words):
+    """What the shell offers for the last of some words."""
+    count = str(len(words.split(" ")) - 1)
+    environment = {"_NETCLONE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+    return CliRunner().invoke(app, [], prog_name="netclone", env=environment).output.split()
+
+
 def test_the_shell_can_complete_commands():
-    environment = {"_NETCLONE_COMPLETE": "complete_bash", "COMP_WORDS": "netclone ev", "COMP_CWORD": "1"}
-    result = CliRunner().invoke(app, [], prog_name="netclone", env=environment)
-    assert result.output.split() == ["evaluate"]
+    assert completed("netclone ev") == ["evaluate"]
+
+
+CHOICES = {
+    "clone --budget": words(Budget),
+    "clone --method": words(Method),
+    "clone --search": words(Search),
+    "clone --mixed-precision": words(MixedPrecision),
+    "export --to": ("onnx", "pt2"),
+}
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_choices_are_completed_and_stand_in_the_help(option):
+    assert completed(f"netclone {option} ") == list(CHOICES[option])
+    name, flag = option.split()
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+    assert re.search(rf"{flag} +\W{re.escape('|'.join(CHOICES[option]))}\W", shown)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("netclone clone --at ", ["auto", "input"]),
+        ("netclone clone --at a", ["auto"]),
+        ("netclone report --device c", ["cpu", "cuda"]),
+        ("netclone bench ", list(SUITES)),
+    ],
+)
+def test_words_that_an_option_knows_are_completed(typed, offered):
+    assert completed(typed) == offered
+
+
+def test_a_word_that_is_none_of_a_choice_is_refused_with_the_words_there_are():
+    result = CliRunner().invoke(app, ["clone", "a", "b", "--budget", "size"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    for word in ("--budget", "'size'", *words(Budget)):
+        assert word in result.output

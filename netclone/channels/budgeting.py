@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from netclone.arguments import Budget, check_choice
 from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outputs
 from netclone.channels.slimming import slim
 from netclone.errors import ArgumentError
@@ -20,8 +21,6 @@ _LAYERS = (
     *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
     aten.linear.default,
 )
-
-BUDGETS = ("channels", "params", "macs")
 
 
 def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequence[int] | None = None) -> float:
@@ -61,9 +60,8 @@ def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequ
 
 
 def check_budget(budget: str) -> None:
-    """Refuse what is no budget."""
-    if budget not in BUDGETS:
-        raise ArgumentError(f"budget: got {budget!r}, expected one of {', '.join(map(repr, BUDGETS))}")
+    """Raise unless there is such a budget."""
+    check_choice(budget, Budget, "budget")
 
 
 def units_kept(group: ChannelGroup, share: float) -> int:

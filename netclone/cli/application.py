@@ -51,7 +51,11 @@ UseEma = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="Where to compute: auto (an accelerator with float64 if there is one, else the CPU), cpu, cuda."),
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:1, ..., or auto (an accelerator with float64 if there is one, else the "
+        "CPU).",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
 ]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub; none: the one you logged in with.")]
 

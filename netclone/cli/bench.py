@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from netclone.cli.application import CHECK, app, print_written, reported, shown
+
+Suite = Literal["digits", "fashion", "cifar10", "zoo"]
+"""Names of the suites, as :func:`netclone.benchmarking.suite_named` takes them."""
 
 
 @app.command(
@@ -20,7 +23,7 @@ from netclone.cli.application import CHECK, app, print_written, reported, shown
     epilog="Example: netclone bench fashion --data data --seeds 3 --out bench-fashion",
 )
 def bench(
-    suite: Annotated[str, typer.Argument(help="digits, fashion, cifar10 or zoo.")],
+    suite: Annotated[Suite, typer.Argument(help="digits is bundled and takes a minute; the others need --data.")],
     data: Annotated[Path, typer.Option(help="Folder of the data and weights.")] = Path("data"),
     seeds: Annotated[int, typer.Option(min=1, help="How many: 0, 1, 2 and so on.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("netclone-bench"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from netclone.arguments import Budget, Method, MixedPrecision, Search
 from netclone.cli.application import (
     GRAFT,
     CropPct,
@@ -49,17 +50,36 @@ def clone(
     target_data: TargetData = None,
     split: Split = "train",
     keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
-    budget: Annotated[str, typer.Option(help="Of what: params, macs or channels.")] = "params",
-    at: Annotated[str, typer.Option(help="Position in the target; auto: search.")] = "auto",
+    budget: Annotated[Budget, typer.Option(help="What --keep is a share of.")] = "params",
+    at: Annotated[
+        str,
+        typer.Option(
+            help="Where the clone reads the target: a position such as layer3, input (the images themselves), or auto "
+            "(search for the best one).",
+            autocompletion=lambda: ["auto", "input"],
+        ),
+    ] = "auto",
     search: Annotated[
-        str, typer.Option(help="early: until it gets no better, and the input; all: every position.")
+        Search,
+        typer.Option(
+            help="Which positions auto tries. early: from the deepest on until validation stops improving, then the "
+            "input. all: every position."
+        ),
     ] = "early",
-    method: Annotated[str, typer.Option(help="How channels are chosen: local, taylor, magnitude or random.")] = "local",
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="How channels are chosen. local: learned gates (best). taylor: first-order change of the loss. "
+            "magnitude: norm of the weights. random: a baseline."
+        ),
+    ] = "local",
     epochs: Annotated[int, typer.Option(min=1, help="Length of the last fit.")] = 20,
     distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
     batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
-    mixed_precision: Annotated[str, typer.Option(help="no, or bf16: learn in bfloat16 where torch can.")] = "no",
+    mixed_precision: Annotated[
+        MixedPrecision, typer.Option(help="bf16: learn in bfloat16 where torch.autocast does so.")
+    ] = "no",
     img_size: ImgSize = None,
     mean: Mean = None,
     std: Std = None,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,12 +26,8 @@ from netclone.cli.application import (
     reported,
 )
 
-
-class Kind(str, Enum):
-    """Kinds of file that other runtimes read."""
-
-    ONNX = "onnx"
-    PT2 = "pt2"
+Format = Literal["onnx", "pt2"]
+"""Files that other runtimes read."""
 
 
 @app.command(
@@ -44,7 +39,7 @@ class Kind(str, Enum):
 )
 def export(
     model: Model,
-    to: Annotated[Kind, typer.Option(help="Kind of file.")],
+    to: Annotated[Format, typer.Option(help="onnx, or pt2: an archive of torch.export.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -63,9 +58,9 @@ def export(
         with Console(stderr=True).status(Text(f"Exporting {model}")):
             images = images_of(img_size, mean, std, interpolation, crop_pct)
             network = load_model(model, use_ema=use_ema, images=images)
-            done = (to_onnx if to is Kind.ONNX else to_pt2)(network, out)
+            done = (to_onnx if to == "onnx" else to_pt2)(network, out)
         if as_json:
-            print_json({"file": str(out), "to": to.value, "bytes": done.bytes, "difference": done.difference})
+            print_json({"file": str(out), "to": to, "bytes": done.bytes, "difference": done.difference})
             return
         checked = "not compared: onnxruntime is not installed"
         if done.difference is not None:
