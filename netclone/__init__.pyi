@@ -1,4 +1,4 @@
-from .channels.grouping import ChannelGroup, ChannelGroups, Unprunable, channel_groups
+from .channels.grouping import ChannelGroup, ChannelGroups, Explanation, Unprunable, channel_groups
 from .channels.masks import ChannelMask
 from .cloning.extracting import extract
 from .cloning.injecting import clones, inject, remove
@@ -57,6 +57,7 @@ __all__ = [
     "Cost",
     "DataError",
     "Difference",
+    "Explanation",
     "FitError",
     "HubError",
     "LoadError",

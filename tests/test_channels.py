@@ -534,6 +534,85 @@ def test_an_operator_without_a_rule_keeps_its_channels_and_is_listed_by_name():
     assert_slim_equals_masked(net, groups, IMAGE)
 
 
+def explained(forward, parts, shape, name, channel):
+    """What is said of a channel, and the kind of event at each node of its chain."""
+    groups = channel_groups(make(forward, parts), torch.randn(2, *shape, dtype=torch.float64))
+    found = groups.explain(name, channel)
+    assert {event.node for event in found.events} <= {node.name for node in groups.graph_module.graph.nodes}
+    assert str(found).splitlines()[1:] == [f"  node '{event.node}': {event.why}" for event in found.events]
+    return found.group, str(found).splitlines()[0], [event.why for event in found.events]
+
+
+def test_a_channel_that_stays_is_explained_by_the_chain_of_events_up_to_the_one_that_keeps_it():
+    def forward(net, x):
+        x = net.stem(x)
+        return pooled(net, net.side(x) + torch.renorm(x + net.body(x), 2, 1, 1.0))
+
+    parts = {"stem": (conv, 3, 8), "body": (conv, 8, 8), "side": (conv, 8, 8), "head": (nn.Linear, 8, 5)}
+    assert explained(forward, parts, IMAGE, "body.weight", 2) == (
+        None,
+        "body.weight[2] always stays: it is tied to what is always kept",
+        ["meet elementwise", "operator aten.renorm.default has no rule"],
+    )
+    assert explained(forward, parts, IMAGE, "stem.weight", 2) == (
+        None,
+        "stem.weight[2] always stays: an operator keeps it",
+        ["operator aten.renorm.default has no rule"],
+    )
+
+
+def test_channels_that_are_removable_tied_or_outputs_are_explained():
+    forward, parts, shape, _ = NETWORKS["residual"]
+    assert explained(forward, parts, shape, "body.weight", 3)[0] == "stem"
+    assert explained(forward, parts, shape, "body.weight", 3)[2] == ["meet elementwise"]
+    assert explained(forward, parts, shape, "head.weight", 4) == (
+        None,
+        "head.weight[4] always stays: it is one of the model's outputs",
+        [],
+    )
+    parts = {"stem": (nn.Linear, 6, 8), "norm": (nn.LayerNorm, 8), "head": (nn.Linear, 8, 5)}
+    assert explained(lambda net, x: pooled(net, net.norm(net.stem(x))), parts, TOKENS, "stem.weight", 0) == (
+        None,
+        "stem.weight[0] always stays: nothing would be left without it, as it is one unit with others",
+        ["normalises over the channels"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "channel", "message"),
+    [
+        ("stem.wieght", 0, "name: 'stem.wieght' is no parameter.*did you mean 'stem.weight'"),
+        (3, 0, "name: 3 is no parameter"),
+        ("stem.weight", 8, "channel: got 8, expected an index of 'stem.weight' from 0 to 7"),
+        ("stem.weight", -1, "channel: got -1"),
+        ("stem.weight", True, "channel: got True"),
+        ("stem.weight", 0.5, "channel: got 0.5"),
+    ],
+)
+def test_a_channel_that_there_is_not_is_not_explained(name, channel, message):
+    forward, parts, shape, _ = NETWORKS["residual"]
+    groups = channel_groups(make(forward, parts), torch.randn(2, *shape, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match=message):
+        groups.explain(name, channel)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_channel_is_explained_as_it_is_grouped(name):
+    forward, parts, shape, _ = NETWORKS[name]
+    groups = channel_groups(make(forward, parts), torch.randn(2, *shape, dtype=torch.float64))
+    stays = {item.name: item for item in groups.unprunable}
+    for (parameter, axis), labels in groups.labelling.slots.items():
+        for channel in range(len(labels) if axis == 0 else 0):
+            found = groups.explain(parameter, channel)
+            assert (found.group is None) or parameter in {member for member, _, _ in groups[found.group].members}
+            if found.group is None and groups.labelling.roles[parameter, 0] == "out":
+                assert parameter in stays
+            if found.because.startswith(("it is tied", "an operator")):
+                assert found.events
+            if "input" in found.because:
+                assert not found.events and int(labels[channel]) == 0
+
+
 def test_a_single_gating_channel_is_listed():
     forward, parts, shape, _ = NETWORKS["one-channel gate"]
     groups = channel_groups(make(forward, parts), torch.randn(2, *shape, dtype=torch.float64))

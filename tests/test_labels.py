@@ -30,6 +30,31 @@ def test_many_fresh_labels_keep_what_is_known_of_earlier_ones():
     assert labels.why_fixed(int(b[-1])) is None
 
 
+def test_a_chain_leads_from_a_label_to_what_fixed_the_last_that_it_is_joined_to():
+    labels = Labels()
+    a, b, c, d = (labels.fresh(2) for _ in range(4))
+    labels.unite(a, b, Event("first", "meet"))
+    labels.unite(c, b, Event("second", "meet"))
+    labels.unite(a, d, Event("beside", "meet"))
+    assert labels.chain(int(c[0])) == (Event("first", "meet"), Event("second", "meet"), Event("beside", "meet"))
+    labels.fix(a[:1], Event("opaque", "has no rule"))
+    fixed = (Event("second", "meet"), Event("first", "meet"), Event("opaque", "has no rule"))
+    assert labels.chain(int(c[0])) == fixed
+    assert labels.chain(int(a[0])) == fixed[2:]
+    assert labels.chain(int(labels.fresh(1)[0])) == ()
+    assert labels.chain(int(c[1])) == (Event("first", "meet"), Event("second", "meet"), Event("beside", "meet"))
+
+
+def test_a_chain_may_end_where_a_label_met_0():
+    labels = Labels()
+    a, b = labels.fresh(3), labels.fresh(3)
+    labels.unite(a, b, HERE)
+    labels.unite(b, torch.tensor([0, int(b[1]), 0]), THERE)
+    labels.fix(a, Event("late", "says nothing new"))
+    assert labels.chain(int(a[0])) == (HERE, THERE)
+    assert labels.chain(int(a[1])) == (Event("late", "says nothing new"),)
+
+
 def test_uniting_is_transitive_and_elementwise():
     labels = Labels()
     a, b, c = labels.fresh(3), labels.fresh(3), labels.fresh(3)
@@ -113,7 +138,7 @@ def test_units_are_the_connected_components(rounds, fixed):
     graph.add_nodes_from(range(31))
     for pairs in rounds:
         if pairs:
-            labels.unite(*torch.tensor(pairs).T)
+            labels.unite(*torch.tensor(pairs).T, HERE)
         graph.add_edges_from(pairs)
     if fixed:
         labels.fix(torch.tensor(fixed), HERE)
@@ -123,6 +148,8 @@ def test_units_are_the_connected_components(rounds, fixed):
         found = {roots[label] for label in component}
         assert len(found) == 1
         assert (found == {0}) == (0 in component)
+        for label in component:
+            assert labels.chain(label) == (() if label == 0 or len(component) == 1 else (HERE,))
     assert len(set(roots)) == networkx.number_connected_components(graph)
 
 

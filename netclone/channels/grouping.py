@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.channels.labelling import Labelling
-from netclone.channels.labels import compact
-from netclone.errors import OutputError
+from netclone.channels.labels import Event, compact
+from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 from netclone.runtime.entering import entered
@@ -41,6 +42,26 @@ class Unprunable:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.size} channels): {self.reason}" + (f" (node '{self.node}')" if self.node else "")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a channel can be removed, or always stays; printed, it is a sentence and the chain of events.
+
+    ``channel`` is an index along the first axis of the parameter ``name``. ``group`` is the name of its group, or None
+    where it stays. ``because`` is the verdict in words. The ``events`` of a channel that an operator keeps lead from
+    what it meets first to that operator; those of any other are all that joined slices into its unit.
+    """
+
+    name: str
+    channel: int
+    group: str | None
+    because: str
+    events: tuple[Event, ...]
+
+    def __str__(self) -> str:
+        verdict = "always stays" if self.group is None else "can be removed"
+        return "\n".join([f"{self.name}[{self.channel}] {verdict}: {self.because}", *(f"  {e}" for e in self.events)])
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,61 @@ class ChannelGroups:
             if group.name == name or any(parameter == name and axis == 0 for parameter, axis, _ in group.members):
                 return group
         raise KeyError(name)
+
+    def explain(self, name: str, channel: int) -> Explanation:
+        """Why a channel can be removed or stays: the chain of events that joined it to others, or fixed it.
+
+        Parameters
+        ----------
+        name
+            A parameter, such as ``"layer1.0.conv1.weight"``.
+        channel
+            An index along its first axis.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such parameter or channel, or the parameter's first axis is not one of channels.
+
+        Examples
+        --------
+        >>> import timm, netclone
+        >>> groups = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4))
+        >>> print(groups.explain("layer2.0.conv2.weight", 5))
+        layer2.0.conv2.weight[5] can be removed: it is one of the 48 units of group 'layer2.0.conv2'
+          node 'add__1': meet elementwise
+        >>> print(groups.explain("fc.weight", 1))
+        fc.weight[1] always stays: it is one of the model's outputs
+        """
+        slots = {known: labels for (known, axis), labels in self.labelling.slots.items() if axis == 0}
+        if name not in slots:
+            near = difflib.get_close_matches(str(name), slots, n=3)
+            raise ArgumentError(
+                f"name: {name!r} is no parameter with channels along its first axis; "
+                + (
+                    f"did you mean {' or '.join(map(repr, near))}?"
+                    if near
+                    else f"there are {', '.join(list(slots)[:3])}"
+                )
+            )
+        size = tensor_at(self.graph_module, name).size(0)
+        if isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < size:
+            raise ArgumentError(f"channel: got {channel!r}, expected an index of {name!r} from 0 to {size - 1}")
+        labels = self.labelling.labels
+        unit = int(labels.roots(slots[name])[channel])
+        events = labels.chain(int(slots[name][channel]))
+        group = next((group for group in self.groups if unit in group.units), None)
+        if group is not None:
+            because = f"it is one of the {group.size} units of group '{group.name}'"
+        elif not unit and not events:
+            because = "it reads what is always kept, such as the channels of the input"
+        elif not unit:
+            because = "it is tied to what is always kept" if len(events) > 1 else "an operator keeps it"
+        elif unit in _output_units(self.labelling):
+            because, events = "it is one of the model's outputs", ()
+        else:
+            because = "nothing would be left without it" + (", as it is one unit with others" if events else "")
+        return Explanation(name, channel, None if group is None else group.name, because, events)
 
     def __str__(self) -> str:
         share = self.prunable_parameters / max(self.parameters, 1)

@@ -7,6 +7,7 @@ axes along which nothing varies are expanded views of size one, so that it stays
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ class Event:
 
     node: str
     why: str
+
+    def __str__(self) -> str:
+        return f"node '{self.node}': {self.why}" if self.node else self.why
 
 
 class Labels:
@@ -43,6 +47,7 @@ class Labels:
         self._starts = [0]
         self._events: list[Event] = [Event("", "never labelled")]
         self._fixed_by[0] = 0
+        self._met: list[tuple[np.ndarray, np.ndarray, int]] = []  # labels, what each met (0: fixed), at which event
 
     def __len__(self) -> int:
         return self._count
@@ -93,9 +98,12 @@ class Labels:
         if pairs.shape[1] > 256:
             pairs = np.unique(pairs, axis=1)
         number = self._number(event) if event else -1
+        met = pairs
         while True:
             x, y = self._find(pairs[0]), self._find(pairs[1])
             differ = x != y
+            if met is pairs and differ.any():
+                self._met.append((met[0][differ], met[1][differ], number))
             pairs = np.stack([np.minimum(x, y)[differ], np.maximum(x, y)[differ]])
             if not pairs.size:
                 return
@@ -115,8 +123,11 @@ class Labels:
 
     def fix(self, labels: Tensor, event: Event) -> None:
         """Make every unit in ``labels`` always kept."""
-        units = self._find(np.unique(compact(labels).numpy()))
-        self._mark(self._fixed_by, units, self._number(event))
+        asked = np.unique(compact(labels).numpy())
+        units, number = self._find(asked), self._number(event)
+        fresh = asked[self._fixed_by[units] < 0]
+        self._met.append((fresh, np.zeros_like(fresh), number))
+        self._mark(self._fixed_by, units, number)
 
     def why_fixed(self, label: int) -> Event | None:
         """The event that fixed the unit of a label; None if it is free."""
@@ -125,6 +136,27 @@ class Labels:
     def why_joined(self, label: int) -> Event | None:
         """The first event that joined several units into the unit of a label."""
         return self._event(self._joined_by, label)
+
+    def chain(self, label: int) -> tuple[Event, ...]:
+        """The events that fixed the unit of a label, from the label's own to the one that fixed the last.
+
+        Of a unit that is free: every event that joined labels into it, in order. Labels that were joined without an
+        event are one.
+        """
+        unit = int(self._find(np.array([label]))[0])
+        fixed = self._fixed_by[unit] >= 0
+        links: dict[int, list[tuple[int, int]]] = {}
+        joined: dict[int, None] = {}
+        for ones, others, number in self._met:
+            inside = self._find(ones) == unit
+            inside |= self._find(others) == unit
+            if inside.any():
+                joined[number] = None
+            for one, other in zip(ones[inside].tolist(), others[inside].tolist(), strict=True) if fixed else ():
+                links.setdefault(one, []).append((other, number))
+                links.setdefault(other, []).append((one, number))
+        numbers = _path(links, label) if fixed else sorted(joined)
+        return tuple(dict.fromkeys(self._events[number] for number in numbers if number >= 0))
 
     def varies(self, labels: Tensor, axis: int) -> bool:
         """Whether the units change along an axis."""
@@ -160,6 +192,23 @@ class Labels:
         largest = np.iinfo(array.dtype).max
         array[units] = np.where(array[units] < 0, largest, array[units])
         np.minimum.at(array, units, numbers)
+
+
+def _path(links: dict[int, list[tuple[int, int]]], start: int) -> list[int]:
+    """The events on the shortest way from a label to 0."""
+    before: dict[int, tuple[int, int]] = {start: (start, -1)}
+    waiting = deque([start])
+    while waiting and 0 not in before:
+        here = waiting.popleft()
+        for there, number in links.get(here, ()):
+            if there not in before:
+                before[there] = here, number
+                waiting.append(there)
+    numbers, here = [], 0
+    while here in before and here != start:
+        here, number = before[here]
+        numbers.append(number)
+    return numbers[::-1]
 
 
 def varies(units: Tensor, axis: int) -> bool:
