@@ -1,5 +1,7 @@
 """Channel groups of small networks, each written down by hand, and the numeric check that they are right."""
 
+import logging
+
 import pytest
 import torch
 from architectures import Net, lost_weights, random_mask, relative_error, untouched
@@ -637,6 +639,13 @@ def test_groups_are_found_by_name_and_by_parameter():
     with pytest.raises(KeyError):
         groups["nothing"]
     assert channel_groups(groups) is groups
+
+
+def test_a_log_lists_the_groups(caplog):
+    forward, parts, shape, _ = NETWORKS["residual"]
+    caplog.set_level(logging.DEBUG, "netclone")
+    groups = channel_groups(make(forward, parts), torch.randn(2, *shape, dtype=torch.float64))
+    assert [r.getMessage() for r in caplog.records if r.name == "netclone.channels"] == [f"Net: {groups}"]
 
 
 def test_counts_of_parameters_are_exact():

@@ -1,6 +1,8 @@
 """The readable capture: what it copies, names, and refuses."""
 
 import copy
+import logging
+import traceback
 
 import pytest
 import timm
@@ -199,6 +201,30 @@ def test_control_flow_that_depends_on_data_is_refused_with_both_reasons():
     assert "symbolic trace:" in message
     assert "torch.export:" in message
     assert "Way out:" in message
+
+
+def test_the_tracebacks_of_both_captures_are_kept():
+    with pytest.raises(TraceError) as info:
+        trace(BranchesOnData().eval(), images())
+    assert isinstance(info.value.__cause__, TraceError)
+    shown = "".join(traceback.format_exception(info.value))
+    assert "symbolically traced variables cannot be used as inputs to control flow" in shown
+    assert "torch/_export" in shown or "torch/export" in shown
+    assert shown.count("in forward") >= 2  # the line of the model, as each of them met it
+
+
+def test_a_log_says_which_capture_was_chosen(caplog):
+    caplog.set_level(logging.DEBUG, "netclone")
+    trace(source())
+    trace(BranchesOnShape().eval(), images())
+    said = [record.getMessage() for record in caplog.records if record.name == "netclone.graph"]
+    assert [line.partition(";")[0].partition(" (")[0] for line in said] == [
+        "ResNet: traced symbolically",
+        "BranchesOnShape: no symbolic trace",
+        "BranchesOnShape: exported",
+    ]
+    assert "nodes" in said[0] and "positions" in said[0]
+    assert "folded constants: " in said[2]
 
 
 def test_a_hook_that_changes_the_output_is_refused():

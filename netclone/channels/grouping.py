@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 from netclone.runtime.entering import entered
+
+_log = logging.getLogger(__package__)
 
 
 @dataclass(frozen=True)
@@ -218,10 +221,11 @@ def channel_groups(
     check_one_device_and_dtype(model, "model")
     graph_module = capture(model, example_input(model, example_inputs))
     groups = _grouped(Labelling(graph_module, through_norms))
-    stuck = _stuck(groups.labelling)
-    if not stuck:
-        return groups
-    return max(groups, _grouped(Labelling(graph_module, through_norms, stuck)), key=lambda g: g.prunable_parameters)
+    if stuck := _stuck(groups.labelling):
+        by_place = _grouped(Labelling(graph_module, through_norms, stuck))
+        groups = max(groups, by_place, key=lambda groups: groups.prunable_parameters)
+    _log.debug("%s: %s", type(model).__name__, groups)
+    return groups
 
 
 def _stuck(labelling: Labelling) -> frozenset[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import keyword
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,11 +21,13 @@ from torch import Tensor, fx, nn
 
 from netclone.errors import TraceError
 from netclone.graph.calls import arguments, call
+from netclone.graph.dumping import dumper
 from netclone.graph.exporting import export, one_of
 from netclone.graph.functionalizing import make_functional
 from netclone.graph.spelling import spell
 from netclone.runtime.entering import deterministic
 
+_log = logging.getLogger(__package__)
 _OF_MODULES = frozenset(dir(nn.Module()))  # no tensor can be called as an attribute that there is already
 _OF_GRAPHS = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
@@ -61,6 +64,7 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     """Copy a model into an operator graph with a free batch size; the model is untouched.
 
     A parameter with two names stays one tensor, under one of them; views of one memory become tensors of their own.
+    With ``NETCLONE_DUMP=FOLDER`` in the environment, the graph is written there as text before and after each pass.
 
     Parameters
     ----------
@@ -92,13 +96,25 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
         if node.op == "get_attr":
             node.target = names[str(node.target)]
     graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
+    dump = dumper(type(model).__name__)
+    dump(graph_module.graph, "exported")
     make_functional(graph_module.graph, _FIRST_ARGUMENT, type(model).__name__)
+    dump(graph_module.graph, "made-functional")
     moved = spell(graph_module.graph)
     _name_squeezed_axes(graph_module.graph)
+    dump(graph_module.graph, "spelled")
     moved |= _drop_bookkeeping(graph_module.graph)
-    _fold_constants(graph_module)
+    dump(graph_module.graph, "without-bookkeeping")
+    folded = _fold_constants(graph_module)
     graph_module.graph.eliminate_dead_code()
     drop_unused_tensors(graph_module)
+    dump(graph_module.graph, "folded")
+    _log.debug(
+        "%s: exported; %d nodes, folded constants: %s",
+        type(model).__name__,
+        len(graph_module.graph.nodes),
+        ", ".join(folded) or "none",
+    )
     alive = {node.name for node in graph_module.graph.nodes}
     positions = {path: _follow(name, moved) for path, name in exported.positions.items()}
     graph_module.graph.lint()
@@ -273,8 +289,8 @@ def _keeps_value(node: fx.Node, source: fx.Node) -> bool:
     return False
 
 
-def _fold_constants(graph_module: fx.GraphModule) -> None:
-    """Evaluate what depends on no input, where it must be a plain tensor.
+def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
+    """Evaluate what depends on no input, where it must be a plain tensor; returns the names of these nodes.
 
     That is: integer and boolean values, tensors created from literals, and what stands in the weight slots of
     parametric operators (weight standardisation). Everything else stays in the graph, so that it can be sliced.
@@ -301,8 +317,6 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
             operand = node.args[slot] if slot < len(node.args) else None
             if isinstance(operand, fx.Node) and operand in constant and operand.op == "call_function":
                 wanted[operand] = None
-    if not wanted:
-        return
     known: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in wanted:
@@ -319,6 +333,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
                 attribute = graph_module.graph.create_node("get_attr", name, name=f"{node.name}_folded")
             attribute.meta = dict(node.meta)
             node.replace_all_uses_with(attribute)
+    return [node.name for node in wanted]
 
 
 def _evaluate(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import warnings
 from typing import Any
 
@@ -23,6 +24,7 @@ from netclone.graph.isolation import isolated
 from netclone.graph.training import differing
 from netclone.runtime.entering import entered
 
+_log = logging.getLogger(__package__)
 INPUT = "input"
 """The position before everything: a clone there reads the images and is the whole slim source."""
 
@@ -142,13 +144,14 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             "example": example,
         }
     except Exception as symbolic:  # any model code may run here; export is the second try
+        _log.debug("%s: no symbolic trace (%s); trying torch.export", type(model).__name__, _named(symbolic))
         try:
             traced = capture(model, example)
         except TraceError as exported:
             raise TraceError(
                 f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_named(symbolic)}\n"
                 f"  {_named(exported)}" + _way_out(model, example)
-            ) from symbolic
+            ) from exported  # which was raised while the other was handled: a traceback shows both
     else:
         if isinstance(got, Tensor) and not (isinstance(want, Tensor) and same_bits(got, want)):
             raise TraceError(
@@ -157,6 +160,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
                 "remove it before tracing"
             )
         _warn_of_what_is_lost(model, graph)
+        _log.debug(
+            "%s: traced symbolically; %d nodes, %d positions",
+            type(model).__name__,
+            len(graph.nodes),
+            len(tracer.positions),
+        )
     traced.meta[FACTS]["derived"] = frozenset(dict(model.named_buffers())) - model.state_dict().keys()
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in traced.named_modules():
