@@ -1,12 +1,15 @@
 """What the commands of the command line share: errors in one line, warnings, --debug, Ctrl-C, --json, completion."""
 
+import logging
 import re
 import shlex
 import subprocess
 import sys
+import traceback
 import warnings
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -15,6 +18,7 @@ from netclone.benchmarking.suites import SUITES
 from netclone.cli import app
 from netclone.cli.application import main, reported
 from netclone.errors import ArgumentError, WeakDataWarning
+from netclone.graph.tracing import trace
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -43,7 +47,7 @@ def failing(error, debug=False):
         (
             RuntimeError("\nshape mismatch\n  File x"),
             1,
-            "Error: RuntimeError: shape mismatch; nobody foresaw this: netclone --debug says where",
+            "Error: unexpected RuntimeError: shape mismatch; run `netclone --debug ...` for the traceback",
         ),
     ],
 )
@@ -63,6 +67,50 @@ def test_debug_shows_where_an_error_came_from():
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "archiving.py" in done.stderr
+
+
+def test_verbose_shows_the_log_of_this_call_alone():
+    app = typer.Typer()
+    app.callback()(main)
+    logger = logging.getLogger("netclone.graph")
+
+    @app.command()
+    def work() -> None:
+        logger.debug("%d nodes\n\x1b[2J", 3)
+
+    assert CliRunner().invoke(app, ["-v", "work"]).stderr == "netclone.graph: 3 nodes\n?[2J\n"
+    result = CliRunner().invoke(app, ["work"])
+    assert (result.stderr, result.stdout) == ("", "")
+    assert not logging.getLogger("netclone").handlers
+    assert logging.getLogger("netclone").level == logging.NOTSET
+
+
+def test_debug_shows_the_tracebacks_of_both_captures():
+    def capture() -> None:
+        with reported():
+            trace(Branches(), torch.zeros(2, 4))
+
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    shared = typer.Typer(pretty_exceptions_enable=False)
+    shared.callback()(main)
+    shared.command()(capture)
+    error = CliRunner().invoke(shared, ["--debug", "capture"]).exception
+    shown = "".join(traceback.format_exception(error))
+    assert "torch/fx" in shown and "torch/export" in shown
+
+
+WAYS = ("timm/NAME", "torchvision/NAME", "hf-hub:", "local-dir:", "checkpoint file", "@FILE")
+
+
+@pytest.mark.parametrize("name", ["clone", "evaluate", "export", "inject", "report", "verify"])
+def test_the_help_mentions_every_way_to_name_a_model(name):
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "500"}).output
+    assert [way for way in WAYS if way not in shown] == []
+    models = [p for p in COMMANDS[name].params if p.name in ("source", "target", "model", "grafted")]
+    assert all("timm/NAME" in model.help or "named in the same ways as" in model.help for model in models)
 
 
 @pytest.mark.parametrize("arguments", [["clone"], ["clon"], ["inspect", "--jason"], ["export", "x", "--to", "tflite"]])

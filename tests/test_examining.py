@@ -199,7 +199,7 @@ def test_a_machine_gets_json_and_a_person_a_table(root):
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.split())
     assert f"accuracy, new classes {facts['scores']['new']:.1%}" in shown
-    assert "closed locality 0.0% of old pictures change" in shown
+    assert "closed locality 0.0% of old images change" in shown
     assert "similarity" not in shown
 
 

@@ -1,8 +1,9 @@
-"""app: the command line itself, and what its commands share: errors in one line, warnings, JSON."""
+"""app: the command line, and what its commands share: options, errors in one line, warnings, logs, JSON."""
 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from netclone.runtime.text import as_plain_text
 
 app = typer.Typer(
     name="netclone",
-    help="Clone a capability out of one network and graft it onto another, removable without a trace.",
+    help="Clone classes from one image classifier into another, as a side branch that can be removed again.\n\n"
+    "Clone classes of a source (netclone clone), graft the clone onto a target (inject), measure the result "
+    "(evaluate), and take the clone out again (remove). The target's own logits stay the same to the bit.",
     epilog="Example: netclone demo --seed 0 --out netclone-demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,25 +32,60 @@ app = typer.Typer(
 GRAFT, SEE, SHIP, CHECK = "Clone and graft", "Measure and see", "Ship", "Try and check"
 """Headings of commands in the help."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-_NAMED = "timm/..., torchvision/..., hf-hub:..., NAME@FILE"
-Model = Annotated[str, typer.Argument(help=f"{_NAMED}, or a file that netclone inject wrote.")]
-Source = Annotated[str, typer.Argument(help=f"Knows the classes: {_NAMED}.")]
-Data = Annotated[str | None, typer.Option(help="Pictures of new classes: a folder for each, a tar file, torch/...")]
-TargetData = Annotated[str | None, typer.Option(help="Pictures of the target's classes.")]
-Split = Annotated[str, typer.Option(help="Part of the data, where there are several.")]
-SkipBroken = Annotated[
-    bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and count them.")
+NAMES = (
+    "timm/NAME, torchvision/NAME, hf-hub:USER/NAME, local-dir:FOLDER, or a checkpoint file that records its "
+    "architecture (netclone inject and timm's training script write such files). With your own weights: timm/NAME@FILE "
+    "or torchvision/NAME@FILE"
+)
+"""Every way to name a model, for the help of an argument; see :func:`netclone.load_model`."""
+
+IMAGES = (
+    "a folder with one subfolder per class, a tar file of such a folder, or a dataset that timm reads (torch/cifar10, "
+    "hfds/USER/NAME)"
+)
+"""Every way to name images, for the help of an argument."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[str, typer.Argument(help=f"The network: {NAMES}.")]
+Data = Annotated[str | None, typer.Option(help=f"Images of the cloned classes: {IMAGES}.")]
+TargetData = Annotated[str | None, typer.Option(help="Images of the target's own classes, named like --data.")]
+Split = Annotated[
+    str, typer.Option(help="Part of the data to use, if there are several: a subfolder, or a split of the dataset.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
-ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of its images, in pixels. None: as it says.")]
-Mean = Annotated[str | None, typer.Option(help="Their mean, such as 0.5 or 0.485,0.456,0.406. None: as it says.")]
-Std = Annotated[str | None, typer.Option(help="Their standard deviation.")]
-Interpolation = Annotated[str | None, typer.Option(help="How they are scaled: bilinear, bicubic, nearest, lanczos...")]
-CropPct = Annotated[float | None, typer.Option(help="Share of a picture's side that is kept, in (0, 1].")]
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Skip images that cannot be read, and say how many, instead of failing."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+ImgSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the input images in pixels. Default: what the model's weights say.")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Mean to normalise images by, such as 0.5 or 0.485,0.456,0.406. Default: what the weights say."),
+]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviation to normalise images by. Default: what the weights say.")
+]
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        help="How images are resized. Default: what the weights say.",
+        autocompletion=lambda: ["bilinear", "bicubic", "nearest", "lanczos", "hamming", "box"],
+    ),
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of an image's side that the centre crop keeps, such as 0.875. Default: what the weights say."
+    ),
+]
 UseEma = Annotated[
     bool | None,
-    typer.Option("--use-ema/--no-use-ema", help="Averaged weights of a checkpoint; none: where it has some."),
+    typer.Option(
+        "--use-ema/--no-use-ema",
+        help="Load a checkpoint's averaged (EMA) weights, or its plain ones. Default: averaged, if it has any.",
+    ),
 ]
 Device = Annotated[
     str,
@@ -57,7 +95,9 @@ Device = Annotated[
         autocompletion=lambda: ["auto", "cpu", "cuda"],
     ),
 ]
-Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub; none: the one you logged in with.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="HF_TOKEN", help="Hugging Face access token. Default: the one you logged in with.")
+]
 
 
 _DEBUG = ContextVar("debug", default=False)
@@ -71,13 +111,41 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what is done, and what was chosen, to stderr.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
     """What every command shares."""
     _DEBUG.set(debug)
+    if verbose:
+        context.with_resource(_logged())
+
+
+class _Log(logging.Handler):
+    """Prints records to stderr as it is at the time: where bars are drawn, above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.name}: {record.getMessage()}"
+        typer.echo("\n".join(as_plain_text(line) for line in text.splitlines()), err=True)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Show everything that netclone logs."""
+    logger, handler = logging.getLogger("netclone"), _Log()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 @dataclass
@@ -89,11 +157,9 @@ class Telling:
 
 @contextmanager
 def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[Telling]:
-    """Show warnings and errors in a line each and leave with 1, or with 130 when interrupted.
+    """Print warnings and errors in one line each, and exit with 1, or with 130 when interrupted.
 
-    An interrupt that has a message says what is kept.
-
-    With ``netclone --debug`` an error is raised as it is.
+    An interrupt that has a message says what is kept. With ``netclone --debug`` errors are raised as they are.
     """
     errors, telling = Console(stderr=True), Telling()
     with warnings.catch_warnings(record=True) as caught:
@@ -111,7 +177,8 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
                 raise
             text = " ".join(str(error).split())
             if not isinstance(error, NetcloneError):
-                text = f"{type(error).__name__}: {first_line(error)}; nobody foresaw this: netclone --debug says where"
+                what = f"unexpected {type(error).__name__}: {first_line(error)}"
+                text = f"{what}; run `netclone --debug ...` for the traceback"
             _say(errors, f"Error: {text}", "red")
             raise typer.Exit(1) from None
         finally:
@@ -123,7 +190,7 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
 def images_of(
     img_size: int | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
 ) -> dict[str, Any]:
-    """How images are prepared, of what the command line says about it, by timm's names."""
+    """What the options say about the preprocessing of images, by timm's names."""
     said = {
         "input_size": None if img_size is None else [3, img_size, img_size],
         "mean": None if mean is None else _numbers(mean, "--mean"),
@@ -138,35 +205,33 @@ def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(
-            f"got {text!r}, expected numbers with commas between them", param_hint=option
-        ) from None
+        raise typer.BadParameter(f"got {text!r}, expected numbers separated by commas", param_hint=option) from None
 
 
 def note(line: str) -> None:
-    """Tell a person something beside the result."""
+    """Print a line for a person, beside the result."""
     _say(Console(stderr=True), f"Note: {line}")
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
-    """Print plain data for a machine."""
+    """Print plain data as JSON."""
     typer.echo(json.dumps(facts, indent=2, default=str).replace("\x7f", "\\u007f"))
 
 
 def print_written(console: Console, *paths: Path, more: str = "") -> None:
-    """Say which files there are now."""
+    """Print which files were written."""
     files = ", ".join(str(path) for path in paths)
     _say(console, f"Written: {files}{more}")
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which names of files and of what is in them show as text: no markup, nothing that steers."""
+    """Print a line as plain text: what it quotes from files is neither markup nor control characters."""
     plain = "\n".join(as_plain_text(part) for part in line.splitlines())
     console.print(plain, style=style, markup=False, soft_wrap=True, highlight=False)
 
 
 def shown(path: Path) -> str:
-    """A path without what is particular to this machine."""
+    """A path without what is particular to this machine, for a command that others may repeat."""
     return path.name if path.is_absolute() or ".." in path.parts else str(path)
 
 

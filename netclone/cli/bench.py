@@ -16,30 +16,29 @@ Suite = Literal["digits", "fashion", "cifar10", "zoo"]
 
 @app.command(
     rich_help_panel=CHECK,
-    help="Measure clone() against every baseline, over seeds and clone sets: digits (bundled data, a minute), fashion, "
-    "cifar10 or zoo.\n\n"
-    "Writes results.json, results.md and plots into --out. Every finished run is kept there too: started again, the "
-    "benchmark goes on where it was.",
+    help="Compare netclone with every baseline on a suite of data and networks, over several seeds.\n\n"
+    "Writes results.json, results.md and plots into --out. Finished runs are kept there: run the same command again to "
+    "continue a stopped benchmark.",
     epilog="Example: netclone bench fashion --data data --seeds 3 --out bench-fashion",
 )
 def bench(
-    suite: Annotated[Suite, typer.Argument(help="digits is bundled and takes a minute; the others need --data.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data and weights.")] = Path("data"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many: 0, 1, 2 and so on.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("netclone-bench"),
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for trained networks. By default 'cache' in --out.")
-    ] = None,
+    suite: Annotated[
+        Suite, typer.Argument(help="What to run on. digits is bundled and takes a minute; the others need --data.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder with the datasets and weights.")] = Path("data"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to run: 0, 1, 2, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("netclone-bench"),
+    cache: Annotated[Path | None, typer.Option(help="Folder for trained networks. Default: cache in --out.")] = None,
     development: Annotated[
-        bool, typer.Option("--development", help="Hold out training images in place of the test split, to try things.")
+        bool, typer.Option("--development", help="Score on held-out training images instead of the test split.")
     ] = False,
     report_only: Annotated[
-        bool, typer.Option("--report", help="Run nothing: write tables and plots again from results.json in --out.")
+        bool, typer.Option("--report", help="Run nothing; write tables and plots again from results.json in --out.")
     ] = False,
 ) -> None:
     """Run a suite, or write up one that was run."""
     console = Console()
-    with reported("Interrupted: finished runs are kept; the same command goes on from there."):
+    with reported("Interrupted: finished runs are kept; run the same command again to continue."):
         from netclone.benchmarking import (  # slow to import, and not needed to show help
             in_development,
             report,

@@ -11,6 +11,8 @@ from rich.console import Console
 from netclone.arguments import Budget, Method, MixedPrecision, Search
 from netclone.cli.application import (
     GRAFT,
+    IMAGES,
+    NAMES,
     CropPct,
     Device,
     ImgSize,
@@ -18,7 +20,6 @@ from netclone.cli.application import (
     Json,
     Mean,
     SkipBroken,
-    Source,
     Split,
     Std,
     TargetData,
@@ -34,28 +35,38 @@ from netclone.runtime.bars import Bars
 
 @app.command(
     rich_help_panel=GRAFT,
-    help="Clone classes of one network for another, from pictures, and write the clone to a file.\n\n"
-    "Pictures are read by timm (a folder for each class, a tar file of such, or torch/..., hfds/...) and prepared as "
-    "the target wants them, or as --img-size and the like say; where the source wants others, the conversion is part "
-    "of the clone. Without --target-data the new logits are calibrated by the source's own odds alone.",
+    help="Clone classes of a source network, fit the clone to a target network, and write it to a file.\n\n"
+    "The clone is a slim part of the source that recognises these classes. netclone inject grafts it onto the target. "
+    "Images are preprocessed as the target's weights say, unless --img-size, --mean and so on say otherwise; if the "
+    "source needs other preprocessing, the clone converts the images itself. Pass --target-data if you can: without "
+    "images of the target's classes, new logits are calibrated against old ones only roughly.\n\n"
+    "Stopped runs can be continued: run the same command again.",
     epilog="Example: netclone clone timm/mobilenetv2_100 timm/resnet18@birds.safetensors --classes heron,ibis "
-    "--data pictures --target-data birds --out herons.safetensors",
+    "--data images --target-data birds --out herons.safetensors",
 )
 def clone(
-    source: Source,
-    target: Annotated[str, typer.Argument(help="Gets them.")],
-    classes: Annotated[str, typer.Option(help="Names of their folders, or the source's columns: heron,ibis or 5,7.")],
-    data: Annotated[str, typer.Option(help="Pictures of them.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    source: Annotated[str, typer.Argument(help=f"The network that knows the classes: {NAMES}.")],
+    target: Annotated[str, typer.Argument(help="The classifier to extend, named in the same ways as SOURCE.")],
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="The classes to clone, separated by commas: names of their folders in --data, or columns of the "
+            "source's logits. For example heron,ibis or 5,7."
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(help=f"Images of classes that the source knows, among them those to clone: {IMAGES}.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write the clone to (.safetensors).")],
     target_data: TargetData = None,
     split: Split = "train",
-    keep: Annotated[float, typer.Option(help="Share of the source to keep, in (0, 1].")] = 0.5,
+    keep: Annotated[float, typer.Option(help="Share of the source to keep at most, above 0 and up to 1.")] = 0.5,
     budget: Annotated[Budget, typer.Option(help="What --keep is a share of.")] = "params",
     at: Annotated[
         str,
         typer.Option(
-            help="Where the clone reads the target: a position such as layer3, input (the images themselves), or auto "
-            "(search for the best one).",
+            help="Where the clone reads the target: a module path such as layer3, input (the images themselves), or "
+            "auto (search for the best position).",
             autocompletion=lambda: ["auto", "input"],
         ),
     ] = "auto",
@@ -69,14 +80,20 @@ def clone(
     method: Annotated[
         Method,
         typer.Option(
-            help="How channels are chosen. local: learned gates (best). taylor: first-order change of the loss. "
-            "magnitude: norm of the weights. random: a baseline."
+            help="How the channels to keep are chosen. local: learned gates (the default, and the best). taylor: "
+            "first-order change of the loss. magnitude: norm of the weights. random: a baseline."
         ),
     ] = "local",
-    epochs: Annotated[int, typer.Option(min=1, help="Length of the last fit.")] = 20,
-    distill_steps: Annotated[int, typer.Option(min=0, help="Steps of distillation from the source.")] = 150,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64,
-    mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures show the same: learn from both.")] = False,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of fitting the clone's adapter and classifier at the chosen position.")
+    ] = 20,
+    distill_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of distillation from the full source into the slim one.")
+    ] = 150,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 64,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Train on horizontally flipped images too. Not for text or digits.")
+    ] = False,
     mixed_precision: Annotated[
         MixedPrecision, typer.Option(help="bf16: learn in bfloat16 where torch.autocast does so.")
     ] = "no",
@@ -88,10 +105,10 @@ def clone(
     use_ema: UseEma = None,
     skip_broken: SkipBroken = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers: same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a clone."""
+    """Clone, print what came out, and write it."""
     with reported() as telling:
         from netclone.runtime import sharing  # slow to import, and not needed to show help
         from netclone.workflows import deploying

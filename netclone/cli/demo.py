@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=CHECK,
-    help="Give a network that knows the digits 0 to 6 what another knows of 7, 8 and 9, and take it back.\n\n"
-    "Handwritten digits that come with scikit-learn, two small networks, nothing to download, about a minute. "
-    "Every claim printed at the end was checked in that run; one that is not true ends the demo with exit code 1.",
+    help="Try it: clone the digits 7, 8 and 9 into a network that knows 0 to 6, and remove them again.\n\n"
+    "Trains two small networks on the digits that come with scikit-learn: nothing to download, about a minute. "
+    "Every claim printed at the end is checked in that run; the demo exits with 1 if one is false.",
     epilog="Example: netclone demo --seed 1 --out demo-1",
 )
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the picture, the module and the figures.")] = Path(
-        "netclone-demo"
-    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers: same seed, same result.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the plot, the clone and the results.")] = Path("netclone-demo"),
     as_json: Json = False,
 ) -> None:
     """Run the demo and print what it measured."""

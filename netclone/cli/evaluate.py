@@ -40,19 +40,24 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=SEE,
-    help="Measure a network on pictures: accuracy on old, new and all classes, locality, calibration, size, speed.\n\n"
-    "--data holds pictures of the cloned classes, in folders named as they were cloned, and may hold the target's own "
-    "beside them; or give these with --target-data. With --source, how like the source's logits the clone's are is "
-    "measured too.",
-    epilog="Example: netclone evaluate grafted.safetensors --data pictures --target-data birds",
+    help="Measure a network on images: accuracy on old, new and all classes, locality, calibration, size, latency.\n\n"
+    "--data holds images of the cloned classes, in folders named as when they were cloned. Images of the target's own "
+    "classes may be in --data as well, or in --target-data. Without a clone, give --target-data alone.",
+    epilog="Example: netclone evaluate grafted.safetensors --data images --target-data birds",
 )
 def evaluate(
     model: Model,
     data: Data = None,
     target_data: TargetData = None,
     split: Split = "validation",
-    source: Annotated[str | None, typer.Option(help="What the clone was cloned from.")] = None,
-    name: Annotated[str | None, typer.Option(help="Which clone that is, where there are several.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that the clone was made from, named in the same ways as MODEL. Measures how similar the "
+            "clone's logits are to its, too."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The clone to compare with --source, if there are several.")] = None,
     batch_size: BatchSize = 64,
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -93,18 +98,18 @@ def evaluate(
 def _print(scores: Scores, cost: Cost, console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     facts = {
-        "pictures": f"{scores.samples:,}",
+        "images": f"{scores.samples:,}",
         "accuracy, old classes": percent(scores.old),
         "accuracy, new classes": percent(scores.new),
         "accuracy, all": percent(scores.all),
-        "open locality": percent(scores.locality_open) and f"{percent(scores.locality_open)} of old pictures go to new",
+        "open locality": percent(scores.locality_open) and f"{percent(scores.locality_open)} of old images go to new",
         "closed locality": percent(scores.locality_closed)
-        and f"{percent(scores.locality_closed)} of old pictures change among old classes",
+        and f"{percent(scores.locality_closed)} of old images change among old classes",
         "calibration error": f"{scores.calibration_error:.3f}",
         "similarity to the source": "" if scores.similarity is None else f"{scores.similarity:.3f}",
         "parameters": f"{cost.parameters:,}",
         "MACs": f"{cost.macs:,}",
-        "latency": f"{cost.latency_ms:.2f} ms, one picture on this machine",
+        "latency": f"{cost.latency_ms:.2f} ms, one image on this machine",
     }
     for what, fact in facts.items():
         if fact:

@@ -32,14 +32,14 @@ Format = Literal["onnx", "pt2"]
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Write a network, with its clones, for other runtimes: ONNX, or torch.export's archive.\n\n"
-    "The file takes batches of any size. It is written only if it computes the same: ONNX is run in onnxruntime (to "
-    "1e-4 of the largest logit), the archive in torch (to the bit).",
+    help="Write a network, with its clones, for other runtimes: as ONNX, or as an archive of torch.export (.pt2).\n\n"
+    "The exported network takes batches of any size. The file is written only if it gives the same logits: ONNX in "
+    "onnxruntime, to 1e-4 of the largest logit; the archive in torch, to the bit.",
     epilog="Example: netclone export grafted.safetensors --to onnx --out grafted.onnx",
 )
 def export(
     model: Model,
-    to: Annotated[Format, typer.Option(help="onnx, or pt2: an archive of torch.export.")],
+    to: Annotated[Format, typer.Option(help="Format of the file.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -62,7 +62,7 @@ def export(
         if as_json:
             print_json({"file": str(out), "to": to, "bytes": done.bytes, "difference": done.difference})
             return
-        checked = "not compared: onnxruntime is not installed"
+        checked = "logits not compared, as onnxruntime is not installed"
         if done.difference is not None:
             checked = f"logits differ by {done.difference:.1e} of the largest"
         print_written(console, out, more=f", {done.bytes:,} bytes; {checked}")

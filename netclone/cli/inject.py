@@ -12,12 +12,12 @@ from rich.text import Text
 
 from netclone.cli.application import (
     GRAFT,
+    NAMES,
     CropPct,
     ImgSize,
     Interpolation,
     Json,
     Mean,
-    Model,
     Std,
     UseEma,
     app,
@@ -30,17 +30,21 @@ from netclone.cli.application import (
 
 @app.command(
     rich_help_panel=GRAFT,
-    help="Graft clones onto a target and write the network to one file, which every command takes as a model.\n\n"
-    "The target's own logits stay what they are, to the bit. The file holds the target's architecture and tensors, and "
-    "the clones as their files were: netclone remove takes them out again.",
+    help="Graft clones onto a target and write the result to one file, which every command takes as a model.\n\n"
+    "The target's own logits stay the same to the bit; the clones' classes follow them as new columns. netclone remove "
+    "takes a clone out again.",
     epilog="Example: netclone inject timm/resnet18@birds.safetensors herons.safetensors --out grafted.safetensors",
 )
 def inject(
-    target: Model,
-    files: Annotated[list[Path], typer.Argument(help="Clones, named after their files.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    target: Annotated[str, typer.Argument(help=f"The network to extend: {NAMES}.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files that netclone clone wrote. Each clone is named after its file: herons.safetensors."),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write the grafted network to (.safetensors).")],
     at: Annotated[
-        str | None, typer.Option(help="Position, such as layer2. None: the one each clone was fitted for.")
+        str | None,
+        typer.Option(help="Position to graft at, such as layer2. Default: the one that each clone was fitted for."),
     ] = None,
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -49,11 +53,11 @@ def inject(
     crop_pct: CropPct = None,
     use_ema: UseEma = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Graft a clone that was fitted to another target all the same.")
+        bool, typer.Option("--force", help="Graft a clone even if it was fitted to another target; warn instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a grafted network."""
+    """Graft, and print what the columns of the result are."""
     with reported():
         from netclone.workflows import deploying  # slow to import, and not needed to show help
 

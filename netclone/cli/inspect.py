@@ -13,13 +13,13 @@ from netclone.cli.application import SEE, Json, app, print_json, print_written, 
 
 @app.command(
     rich_help_panel=SEE,
-    help="Show what a clone's file says about itself: classes, position, size, certificate, scores, what was kept.\n\n"
-    "Only the header is read and checked: quick, and safe for files from anyone. Of the file of a grafted network: "
-    "the target and its clones.",
+    help="Show what a file holds. Of a clone: classes, position, size, certificate, scores, kept channels.\n\n"
+    "Of a grafted network: its target and its clones. Only the header of a clone is read, as data: quick, and safe "
+    "for files from anyone.",
     epilog="Example: netclone inspect birds.safetensors",
 )
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A clone, or what netclone inject wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file that netclone clone, pull or inject wrote.")],
     as_json: Json = False,
 ) -> None:
     """Print a file's header."""

@@ -15,13 +15,14 @@ from netclone.cli.inspect import show
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Get a clone from a repository of the Hugging Face hub, check it as any file, and write it.",
+    help="Download a clone from a repository on the Hugging Face Hub, check it, and write it to a file.\n\n"
+    "It is read as data alone: no pickle, no code.",
     epilog="Example: netclone pull me/herons --out herons.safetensors",
 )
 def pull(
-    repo: Annotated[str, typer.Argument(help="USER/NAME.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none: the newest.")] = None,
+    repo: Annotated[str, typer.Argument(help="The repository: USER/NAME.")],
+    out: Annotated[Path, typer.Option(help="The file to write (.safetensors).")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the newest on main.")] = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:

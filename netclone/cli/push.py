@@ -14,26 +14,27 @@ from netclone.cli.application import SHIP, Json, Token, app, print_json, reporte
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Put a clone's file and a model card made from it into a repository of the Hugging Face hub.\n\n"
-    "The repository is made if there is none. You are known by your login (hf auth login), HF_TOKEN, or --token.",
+    help="Upload a clone, with a model card made from it, to a repository on the Hugging Face Hub.\n\n"
+    "The repository is created if it does not exist. Log in with hf auth login, set HF_TOKEN, or pass --token.",
     epilog="Example: netclone push herons.safetensors me/herons --license mit",
 )
 def push(
-    file: Annotated[Path, typer.Argument(help="A clone's file.")],
-    repo: Annotated[str, typer.Argument(help="USER/NAME, or a name of your own.")],
+    file: Annotated[Path, typer.Argument(help="A file that netclone clone wrote.")],
+    repo: Annotated[str, typer.Argument(help="The repository: USER/NAME, or NAME alone for one of your own.")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="What a repository that is made is; none: as the account.")
+        bool | None,
+        typer.Option("--private/--public", help="Visibility of a new repository. Default: your account's."),
     ] = None,
-    message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch; none: the main one.")] = None,
-    license: Annotated[str | None, typer.Option(help="For the card, such as mit or apache-2.0.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="For the card: the source's own repository.")] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to upload to. Default: main.")] = None,
+    license: Annotated[str | None, typer.Option(help="License for the model card, such as mit or apache-2.0.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Repository of the source, for the model card.")] = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Publish a clone."""
     console = Console(stderr=True)
-    with reported("Interrupted: the repository may have been made, no commit was."):
+    with reported("Interrupted: nothing was uploaded, though the repository may have been created."):
         from netclone.files import publishing  # slow to import, and not needed to show help
 
         given = {"license": license, "base_model": base_model}

@@ -13,16 +13,19 @@ from netclone.cli.application import GRAFT, Json, app, print_json, print_written
 
 @app.command(
     rich_help_panel=GRAFT,
-    help="Take a clone out of a grafted network; without its last one, the target's checkpoint is left as it was.",
+    help="Take a clone out of a grafted network and write what is left.\n\n"
+    "Without its last clone, the file holds the target alone, with the same tensors to the bit.",
     epilog="Example: netclone remove grafted.safetensors herons --out birds.safetensors",
 )
 def remove(
     grafted: Annotated[Path, typer.Argument(help="A file that netclone inject wrote.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    name: Annotated[str | None, typer.Argument(help="The clone; may be left out where there is only one.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write (.safetensors).")],
+    name: Annotated[
+        str | None, typer.Argument(help="The clone to remove, as netclone inspect lists it. Default: the only one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write what is left."""
+    """Remove, and print which clones are left."""
     with reported():
         from netclone.workflows import deploying  # slow to import, and not needed to show help
 

@@ -38,18 +38,23 @@ from netclone.runtime.bars import Bars
 
 @app.command(
     rich_help_panel=SEE,
-    help="Write one HTML page about a clone in its target: graph, scores, confusions, pictures, cost.\n\n"
-    "The page needs no network and is smaller than 2 MB. Pictures are given as for netclone evaluate.",
-    epilog="Example: netclone report grafted.safetensors --data pictures --target-data birds --out report.html",
+    help="Write one HTML page about a clone in its target: graph, scores, confusion matrix, sample images, cost.\n\n"
+    "The page is one file under 2 MB that loads nothing from the internet. Images are given as for netclone evaluate.",
+    epilog="Example: netclone report grafted.safetensors --data images --target-data birds --out report.html",
 )
 def report(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The page to write.")],
+    out: Annotated[Path, typer.Option(help="The page to write (.html).")],
     data: Data = None,
     target_data: TargetData = None,
     split: Split = "validation",
-    source: Annotated[str | None, typer.Option(help="What the clone was cloned from, to be compared.")] = None,
-    name: Annotated[str | None, typer.Option(help="Which clone, where there are several.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that the clone was made from, named in the same ways as MODEL. Its cost is shown too."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The clone to report on, if there are several.")] = None,
     batch_size: BatchSize = 64,
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -61,7 +66,7 @@ def report(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write a page about a clone."""
+    """Write the page."""
     with reported():
         from torch import fx  # slow to import, and not needed to show help
 

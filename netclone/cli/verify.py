@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import SHIP, Device, Json, Model, Split, app, print_json, reported
+from netclone.cli.application import IMAGES, SHIP, Device, Json, Model, Split, app, print_json, reported
 
 if TYPE_CHECKING:
     from netclone.cloning.verifying import Verification
@@ -19,20 +19,18 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Compare the old logits of a grafted network with its target's, bit by bit, as they will be called.\n\n"
-    "Plainly, under no_grad and in inference_mode, in float32, bfloat16 and float16, with channels last, for batches "
-    "of 1 to 9, on one and two threads. Leaves with 1 if any bit differs, and names the mode and the node.",
-    epilog="Example: netclone verify grafted.safetensors --target timm/resnet18@birds.safetensors --data pictures",
+    help="Check that a grafted network gives the target's own logits, bit by bit, in every way it may be called.\n\n"
+    "That is: with gradient, under no_grad and in inference_mode; in float32, bfloat16 and float16; with channels "
+    "last; for batches of 1 to 9; on one and two threads. Exits with 1 if a bit differs, and names mode and node.",
+    epilog="Example: netclone verify grafted.safetensors --target timm/resnet18@birds.safetensors --data images",
 )
 def verify(
     grafted: Model,
-    target: Annotated[str, typer.Option(help="The network it was grafted onto, named as models are.")],
-    data: Annotated[
-        str | None, typer.Option(help="Pictures to compare on: a folder for each class. None: noise.")
-    ] = None,
+    target: Annotated[str, typer.Option(help="The network it was grafted onto, named in the same ways as GRAFTED.")],
+    data: Annotated[str | None, typer.Option(help=f"Images to compare on: {IMAGES}. Default: random noise.")] = None,
     split: Split = "validation",
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="Every combination of modes: 324 instead of 75.")
+        bool, typer.Option("--thorough", help="Try all 324 combinations of modes instead of 75.")
     ] = False,
     device: Device = "auto",
     as_json: Json = False,

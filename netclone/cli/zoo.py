@@ -19,33 +19,39 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=CHECK,
-    help="Check networks of timm, torchvision and transformers: as targets, and as sources slimmed to half.\n\n"
-    "One row per network with what holds and why the rest does not, written as zoo.json, zoo.md and zoo.html. Every "
-    "network runs in a process of its own, under limits of time and memory; started again, the sweep goes on.",
+    help="Check which networks of timm, torchvision and transformers work as targets, and as sources cut to half.\n\n"
+    "Writes a table of what works, and why the rest does not, as zoo.json, zoo.md and zoo.html. Each network runs in "
+    "its own process with a limit of time and memory. Run the same command again to continue a stopped sweep. Exits "
+    "with 1 if a network fails.",
     epilog="Example: netclone zoo 'resnet*' 'torchvision/*' --out zoo",
 )
 def zoo(
     patterns: Annotated[
-        list[str] | None, typer.Argument(help="Names such as 'resnet*' (timm), 'torchvision/*'. None: everything.")
+        list[str] | None,
+        typer.Argument(help="Names such as 'resnet*' (of timm), 'torchvision/*', 'transformers/*'. Default: all."),
     ] = None,
     families: Annotated[
-        bool, typer.Option("--families", help="Of what matches only the smallest network of each family.")
+        bool, typer.Option("--families", help="Check only the smallest network of each family.")
     ] = False,
-    targets_only: Annotated[bool, typer.Option("--targets-only", help="Do not check them as sources.")] = False,
+    targets_only: Annotated[bool, typer.Option("--targets-only", help="Skip the check as sources.")] = False,
     real: Annotated[
-        float, typer.Option(min=0, help="Million parameters up to which a network gets weights; others have none.")
+        float,
+        typer.Option(
+            min=0,
+            help="Million parameters up to which a network gets weights; of larger ones only shapes are checked.",
+        ),
     ] = 60,
-    seconds: Annotated[float, typer.Option(min=1, help="Limit of time for each network.")] = 180,
-    memory: Annotated[float, typer.Option(min=500, help="Limit of memory for each network, in MB.")] = 6000,
-    processes: Annotated[int, typer.Option(min=1, help="How many at once, of one thread each.")] = 2,
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit per network, in seconds.")] = 180,
+    memory: Annotated[float, typer.Option(min=500, help="Memory limit per network, in MB.")] = 6000,
+    processes: Annotated[int, typer.Option(min=1, help="Networks to check at once, each on one thread.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("netclone-zoo"),
     report_only: Annotated[
-        bool, typer.Option("--report", help="Run nothing: write the table again from zoo.json in --out.")
+        bool, typer.Option("--report", help="Run nothing; write the table again from zoo.json in --out.")
     ] = False,
 ) -> None:
     """Sweep the zoo, or write up one that was swept; leaves with 1 if a network fails."""
     console = Console()
-    with reported("Interrupted: finished networks are kept; the same command goes on from there."):
+    with reported("Interrupted: finished networks are kept; run the same command again to continue."):
         from netclone.zoo import Limits, names, read, smallest, sweep, write  # slow to import, not needed to show help
 
         if report_only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from netclone.runtime.resuming import Findings
 from netclone.runtime.sharing import share
 from netclone.runtime.writing import check_place
 
+_log = logging.getLogger(__package__)
 Columns = tuple[int, int, str, str]
 """First and last column, whose they are, and which classes they stand for."""
 
@@ -142,6 +144,9 @@ def clone(
                 raise KeyboardInterrupt(_goes_on(findings)) from stop
             raise
         findings.forget()
+    for tried in module.spec.search:
+        _log.debug("position %s: %s", tried.at, tried.reason or f"validation {tried.score:.4f}")
+    _log.debug("cloned at %s, certificate %.1e, kept: %s", module.at, module.spec.certificate, module.spec.kept)
     return module
 
 
