@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict
 
 import torch
 
+from netclone.arguments import Ablation, Search, check_choice, words
 from netclone.errors import ArgumentError
 from netclone.learning.data import check_number
 from netclone.learning.localizing import check_method
@@ -15,10 +16,7 @@ from netclone.learning.neighbourhoods import Augment
 from netclone.learning.stepping import precision_of
 from netclone.runtime.identity import identity
 
-Search = Literal["early", "all"]
-Part = Literal["adapter_start", "target_stream", "calibration"]
-SEARCHES: tuple[str, ...] = get_args(Search)
-PARTS: tuple[str, ...] = get_args(Part)
+PARTS = words(Ablation)
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_method(self.method)
-        if self.search not in SEARCHES:
-            raise ArgumentError(f"search: got {self.search!r}, expected one of {', '.join(map(repr, SEARCHES))}")
+        check_choice(self.search, Search, "search")
         wrong = isinstance(self.without, str)
         unknown = [self.without] if wrong else [part for part in self.without if part not in PARTS]
         if unknown:
