@@ -276,8 +276,6 @@ def test_without_data_of_old_classes_there_is_a_warning_and_a_clone(trained, tmp
         ({"data": "nowhere"}, "data: 'nowhere' cannot be read"),
         ({"keep": "2"}, "keep"),
         ({"at": "layer9"}, "layer9"),
-        ({"method": "guess"}, "method"),
-        ({"search": "some"}, "search"),
         ({"out": "none/x.safetensors"}, "there is no folder 'none'"),
     ],
 )
@@ -288,4 +286,12 @@ def test_what_a_user_gets_wrong_is_one_line_and_leaves_no_file(trained, tmp_path
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
     assert why in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "word", "choices"), [("method", "guess", "taylor"), ("search", "some", "early")])
+def test_a_word_that_is_no_choice_is_a_usage_error_that_lists_the_choices(tmp_path, option, word, choices):
+    result = CliRunner().invoke(app, arguments(tmp_path, tmp_path / "colours.safetensors", **{option: word}))
+    assert result.exit_code == 2
+    assert f"'{word}' is not one of" in result.output and choices in result.output
     assert list(tmp_path.iterdir()) == []

@@ -146,7 +146,7 @@ def test_findings_are_plain_files(tmp_path):
 def test_a_run_that_ends_within_a_stage_goes_on_from_its_last_step(tmp_path, monkeypatch, stage, module):
     """Not from the stage's beginning: mask and distillation keep their optimizer, last batch and generator."""
     monkeypatch.setattr(resuming, "PERIOD", 0.0)
-    loops = importlib.import_module(f"netclone.{module}")
+    loops = importlib.import_module(f"netclone.learning.{module}")
     original, steps = loops.step, []
 
     def counted(*arguments, **options):

@@ -62,7 +62,7 @@ class Recipe:
     >>> Recipe(epochs=-1)
     Traceback (most recent call last):
         ...
-    netclone.errors.ArgumentError: epochs: got -1, expected an integer of 0 or more
+    netclone.errors.ArgumentError: epochs: got -1, expected a whole number from 0 on
     """
 
     search: str = "early"
