@@ -81,13 +81,15 @@ def test_a_channel_that_others_repeat_is_made_up_for():
 
 
 @pytest.mark.parametrize("layer", [{"padding": 1}, {"stride": 2}, {"padding": "same", "dilation": 2}], ids=str)
-def test_a_convolution_is_refitted_too(layer):
+@pytest.mark.parametrize("convolution", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_a_convolution_is_refitted_too(convolution, layer):
     torch.manual_seed(0)
+    axes = [nn.Conv1d, nn.Conv2d, nn.Conv3d].index(convolution) + 1
     net = Net(
-        lambda net, x: net.head(net.body(net.stem(x)).mean((2, 3))),
-        **{"stem": nn.Conv2d(3, 4, 1), "body": nn.Conv2d(4, 5, 3, **layer), "head": nn.Linear(5, 3)},
+        lambda net, x: net.head(net.body(net.stem(x)).mean(tuple(range(2, 2 + axes)))),
+        **{"stem": convolution(3, 4, 1), "body": convolution(4, 5, 3, **layer), "head": nn.Linear(5, 3)},
     )
-    net, images = net.double().eval(), torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    net, images = net.double().eval(), torch.randn(64, 3, *[8] * axes, dtype=torch.float64)
     slim = slimmed(net, images, KEPT)
     before = error(slim, net, images)
     slim.reconstruct(samples(images), None)

@@ -13,14 +13,8 @@ from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outpu
 from netclone.channels.slimming import slim
 from netclone.errors import ArgumentError
 from netclone.graph.counting import MacCounter
+from netclone.graph.operators import kind_of
 from netclone.graph.tracing import shape_of
-
-aten = torch.ops.aten
-_LAYERS = (
-    *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
-    *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
-    aten.linear.default,
-)
 
 
 def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequence[int] | None = None) -> float:
@@ -204,10 +198,10 @@ def _positions(groups: ChannelGroups) -> dict[str, int]:
     """Per weight of a convolution or linear layer, how often each of its entries is used for one image."""
     found: dict[str, int] = {}
     for node in groups.graph_module.graph.nodes:
-        if node.target in _LAYERS:
+        if (kind := kind_of(node.target)) in ("convolution", "linear"):
             weight, shape = node.args[1], shape_of(node)
             if isinstance(weight, fx.Node) and weight.op == "get_attr" and shape is not None:
-                channels = shape[-1] if node.target is aten.linear.default else shape[0]
+                channels = shape[-1] if kind == "linear" else shape[0]
                 name = str(weight.target)
                 found[name] = found.get(name, 0) + math.prod(shape) // max(1, channels)
     return found

@@ -24,6 +24,7 @@ from netclone.graph.calls import arguments, call
 from netclone.graph.dumping import dumper
 from netclone.graph.exporting import export, one_of
 from netclone.graph.functionalizing import make_functional
+from netclone.graph.operators import WEIGHTS, kind_of
 from netclone.graph.spelling import spell
 from netclone.runtime.entering import deterministic
 
@@ -33,15 +34,6 @@ _OF_GRAPHS = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
 aten = torch.ops.aten
 
-_WEIGHT_SLOTS: dict[Any, tuple[int, ...]] = {
-    **dict.fromkeys((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), (1, 2)),
-    **dict.fromkeys((aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding), (1, 2)),
-    **dict.fromkeys((aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), (1, 2)),
-    aten.linear.default: (1, 2),
-    aten.batch_norm.default: (1, 2, 3, 4),
-    aten.layer_norm.default: (2, 3),
-    aten.group_norm.default: (2, 3),
-}
 _FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-mode graph
     aten.dropout.default,
     aten.feature_dropout.default,
@@ -313,7 +305,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
         computed = node in constant and node.op != "get_attr" and isinstance(value, Tensor)
         if computed and (node in pure or not value.dtype.is_floating_point):
             wanted[node] = None
-        for slot in _WEIGHT_SLOTS.get(node.target, ()):
+        for slot in WEIGHTS.get(kind_of(node.target) or "", ()):
             operand = node.args[slot] if slot < len(node.args) else None
             if isinstance(operand, fx.Node) and operand in constant and operand.op == "call_function":
                 wanted[operand] = None

@@ -7,11 +7,9 @@ from torch import Tensor, fx, nn
 
 from netclone.graph.calls import arguments
 from netclone.graph.capturing import drop_unused_tensors, set_tensor, tensor_at
+from netclone.graph.operators import kind_of
 
 aten = torch.ops.aten
-_CONVOLUTIONS = tuple(
-    operator for packet in (aten.conv1d, aten.conv2d, aten.conv3d) for operator in (packet.default, packet.padding)
-)
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> int:
@@ -25,7 +23,7 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> int:
             continue
         convolution = node.args[0]
         _, scale, shift, mean, variance, training, _, epsilon, *_ = arguments(node)
-        alone = convolution.target in _CONVOLUTIONS and len(convolution.users) == 1
+        alone = kind_of(convolution.target) == "convolution" and len(convolution.users) == 1
         if not alone or training or mean is None or variance is None or len(arguments(convolution)[1].users) > 1:
             continue
         weight_node, bias_node = arguments(convolution)[1], (*arguments(convolution), None)[2]

@@ -1,8 +1,9 @@
 """What netclone knows about operators: one table, by kind.
 
 A kind says what an operator does with the elements it is given. The rest follows from it: which labels its output has
-and how its literal arguments change (:mod:`netclone.channels.oprules`), and whether another spelling of it has to be
-found (:mod:`netclone.graph.spelling`). To add a spelling of a kind there is, add its name to :data:`KINDS`.
+and how its literal arguments change (:mod:`netclone.channels.oprules`), whether another spelling of it has to be found
+(:mod:`netclone.graph.spelling`), which of its arguments are weights (:data:`WEIGHTS`), and so what is folded, refitted
+and counted against a budget. To add a spelling of a kind there is, add its name to :data:`KINDS`.
 Operators that torch's own tags call elementwise or reductions need no entry.
 """
 
@@ -105,6 +106,17 @@ KINDS: dict[str, str] = {
 """Names of operators, such as ``conv2d`` for ``aten.conv2d.default``, by kind."""
 
 KEPT_WHOLE = "kept whole"
+
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "convolution": (1, 2),
+    "transposed convolution": (1, 2),
+    "linear": (1, 2),
+    "batch norm": (1, 2, 3, 4),
+    "layer norm": (2, 3),
+    "group norm": (2, 3),
+}
+"""By kind, where an operator's arguments hold its weights: the weight, the bias, running mean and variance."""
+
 _SIZES = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg, operator.truediv)
 
 

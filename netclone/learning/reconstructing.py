@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from netclone.channels.slimming import Resizer
 from netclone.graph.calls import arguments, call
 from netclone.graph.capturing import tensor_at
+from netclone.graph.operators import kind_of
 from netclone.learning.data import Samples
 from netclone.runtime.sharing import ALONE, Workers
 
-aten = torch.ops.aten
 RIDGE = 1e-4  # of the mean square of the inputs
 ROWS = 200  # equations per unknown that are enough; what a larger map offers beyond them is skipped
 BATCH = 64  # images per step
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 IN_MEMORY = 2**31  # bytes of features held in memory; what goes beyond lies in unnamed temporary files
 
 
@@ -111,7 +110,7 @@ def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[str, list[Any]
 
 
 def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
-    if node.target not in (*_CONVOLUTIONS, aten.linear.default):
+    if kind_of(node.target) not in ("convolution", "linear"):
         return False
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
@@ -142,20 +141,21 @@ def _refit(
     weight_node, bias_node = twin.args[1], twin.args[2] if len(twin.args) > 2 else None
     assert isinstance(weight_node, fx.Node) and isinstance(twin.args[0], fx.Node)
     weight = tensor_at(slimmed, str(weight_node.target))
+    axes = weight.dim() - 2  # that a convolution moves along; a linear layer has none
     groups = int(arguments(twin)[6]) if len(twin.args) > 6 else 1
     size, width = weight[0].numel() + (bias_node is not None), len(weight) // groups
     gram = torch.zeros(groups, size, size, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(groups, size, width, dtype=torch.float64, device=weight.device)
     values = torch.tensor(sum(value.numel() for value in want))
     team.add([values])
-    total = int(values) // want[0].shape[1 if want[0].dim() == 4 else -1]
+    total = int(values) // want[0].shape[1 if axes else -1]
     stride = 1
-    while total // (stride + 1) ** 2 >= ROWS * size and twin.target in _CONVOLUTIONS:
+    while axes and total // (stride + 1) ** axes >= ROWS * size:
         stride += 1
     for number, (given, wanted) in enumerate(zip(slim[twin.args[0].name], want, strict=True), first):
         parts = given.chunk(groups, 1), _narrowed(new, node, wanted).chunk(groups, 1)
         for group, (inputs, targets) in enumerate(zip(*parts, strict=True)):
-            if twin.target in _CONVOLUTIONS:
+            if axes:
                 inputs, targets = _patches(twin, inputs, targets, weight, stride, number)
             rows = inputs.reshape(-1, weight[0].numel())
             if bias_node is not None:
@@ -189,19 +189,19 @@ def _patches(
 
     The grid starts elsewhere in every batch, so that all positions count.
     """
+    kernel, axes = weight.shape[2:], weight.dim() - 2
     given = list(arguments(twin)[3:6])
-    stride, padding, dilation = given + [[1, 1], [0, 0], [1, 1]][len(given) :]
-    kernel = weight.shape[2:]
+    strides, padding, dilations = given + [[1] * axes, [0] * axes, [1] * axes][len(given) :]
     if padding == "same":
-        around = [reach * (size - 1) for reach, size in zip(dilation, kernel, strict=True)]
-        sides = [side for total in reversed(around) for side in (total // 2, total - total // 2)]
+        around = [reach * (size - 1) for reach, size in zip(dilations, kernel, strict=True)]
     else:
-        sides = [0] * 4 if padding == "valid" else [padding[1], padding[1], padding[0], padding[0]]
-    height, width = targets.shape[-2:]
-    down, right = number % min(every, height), number // every % min(every, width)
-    inputs = F.pad(inputs, sides)
-    inputs = inputs[:, :, down * stride[0] :, right * stride[1] :]
-    steps = tuple(step * every for step in stride)
-    patches = F.unfold(inputs, kernel, tuple(dilation), 0, steps).transpose(1, 2)
-    targets = targets[:, :, down::every, right::every].flatten(2).transpose(1, 2)
-    return patches, targets
+        around = [0] * axes if padding == "valid" else [2 * amount for amount in padding]
+    inputs = F.pad(inputs, [side for total in reversed(around) for side in (total // 2, total - total // 2)])
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True), 2):
+        start = number % min(every, targets.shape[axis])
+        number //= every
+        targets = targets[(slice(None),) * axis + (slice(start, None, every),)]
+        inputs = inputs[(slice(None),) * axis + (slice(start * stride, None),)]
+        inputs = inputs.unfold(axis, dilation * (size - 1) + 1, stride * every)[..., ::dilation]
+    places = inputs.movedim(1, 1 + axes).flatten(1, axes).flatten(2)  # (N, L, a * kernel)
+    return places, targets.flatten(2).transpose(1, 2)
