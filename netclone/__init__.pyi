@@ -1,7 +1,7 @@
 from .channels.grouping import ChannelGroup, ChannelGroups, Explanation, Unprunable, channel_groups
 from .channels.masks import ChannelMask
 from .cloning.extracting import extract
-from .cloning.injecting import clones, inject, remove
+from .cloning.injecting import GraftedModule, clones, inject, remove
 from .cloning.method import clone
 from .cloning.modules import CloneModule, load, save
 from .cloning.recipe import Recipe
@@ -59,6 +59,7 @@ __all__ = [
     "Difference",
     "Explanation",
     "FitError",
+    "GraftedModule",
     "HubError",
     "LoadError",
     "LostInTrainingWarning",

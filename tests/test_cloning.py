@@ -87,6 +87,8 @@ def test_a_clone_fits_injects_and_comes_out_again(pair: str) -> None:
     assert module.classes == (4, 1) and module.class_names == ("four", "one") and module.at == at
     assert module.certificate <= 1e-9
     assert 0 <= module.scores["validation"] <= 1
+    assert list(module.parts) == (["source", "classifier"] if at == "input" else ["adapter", "source", "classifier"])
+    assert sum(map(len, module.parts.values())) == len(module.body.state_dict())
     grafted = netclone.inject(target, module, name="two")
     images = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():

@@ -793,3 +793,37 @@ def test_a_class_that_the_target_names_itself_is_told():
     module = clone_for((3, 160, 160)).with_spec(at="input", class_names=("Heron", "ibis"))
     with pytest.warns(SameNameWarning, match="'Heron'"):
         inject(target, module)
+
+
+# What a grafted model says of its clones
+
+
+def test_a_grafted_model_says_which_clones_and_columns_it_has():
+    target, module = traced_target("test_resnet"), probe_at("test_resnet", "layer2")
+    grafted = inject(inject(target, module, "layer2", name="first"), probe_at("test_resnet", "layer4"), "layer4")
+    assert list(grafted.clones) == ["first", "clone"] == list(clones(grafted))
+    assert grafted.clones["first"] is grafted.get_submodule("first")
+    assert grafted.columns == {"first": range(4, 6), "clone": range(6, 8)}
+    assert [node.name for node in grafted.own] == [node.name for node in target.graph.nodes]
+    restored = remove(remove(grafted, "first"))
+    assert not any(hasattr(restored, name) for name in ("clones", "columns", "own"))
+
+
+def test_a_targets_own_module_of_such_a_name_is_found_under_it():
+    class Columns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.columns, self.own = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.own(self.columns(x).mean((2, 3)))
+
+    target, images = Columns().eval(), torch.randn(2, 3, 8, 8)
+    grafted = inject(target, clone_for((4, 8, 8)), "columns", example_inputs=images)
+    assert isinstance(grafted.columns, nn.Conv2d) and isinstance(grafted.own, nn.Linear)
+    assert torch.equal(run(grafted, images)[:, :3], run(target, images)) and list(grafted.clones) == ["clone"]
+
+
+def test_a_clone_cannot_be_called_as_what_says_it():
+    with pytest.raises(CloneNameError, match="'columns' is a property of grafted models"):
+        inject(traced_target("test_resnet"), probe_at("test_resnet", "layer2"), "layer2", name="columns")

@@ -14,10 +14,10 @@ import operator
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -97,13 +97,42 @@ class _Record:
 
 @final
 class GraftedModule(fx.GraphModule):
-    """A target graph with clones; only the clones follow ``train()``, the target's modules stay in eval mode."""
+    """A target's graph with clones. Only the clones follow ``train()``: the target's modules stay in eval mode.
+
+    ``clones`` maps the name of each clone to its :class:`CloneModule`, in order of injection. ``columns`` maps it to
+    the clone's columns in the logits ``(N, C + K)``, which follow the target's own. ``own`` holds the target's own
+    nodes. A module of the target that has one of these names is found under it instead; :func:`netclone.clones` gives
+    the names in any case.
+
+    Examples
+    --------
+    >>> import netclone, timm
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
+    >>> grafted = netclone.inject(timm.create_model("test_resnet", num_classes=4), module, name="shirts", at="layer2")
+    >>> grafted.columns, grafted.clones["shirts"].classes
+    ({'shirts': range(4, 6)}, (5, 7))
+    """
+
+    if TYPE_CHECKING:
+        clones: Mapping[str, CloneModule]
+        columns: Mapping[str, range]
+        own: tuple[fx.Node, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds under a name, and then the views of the clones: the target's names come first."""
+        view = _VIEWS.get(name)
+        held = any(name in self.__dict__.get(kind, ()) for kind in ("_parameters", "_buffers", "_modules"))
+        if view is None or held or _RECORD not in self.__dict__.get("meta", ()):
+            return super().__getattr__(name)
+        return view(self)
 
     def train(self, mode: bool = True) -> GraftedModule:
         """Switch the clones (and this module's own flag) to train or eval mode; the target's modules stay in eval."""
         super().train(False)
-        for name in self.meta[_RECORD].names:
-            self.get_submodule(name).train(mode)
+        for clone in _clones(self).values():
+            clone.train(mode)
         self.training = mode
         return self
 
@@ -125,7 +154,7 @@ def inject(
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
     allow_mismatch: bool = False,
-) -> fx.GraphModule:
+) -> GraftedModule:
     """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
 
     Nothing of the target learns: its modules stay in eval mode, whatever ``train()`` says, and its parameters get no
@@ -194,6 +223,8 @@ def inject(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "insert".
     """
+    if name in _VIEWS:  # a file that holds such a name can be read all the same
+        raise CloneNameError(f"name: '{name}' is a property of grafted models; choose another, such as '{name}_1'")
     grafted = graft(
         target,
         module,
@@ -274,7 +305,7 @@ def graft(
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
-) -> fx.GraphModule:
+) -> GraftedModule:
     """As :func:`inject`, onto whatever target.
 
     Raises
@@ -328,12 +359,16 @@ def clones(grafted: nn.Module) -> tuple[str, ...]:
     return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
 
 
+def _clones(grafted: fx.GraphModule) -> dict[str, CloneModule]:
+    return {name: cast(CloneModule, grafted.get_submodule(name)) for name in _record(grafted).names}
+
+
 def names_in(target: nn.Module) -> frozenset[str]:
     """What a network's columns are called, those of its clones too, in plain writing; none where nobody says."""
     found = set(labels_of(target))
     if isinstance(target, GraftedModule):
-        for clone in clones(target):
-            found |= {plain(name) for name in cast(CloneModule, target.get_submodule(clone)).class_names}
+        for clone in _clones(target).values():
+            found |= {plain(name) for name in clone.class_names}
     return frozenset(found)
 
 
@@ -347,7 +382,7 @@ def columns(grafted: fx.GraphModule) -> dict[str, range]:
     """
     shape = shape_of(logits_node(grafted))
     assert shape is not None
-    widths = {name: len(cast(CloneModule, grafted.get_submodule(name)).classes) for name in clones(grafted)}
+    widths = {name: len(clone.classes) for name, clone in _clones(grafted).items()}
     first, found = shape[0] - sum(widths.values()), {}
     for name, width in widths.items():
         found[name] = range(first, first + width)
@@ -358,6 +393,13 @@ def columns(grafted: fx.GraphModule) -> dict[str, range]:
 def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
     """The target's own nodes of a grafted graph, in order, with its inputs and the output."""
     return [node for node in grafted.graph.nodes if _BRANCH not in node.meta]
+
+
+_VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
+    "clones": _clones,
+    "columns": columns,
+    "own": lambda grafted: tuple(own_nodes(grafted)),
+}
 
 
 def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
@@ -633,11 +675,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
 
 def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, Any]:
     """What the target said of itself, with the classes of the clones."""
-    added = {}
-    for name in record.names:
-        clone = grafted.get_submodule(name)
-        assert isinstance(clone, CloneModule)
-        added[name] = len(clone.classes), clone.class_names
+    added = {name: (len(clone.classes), clone.class_names) for name, clone in _clones(grafted).items()}
     columns = (shape_of(logits_node(grafted)) or (0,))[0]
     return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
 
@@ -672,8 +710,7 @@ def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...
             direct = node is images and not copied
             args.append(node if direct else insert(node, "call_function", hold, given, f"{branch.name}_input"))
         calls.append(insert(last, "call_module", branch.name, tuple(args), branch.name))
-        clone = result.get_submodule(branch.name)
-        assert isinstance(clone, CloneModule)
+        clone = cast(CloneModule, result.get_submodule(branch.name))
         calls[-1].meta["tensor_meta"] = _logits_meta(result, logits, len(clone.spec.classes))
     held = insert(output.prev, "call_function", hold, (logits, images), f"{logits.name}_held")
     joined = insert(output.prev, "call_function", torch.cat, ([held, *calls], 1))

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from torch import Tensor, fx, nn
 
 from netclone.errors import AdapterError, ArchiveError
 from netclone.files import archiving
 from netclone.files.spec import CloneSpec
+
+Part = Literal["adapter", "source", "classifier"]
+"""What a tensor of a clone is of: what was fitted to the target before and behind the source's part, or that part."""
 
 
 class CloneModule(nn.Module):
@@ -82,6 +85,27 @@ class CloneModule(nn.Module):
     def scores(self) -> dict[str, float]:
         """Validation scores by name, as measured when the clone was fitted."""
         return dict(self.spec.scores)
+
+    @property
+    def parts(self) -> dict[Part, dict[str, Tensor]]:
+        """The tensors of ``body`` by name, in the parts that are there: adapter, source, classifier.
+
+        A clone that was only extracted is all source. One that :func:`netclone.clone` fitted has a classifier, and an
+        adapter unless it reads the images.
+        """
+        found: dict[Part, dict[str, Tensor]] = {}
+        for name, tensor in [*self.body.named_parameters(), *self.body.named_buffers()]:
+            found.setdefault(self.part_of(name), {})[name] = tensor
+        return found
+
+    def part_of(self, tensor: str) -> Part:
+        """The part of the clone that a tensor of ``body`` belongs to, by its name.
+
+        In the graph of a fitted clone the source's tensors lie under ``body``, beside ``adapter`` and ``classifier``.
+        """
+        top = tensor.partition(".")[0]
+        fitted = self.spec.feature_shape is not None and top in ("adapter", "classifier")
+        return cast(Part, top) if fitted else "source"
 
     def with_spec(self, **changes: Any) -> CloneModule:
         """The same clone (sharing tensors) with some facts changed."""
