@@ -1,13 +1,13 @@
-"""The exceptions and warnings of netclone: one root each, few typed children.
+"""The exceptions and warnings of netclone: one root each, and a few types below it.
 
-Every message says what failed, at which node or argument, what was seen and what was expected, and the way out.
+Every message says what failed, at which node or argument, what was seen, what was expected, and what to do.
 """
 
 from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that holds anything; empty where there is none."""
+    """The first line of an error's text that is not blank; empty if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
@@ -20,7 +20,7 @@ class ArgumentError(NetcloneError, ValueError):
 
 
 class LoadError(NetcloneError, LookupError):
-    """A name gives no network, or a checkpoint is missing, not one of tensors alone, or of another network."""
+    """There is no such model, or a checkpoint is missing, holds more than tensors, or is another network's."""
 
 
 class TraceError(NetcloneError, ValueError):
@@ -28,15 +28,15 @@ class TraceError(NetcloneError, ValueError):
 
 
 class PositionError(NetcloneError, LookupError):
-    """``at`` names no position of the model, or one that cannot be cut or tapped."""
+    """``at`` is not a position of the model, or the model cannot be cut or tapped there."""
 
 
 class AdapterError(NetcloneError, ValueError):
-    """A clone's input does not fit the features at the position it is put on."""
+    """A clone's input does not fit the features at the position that it is grafted to."""
 
 
 class TargetError(NetcloneError, ValueError):
-    """A clone was fitted to another target: to other numbers, or to images that are prepared in another way."""
+    """A clone was fitted to another target: one with other weights, or with other image preprocessing."""
 
 
 class OutputError(NetcloneError, TypeError):
@@ -60,23 +60,23 @@ class CloneNameError(NetcloneError, LookupError):
 
 
 class CertificateError(NetcloneError, ArithmeticError):
-    """The slim network does not equal the masked one: a fault of netclone, never to be ignored."""
+    """The slim network does not equal the masked one: a bug in netclone, never to be ignored."""
 
 
 class BitsError(NetcloneError, ArithmeticError):
-    """Old logits of a grafted network are not the target's to the bit."""
+    """The old logits of a grafted network differ from the target's in some bit."""
 
 
 class ArchiveError(NetcloneError, ValueError):
-    """A file cannot be written, is no intact netclone archive, or asks for what an archive may not contain."""
+    """A file cannot be written, is not an intact netclone file, or contains what such a file may not."""
 
 
 class HubError(NetcloneError, OSError):
-    """A hub has no such repository, revision or clone, does not let it be read or written, or cannot be reached."""
+    """The hub has no such repository, revision or clone, denies access to it, or cannot be reached."""
 
 
 class WorkerError(NetcloneError, RuntimeError):
-    """A process of a run that several share is gone, cannot be reached, or holds something else than the others."""
+    """Another process of a distributed run is gone, cannot be reached, or was given different data."""
 
 
 class NetcloneWarning(UserWarning):
@@ -84,7 +84,7 @@ class NetcloneWarning(UserWarning):
 
 
 class TargetWarning(NetcloneWarning):
-    """A clone is put onto another target than it was fitted to."""
+    """A clone is grafted onto another target than the one it was fitted to."""
 
 
 class UncalibratedWarning(NetcloneWarning):
@@ -92,12 +92,12 @@ class UncalibratedWarning(NetcloneWarning):
 
 
 class LostInTrainingWarning(NetcloneWarning):
-    """A traced model does in train mode what it does in eval mode, where the model itself does more."""
+    """The model does more in train mode than its traced graph does."""
 
 
 class WeakDataWarning(NetcloneWarning):
-    """The clone set is accepted, but too little can be learned from it, or something else than its labels say."""
+    """The clone set is usable but weak: too few or too uniform images, or labels that the source contradicts."""
 
 
 class SameNameWarning(NetcloneWarning):
-    """Two columns of a grafted network have the name of one class."""
+    """Two columns of a grafted network have the same class name."""

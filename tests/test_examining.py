@@ -91,7 +91,7 @@ def test_broken_pictures_stop_or_are_counted(root, tmp_path):
     result = run(*words, "--skip-broken")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["scores"]["samples"] == 5
-    assert "1 of 6 pictures are broken and left out" in result.stderr
+    assert "1 of 6 images cannot be read and are skipped" in result.stderr
 
 
 def test_scores_are_those_of_evaluate_in_python(root):
@@ -113,7 +113,7 @@ def test_scores_are_those_of_evaluate_in_python(root):
     assert scores.locality_closed == 0
     assert scores.samples == 10
     assert cost.parameters == sum(parameter.numel() for parameter in grafted.parameters())
-    assert told[-1] == ("pictures", 10, 10)
+    assert told[-1] == ("images", 10, 10)
 
 
 PREPARED = ("--img-size", 48, "--mean", "0.5", "--std", "0.25,0.5,1", "--interpolation", "bicubic", "--crop-pct", 0.5)
@@ -206,12 +206,18 @@ def test_a_machine_gets_json_and_a_person_a_table(root):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["{root}/grafted.safetensors"], "no pictures were given; name a folder with --data, --target-data or both"),
-        (["{root}/grafted.safetensors", "--data", "{root}/old"], "none of the classes of .* was cloned: it has green"),
-        (["timm/test_resnet@{root}/target.safetensors", "--data", "{root}/all"], "has no clone, so no new classes"),
-        (["{root}/grafted.safetensors", "--target-data", "{root}/all"], "class 'blue' of .* is none of the 2"),
+        (["{root}/grafted.safetensors"], "got no images; pass a folder with --data, --target-data or both"),
+        (["{root}/grafted.safetensors", "--data", "{root}/old"], "none of the classes in .* was cloned: it has green"),
+        (
+            ["timm/test_resnet@{root}/target.safetensors", "--data", "{root}/all"],
+            "has no clone; pass images",
+        ),
+        (
+            ["{root}/grafted.safetensors", "--target-data", "{root}/all"],
+            "'blue' of .* is not one of the network's 2",
+        ),
         (["{root}/grafted.safetensors", "--data", "{root}/none"], "cannot read|cannot be read"),
-        (["{root}/reds.safetensors", "--target-data", "{root}/old"], "holds tensors and no architecture"),
+        (["{root}/reds.safetensors", "--target-data", "{root}/old"], "does not record their architecture"),
         (
             [
                 "{root}/grafted.safetensors",

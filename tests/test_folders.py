@@ -86,12 +86,12 @@ def test_what_holds_no_classes_is_refused_with_the_reason(tmp_path):
         file.add(tmp_path / "part", arcname=".")
     for name, why in {
         "missing": "cannot be read: there is no such file or folder",
-        "loose": "says no classes: there are pictures, but no folder for each class",
-        "empty": "says no classes: there are no pictures in folders; expected .*.webp",
-        "part": "no picture in 'dog', which would be a class; put pictures .* there, or remove it",
+        "loose": "has no classes: it has images, but no subfolder per class",
+        "empty": "has no classes: it has no images in subfolders; expected .*.webp",
+        "part": "no image in 'dog', which counts as a class; add images .*, or remove the folder",
         "text.tar": "neither a folder nor a tar file",
-        "none.tar": "says no classes",
-        "packed.tar": "it is compressed; unpack it first",
+        "none.tar": "has no classes",
+        "packed.tar": "it is compressed; decompress it first",
     }.items():
         with pytest.raises(DataError, match=why):
             listed(tmp_path / name, "train", "data")

@@ -70,17 +70,17 @@ def test_it_keeps_its_dtype(module, dtype, tmp_path):
 def test_a_network_that_does_not_say_its_architecture(module, tmp_path):
     target = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True).eval()
     grafted = inject(target, module, at="input", example_inputs=IMAGES)
-    with pytest.raises(ArgumentError, match="name it, such as 'torchvision/resnet50'"):
+    with pytest.raises(ArgumentError, match="pass it, such as 'torchvision/resnet50'"):
         save_grafted(grafted, tmp_path / "x.safetensors")
     options = {"init_weights": False, "aux_logits": True}
-    with pytest.raises(LoadError, match="lacks .* 'aux1"):
+    with pytest.raises(LoadError, match="missing, such as 'aux1"):
         save_grafted(grafted, tmp_path / "x.safetensors", architecture="torchvision/googlenet", options=options)
     other = {"architecture": "torchvision/googlenet", "options": options}
     save_grafted(grafted, tmp_path / "x.safetensors", target=target, **other)
     with torch.no_grad():
         assert same_bits(load_model(str(tmp_path / "x.safetensors"))(IMAGES), grafted(IMAGES))
     strange = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True)
-    with pytest.raises(ArgumentError, match="is not that of the grafted network's target"):
+    with pytest.raises(ArgumentError, match="differs from that of the grafted network's target"):
         save_grafted(grafted, tmp_path / "y.safetensors", target=strange, **other)
     assert not (tmp_path / "y.safetensors").exists()
 
@@ -88,7 +88,7 @@ def test_a_network_that_does_not_say_its_architecture(module, tmp_path):
 def test_what_a_file_cannot_hold_is_refused_and_nothing_is_written(module, tmp_path):
     target = timm.create_model("test_resnet", num_classes=4, act_layer=torch.nn.Hardswish).eval()
     grafted = inject(target, module, at="input")
-    with pytest.raises(ArchiveError, match="options: act_layer is .*, which is no data"):
+    with pytest.raises(ArchiveError, match="options: 'act_layer' has an invalid value"):
         save_grafted(grafted, tmp_path / "x.safetensors")
     with pytest.raises(LoadError, match="is not what timm/test_resnet with the options {} computes"):
         save_grafted(grafted, tmp_path / "x.safetensors", options={})
@@ -111,5 +111,5 @@ def test_a_file_that_says_a_far_larger_network_is_not_built(module, options, tmp
     facts = {name: value for name, value in facts.items() if name != "sha256"} | {"options": options}
     facts["sha256"] = content_digest(facts, tensors)
     path.write_bytes(safetensors.torch.save(tensors, metadata={key: json.dumps(facts)}))
-    with pytest.raises((LoadError, ArchiveError), match="far more numbers|could not be built"):
+    with pytest.raises((LoadError, ArchiveError), match="far larger than its|could not be built"):
         load_model(str(path))

@@ -96,7 +96,7 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path):
 
     path = tmp_path / "bad.pth"
     path.write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(LoadError, match=r"bad\.pth' is not a checkpoint of tensors alone"):
+    with pytest.raises(LoadError, match=r"bad\.pth' cannot be read as tensors alone"):
         load_model("timm/test_resnet", weights=path)
     torch.save({"arch": "test_resnet", "state_dict": {}, "args": Payload()}, path)
     with pytest.raises(LoadError, match="tensors alone"):
@@ -107,9 +107,9 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path):
 def test_pretrained_weights_that_cannot_be_had_are_an_error_with_a_way_out(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _unreachable)
-    with pytest.raises(LoadError, match=r"weights could not be had: OSError: no network; give a file with weights="):
+    with pytest.raises(LoadError, match=r"could not be loaded: OSError: no network; pass a file as weights="):
         load_model("timm/resnet18")
-    with pytest.raises(LoadError, match="weights could not be had"):
+    with pytest.raises(LoadError, match="pretrained weights could not be loaded"):
         load_model("timm/test_resnet.no_such_tag")
 
 
@@ -122,21 +122,25 @@ def _unreachable(*args, **kwargs):
     [
         ("timm/vgg17", None, r"timm has no model 'vgg17'; did you mean 'vgg19', 'vgg16' or 'vgg13'\?"),
         ("torchvision/resnet51", None, r"torchvision has no model 'resnet51'; did you mean"),
-        ("resnet18", None, r"'resnet18' says no library; did you mean 'timm/resnet18'\?"),
-        ("keras/resnet", None, r"says no library: expected timm/\.\.\., torchvision/\.\.\., hf-hub:"),
+        ("resnet18", None, r"'resnet18' names no library; did you mean 'timm/resnet18'\?"),
+        ("keras/resnet", None, r"names no library; expected timm/\.\.\., torchvision/\.\.\., hf-hub:"),
         ("", None, "expected text such as 'timm/resnet18'"),
         (18, None, "got 18, expected text"),
         ("timm/resnet18", 3, "weights: got int, expected 'pretrained', a file, or None"),
         ("timm/resnet18", "absent.safetensors", r"there is no file 'absent\.safetensors'"),
-        ("timm/resnet18@a.safetensors", "b.safetensors", "names a checkpoint of its own"),
+        (
+            "timm/resnet18@a.safetensors",
+            "b.safetensors",
+            "already names a checkpoint; leave out",
+        ),
         ("timm/test_resnet", "IMAGENET1K_V1", "no file 'IMAGENET1K_V1' for timm/test_resnet"),
         (
             "torchvision/squeezenet1_1",
             "V9",
-            "no file 'V9', and torchvision/squeezenet1_1 has the weights IMAGENET1K_V1",
+            "no file 'V9'; torchvision/squeezenet1_1 has IMAGENET1K_V1",
         ),
         ("absent.pth", "pretrained", r"there is no file 'absent\.pth'"),
-        ("absent.pth", "x.pth", "is a checkpoint itself"),
+        ("absent.pth", "x.pth", "is a checkpoint already; leave out weights='x.pth'"),
         ("local-dir:absent", "pretrained", "could not be"),
     ],
 )
@@ -146,16 +150,16 @@ def test_errors_name_what_is_wrong_and_the_way_out(name, weights, message):
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
-    with pytest.raises(LoadError, match=r"is not of test_vit: it lacks \d+ of \d+ tensors, the first 'cls_token'"):
+    with pytest.raises(LoadError, match=r"does not fit test_vit: \d+ of \d+ tensors are missing, such as 'cls_token'"):
         load_model("timm/test_vit", saved)
     with pytest.raises(LoadError, match=r"tensor 'fc.weight' has shape \(5, \d+\), expected \(7, \d+\)"):
         load_model("timm/test_resnet", saved, num_classes=7)
-    with pytest.raises(LoadError, match="holds tensors and no architecture; say of which network"):
+    with pytest.raises(LoadError, match="does not record their architecture; name it, as in 'timm/resnet18@"):
         load_model(str(saved))
     torch.save({"state_dict": {}}, tmp_path / "plain.pth")
-    with pytest.raises(LoadError, match=r"says no architecture \('arch'\)"):
+    with pytest.raises(LoadError, match=r"does not record its architecture \('arch'\)"):
         load_model(str(tmp_path / "plain.pth"))
-    with pytest.raises(LoadError, match=f"is a folder; a model that timm saved into it is 'local-dir:{tmp_path}'"):
+    with pytest.raises(LoadError, match=f"for a model that timm saved there, write 'local-dir:{tmp_path}'"):
         load_model(str(tmp_path))
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(LoadError, match="tensors"):
@@ -171,7 +175,7 @@ def test_a_file_that_is_called_as_a_word_is_not_taken_for_weights(monkeypatch, t
     (tmp_path / "pretrained").write_bytes(b"not weights")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _unreachable)
-    with pytest.raises(LoadError, match="weights could not be had"):
+    with pytest.raises(LoadError, match="pretrained weights could not be loaded"):
         load_model("timm/resnet18")
 
 

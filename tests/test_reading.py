@@ -65,7 +65,7 @@ def test_classes_are_chosen_by_name_or_column(tmp_path):
     assert chosen("red, 0", pictures) == ((2, 0), ("red", "blue"))
     with pytest.raises(ArgumentError, match=r"'pink' is not in '.*', which has blue \(0\), green \(1\), red \(2\)"):
         chosen("red,pink", pictures)
-    with pytest.raises(ArgumentError, match="none was given"):
+    with pytest.raises(ArgumentError, match="got none; name at least one"):
         chosen(" , ", pictures)
 
 
@@ -73,14 +73,14 @@ def test_data_that_cannot_be_used_say_why(tmp_path):
     with pytest.raises(DataError, match="data: '.*none' cannot be read"):
         opened(str(tmp_path / "none"))
     pictures = opened(folder(tmp_path / "two", ["goldfish", "unicorn"]))
-    with pytest.raises(DataError, match="class 'goldfish' of .* is none of the 5"):
+    with pytest.raises(DataError, match="class 'goldfish' of .* is not one of the network's 5"):
         pictures.labelled_for(network(5))
     pictures = opened(folder(tmp_path / "one", ["unicorn"]))
-    with pytest.raises(DataError, match="class 'unicorn' of .* is none of the 1000 of the network.*called"):
+    with pytest.raises(DataError, match="class 'unicorn' of .* is not one of the network's 1000, such as"):
         pictures.labelled_for(network(1000))
-    with pytest.raises(DataError, match="'09' and '9' in .* are one class of the network, column 9; put"):
+    with pytest.raises(DataError, match="'09' and '9' in .* are the same class of the network, column 9; put"):
         opened(folder(tmp_path / "nine", ["9", "09", "1"])).labelled_for(network(10))
-    with pytest.raises(DataError, match="'Gold-fish' and 'gold_fish' in .* are one class"):
+    with pytest.raises(DataError, match="'Gold-fish' and 'gold_fish' in .* are the same class"):
         given = network(3, label_names=["gold fish", "cat", "dog"])
         opened(folder(tmp_path / "fish", ["Gold-fish", "gold_fish"])).labelled_for(given)
 
@@ -104,7 +104,7 @@ def test_an_order_that_image_folder_does_not_have_is_told(tmp_path):
     pictures = read(where, transform, "train", "data", note=lines.append).labelled_for(network(3))
     assert pictures.known == {"bird9": 0, "bird10": 1, "Cat": 2}
     assert len(lines) == 1
-    assert "timm's order, bird9, bird10, Cat; ImageFolder's would be Cat, bird10, bird9" in lines[0]
+    assert "timm's order, bird9, bird10, Cat. ImageFolder's order is Cat, bird10, bird9" in lines[0]
 
 
 def broken(root):
@@ -130,9 +130,7 @@ def test_a_broken_picture_is_an_error_that_names_it(tmp_path, kind):
     root = broken(tmp_path / "all")
     (root / "blue" / "3.png").unlink()
     where = str(root) if kind == "folder" else packed(root, tmp_path / "all.tar")
-    with pytest.raises(
-        DataError, match=r"data: picture '.*red/0.png' cannot be read: UnidentifiedImageError: .*--skip"
-    ):
+    with pytest.raises(DataError, match=r"data: image '.*red/0.png' cannot be read: UnidentifiedImageError: .*--skip"):
         list(opened(where))
 
 
@@ -145,7 +143,7 @@ def test_broken_pictures_are_left_out_and_counted_and_never_replaced(tmp_path):
         assert torch.cat([labels for _, labels in pictures]).tolist() == 5 * [0] + 3 * [1]
     assert len(lines) == 2
     assert lines[0] == lines[1]
-    assert lines[0].startswith("data: 4 of 12 pictures are broken and left out: ")
+    assert lines[0].startswith("data: 4 of 12 images cannot be read and are skipped: ")
     assert "3.png (FileNotFoundError" in lines[0]
     assert "unclosed" not in lines[0]
 

@@ -144,11 +144,11 @@ def check_primitives():
         workers.check_same([torch.ones(3), torch.tensor(True)], "data")
         for error, seen in ((DataError("torn\nand more"), DataError), (None, WorkerError)):
             if (error is not None) == (number == 1):
-                text = "torn" if number == 1 else "worker 1 met an error, DataError: torn;"
+                text = "torn" if number == 1 else "worker 1 failed: DataError: torn;"
                 with pytest.raises(seen, match=text), workers.agreed():
                     if error is not None:
                         raise error
-        with pytest.raises(WorkerError, match="mask: worker 2 has others than worker 0"):
+        with pytest.raises(WorkerError, match="mask: worker 2 has different values from worker 0"):
             workers.check_same([torch.tensor(number // 2)], "mask")
         workers.check_same([torch.ones(1)], "still together")
 
@@ -353,7 +353,7 @@ def check_what_is_left():
 
 
 def check_signal():
-    with pytest.raises(WorkerError, match="ended by the launcher"), share(patience=60):
+    with pytest.raises(WorkerError, match="stopped by the launcher"), share(patience=60):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
@@ -373,7 +373,7 @@ def test_a_killed_worker_ends_the_run_which_goes_on_from_there_to_the_same_clone
     assert (status, killed) == (1, -signal.SIGKILL)
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("Error:")]
-    assert "another worker is gone" in line and f"the same command goes on from '{out}.part'" in line
+    assert "another worker is gone" in line and f"run the same command again to continue from '{out}.part'" in line
     assert [file.name for file in tmp_path.iterdir()] == ["herons.safetensors.part"]
     ends = together(*command(birds, out))
     ended_well(ends)

@@ -75,15 +75,15 @@ class Bundle:
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a ``.safetensors`` file that says it is a bundle."""
+    """Whether a file is a ``.safetensors`` file that holds a bundle."""
     return os.path.isfile(path) and _KEY in _metadata(Path(path))
 
 
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Write a bundle, whole or not at all; without clones, a plain checkpoint of the target's tensors.
 
-    A plain checkpoint says its architecture, options and configuration beside them, as data that
-    :func:`netclone.load_model` reads and every other reader of ``.safetensors`` passes over.
+    A plain checkpoint records architecture, options and config in its metadata, which :func:`netclone.load_model` reads
+    and every other reader of ``.safetensors`` ignores.
 
     Raises
     ------
@@ -129,14 +129,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise ArchiveError(f"cannot read '{path}': there is no such file")
     text = _metadata(path).get(_KEY)
     if text is None:
-        raise ArchiveError(f"cannot read '{path}': no grafted network is in it; netclone inject writes such files")
+        raise ArchiveError(f"cannot read '{path}': it holds no grafted network; netclone inject writes such files")
     try:
         facts = json.loads(text)
         signed = dict(facts) if isinstance(facts, dict) else {}
         if signed and "sha256" not in signed:
             raise ArchiveError(
-                "it was written before grafted files had a digest, so damage would not be noticed; graft its clones "
-                "anew: netclone inject"
+                "it was written before such files had a digest, so damage would go unnoticed; graft its clones again "
+                "with netclone inject"
             )
         options = facts.pop("options", {}) if isinstance(facts, dict) else {}
         facts = check_keys(
@@ -151,7 +151,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         tensors = safetensors.torch.load_file(path)
         signed.pop("sha256")
         if content_digest(signed, tensors) != facts["sha256"]:
-            raise ArchiveError("its digest is that of another content: the file is damaged; write it again")
+            raise ArchiveError("the digest does not match: the file is damaged; write it again")
         clones = tuple(_packed(item, tensors) for item in items)
     except ArchiveError as error:
         raise ArchiveError(f"cannot read '{path}': {error}") from error
@@ -159,13 +159,13 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise ArchiveError(f"cannot read '{path}': {type(error).__name__}: {shown(str(error))}") from error
     left = [name for name in tensors if not name.startswith(_TARGET)]
     if left:
-        raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} belongs to nothing")
+        raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} is not the target's and not a clone")
     own = {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}
     return Bundle(architecture, own, clones, config, options)
 
 
 def config_of(network: nn.Module) -> dict[str, Any]:
-    """What a bundle says about how a network wants its images, and what its classes are called."""
+    """The preprocessing of a network's images and its class names, as a bundle stores them."""
     config = preparation(network).as_config()
     labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
     return config | ({"label_names": list(labels)} if labels else {})

@@ -1,4 +1,4 @@
-"""inspect(path) -> Inspection: what a clone's file says about itself, read from its header alone, and shown.
+"""inspect(path) -> Inspection: what a clone's file holds, read from its header alone, and how it is printed.
 
 And inspect_bundle(path), for the file of a grafted network.
 """
@@ -131,12 +131,12 @@ def show_bundle(inspection: BundleInspection, console: Console) -> None:
 
 
 def _cell(value: str) -> Text:
-    """What a file says, as a terminal may show it."""
+    """Text of a file, made safe for a terminal."""
     return Text(as_plain_text(value))
 
 
 def _table_of(facts: dict[str, str]) -> Table:
-    """What there is to say, by name; as text, which is never markup."""
+    """A table of facts by name, without those that are empty; as text, never as markup."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, fact in facts.items():
         if fact:

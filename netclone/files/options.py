@@ -1,4 +1,4 @@
-"""Options of a network's constructor, and how it wants its images, as data in files: checked."""
+"""Checks of what a file says about a target: its constructor's options, and the preprocessing of its images."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from netclone.graph.preparing import IMAGES
 from netclone.runtime.text import is_plain_text
 
 SAID = "netclone_target"
-"""Under this a checkpoint of netclone's says its architecture, options and configuration, beside its tensors."""
+"""Key of the metadata under which a checkpoint that netclone wrote records its architecture, options and config."""
 
 
 def checked_config(config: Any) -> dict[str, Any]:
-    """A configuration of plain values of the types that it has to have.
+    """A target's config, with known fields of the right types only.
 
     Raises
     ------
     ArchiveError
-        If it is none.
+        If a field is unknown or has an invalid value.
     """
     if not isinstance(config, Mapping) or not set(config) <= set(CONFIG):
-        raise ArchiveError(f"config: got {shown(config)}, expected an object with none but {', '.join(CONFIG)}")
+        raise ArchiveError(f"config: got {shown(config)}, expected an object of some of {', '.join(CONFIG)}")
     for name, value in config.items():
         if not CONFIG[name](value):
-            raise ArchiveError(f"config: {name} is {shown(value)}, which is none")
+            raise ArchiveError(f"config: '{name}' has an invalid value, {shown(value)}")
     return dict(config)
 
 
 def checked_options(options: Any) -> dict[str, Any]:
-    """Options of a constructor, which are data: literals, of which none says where to get weights or code.
+    """Options of a constructor, as literals; none of them may say where to get weights or code.
 
     Raises
     ------
     ArchiveError
-        If one is something else.
+        If an option is not allowed, or its value is not a literal.
 
     Examples
     --------
@@ -48,13 +48,13 @@ def checked_options(options: Any) -> dict[str, Any]:
     made = {}
     for name, value in options.items():
         if not isinstance(name, str) or not name.isidentifier() or is_of_weights(name):
-            raise ArchiveError(f"options: {shown(name)} is none that a network is made from")
+            raise ArchiveError(f"options: {shown(name)} is not an option that a file may set")
         made[name] = _literal(value, name)
     return made
 
 
 def is_of_weights(name: str) -> bool:
-    """Whether an option says where weights or code come from, or what becomes of them: a file holds none of these."""
+    """Whether an option says where weights or code come from, or where they go: a file may set none of these."""
     return name.startswith(_NO_OPTIONS)
 
 
@@ -67,7 +67,7 @@ def _literal(value: Any, name: str, depth: int = 0) -> Any:
     if type(value) in (list, tuple) and len(value) <= _MOST_OPTIONS and depth < 3:
         return [_literal(item, name, depth + 1) for item in value]
     raise ArchiveError(
-        f"options: {name} is {shown(value)}, which is no data: expected text, a number, true or false, or a list"
+        f"options: '{name}' has an invalid value, {shown(value)}; expected text, a number, true, false, or a list"
     )
 
 
@@ -79,4 +79,4 @@ _LARGEST = 100_000  # of a number, of names of labels
 _MOST_OPTIONS, _MOST_LETTERS = 100, 1000
 _NO_OPTIONS = ("pretrained", "weights", "checkpoint", "cache", "custom", "hf_", "features_only", "device", "dtype")
 CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
-"""What a bundle may say about how a target wants its images, by timm's names, and what is a value of each."""
+"""The fields of a target's config, by timm's names, and the check of each one's value."""

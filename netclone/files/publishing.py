@@ -1,7 +1,7 @@
-"""Clones on the Hugging Face hub, by its own mixin: a folder of one archive and a model card that says what it holds.
+"""Clones on the Hugging Face Hub, through its own mixin: a folder with the clone's file and a model card.
 
-What comes from a hub may come from anyone: it is read as :func:`netclone.load` reads a file, and only this module
-imports ``huggingface_hub``.
+A clone from the hub may come from anyone, so it is read as :func:`netclone.load` reads a file. Only this module imports
+``huggingface_hub``.
 """
 
 from __future__ import annotations
@@ -251,11 +251,11 @@ def content_of(
     path = Path(name)
     if os.path.isdir(path):
         if not (path / FILE).is_file():
-            raise ArchiveError(f"folder '{path}' holds no {FILE}: write one with module.save_pretrained(folder)")
+            raise ArchiveError(f"folder '{path}' holds no {FILE}; write one with module.save_pretrained(folder)")
         with _told(str(path)):
             return (path / FILE).read_bytes(), f"'{path / FILE}'"
     if os.path.isfile(path):
-        raise ArchiveError(f"'{path}' is a file, expected a folder or a repository: read it with netclone.load(...)")
+        raise ArchiveError(f"'{path}' is a file, expected a folder or a repository; read files with netclone.load(...)")
     repo = str(name)
     with _told(repo, revision):
         # The mixin's own from_pretrained first looks for a config.json: one more request, a warning for nothing, and
@@ -268,11 +268,11 @@ def content_of(
             local_files_only=local_files_only,
             token=token,
         )
-    return published.file.read_bytes(), f"{FILE} of '{repo}' (force_download=True gets it again)"
+    return published.file.read_bytes(), f"{FILE} of '{repo}' (force_download=True downloads it again)"
 
 
 def push_to_hub(file: Path, repo_id: str, **options: Any) -> str:
-    """Put a clone's file and a card into a repository of the hub, which is made where there is none.
+    """Upload a clone's file and a model card to a repository on the hub, which is created if it does not exist.
 
     ``options`` as for ``ModelHubMixin.push_to_hub``.
 
@@ -285,7 +285,7 @@ def push_to_hub(file: Path, repo_id: str, **options: Any) -> str:
     ArchiveError
         If the clone holds what an archive may not contain.
     HubError
-        If no one is logged in, the repository may not be written, or the hub cannot be reached.
+        If you are not logged in, may not write to the repository, or the hub cannot be reached.
     """
     return _push(file, repo_id, **options)
 
@@ -303,24 +303,24 @@ def push(
     revision: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> str:
-    """Put a clone's file, as it is, and a card into a repository of the hub, which is made where there is none.
+    """Upload a clone's file, unchanged, and a model card to a repository on the hub; create it if necessary.
 
     Parameters
     ----------
     file
-        An archive; it is checked as :func:`netclone.load` does before anything is sent.
+        A clone's file. It is checked as :func:`netclone.load` checks it before anything is sent.
     repo
-        ``"user/name"``, or a name of your own.
+        ``"user/name"``, or ``"name"`` alone for one of your own.
     private
-        Whether a repository that is made is private; None: as the account says.
+        Whether a new repository is private. None: as your account's settings say.
     token
-        None: the one you are logged in with.
+        Access token. None: the one you are logged in with.
     message
-        What the commit says.
+        Message of the commit.
     revision
-        A branch of the repository; None: the main one.
+        Branch to upload to. None: main.
     metadata
-        What the card's first lines say besides: ``{"license": "mit", "base_model": "user/network"}``.
+        Further metadata for the card: ``{"license": "mit", "base_model": "user/network"}``.
 
     Returns
     -------
@@ -341,7 +341,7 @@ def push(
 
 
 def pull(repo: str, out: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> CloneSpec:
-    """Write the clone of a repository to a file, the very bytes, after they were checked, or nothing at all.
+    """Download a repository's clone, check it, and write the same bytes to a file, or nothing at all.
 
     Parameters
     ----------
@@ -350,9 +350,9 @@ def pull(repo: str, out: str | os.PathLike[str], *, revision: str | None = None,
     out
         The file to write.
     revision
-        Branch, tag or commit; None: the newest of the main branch.
+        Branch, tag or commit. None: the newest on main.
     token
-        None: the one you are logged in with, if any.
+        Access token. None: the one you are logged in with, if any.
 
     Returns
     -------
@@ -385,7 +385,7 @@ def _push(file: Path, repo: str, **options: Any) -> str:
 
 @contextmanager
 def _told(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Whatever goes wrong on the way to the hub and back is a HubError; what goes wrong on the disk an ArchiveError."""
+    """Raise errors of the hub and the network as HubError, and those of the local disk as ArchiveError."""
     try:
         yield
     except (NetcloneError, TypeError):  # TypeError: a keyword that the mixin does not know
@@ -410,26 +410,26 @@ def _why(error: BaseException, revision: str | None) -> str:
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # around what an upload failed with
         return _why(error.__cause__, revision)
     if isinstance(error, HFValidationError):
-        return "no name of a repository, expected USER/NAME, such as 'me/herons'"
+        return "this is not the name of a repository; expected USER/NAME, such as 'me/herons'"
     if isinstance(error, GatedRepoError):
-        return f"its owner grants access one by one: ask for it on the repository's page, then {_LOGIN}"
+        return f"access has to be requested: ask for it on the repository's page, then {_LOGIN}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no such model, or you may not see it: check the name; for a private one {_LOGIN}"
+        return f"there is no such model, or it is private: check the name; for a private one, {_LOGIN}"
     if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision '{revision}'; 'hf repos branch create' makes a branch"
+        return f"it has no revision '{revision}'; create a branch with 'hf repos branch create'"
     if isinstance(error, LocalEntryNotFoundError):
         cause = error.__cause__ or error
         return f"the hub could not be reached, and the cache has no copy: check the connection ({_said(cause)})"
     if isinstance(error, EntryNotFoundError):
-        return f"it holds no clone: there is no {FILE} in it, such as netclone push puts there"
+        return f"it holds no clone: there is no {FILE} in it, which netclone push uploads"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return f"the hub does not know you: {_LOGIN}"
+        return f"you are not logged in: {_LOGIN}"
     if status == 403:
-        return f"your token does not allow that: take one with write access to it ({_said(error)})"
+        return f"your token does not allow this: use one with write access ({_said(error)})"
     if status is not None:
         return f"the hub refused: {_said(error)}"
-    return f"the hub could not be reached, or gave no answer that is one: check the connection ({_said(error)})"
+    return f"the hub could not be reached, or sent an invalid answer: check the connection ({_said(error)})"
 
 
 def _said(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def _kept(value: object) -> tuple[str, int, int]:
     """A group of channels: its name, how many of it are kept, its size."""
     name, kept, size = _row(_text, _integer, _integer)(value)
     if not 0 <= kept <= size or not 1 <= size <= _MOST_CHANNELS:
-        raise ArchiveError(f"{kept} of {size} channels kept: expected from 0 to all of 1 to {_MOST_CHANNELS}")
+        raise ArchiveError(f"{kept} of {size} channels kept; expected 0 to all of them, of 1 to {_MOST_CHANNELS}")
     return name, kept, size
 
 
@@ -142,11 +142,11 @@ def _fields_from(
 
 
 def _preparation(value: object) -> Preparation:
-    """How images are prepared: plain values, as a bundle may say them."""
+    """The preprocessing of images: plain values, checked as those of a grafted network's file are."""
     data = check_keys(value, ["size", "mean", "std", "interpolation", "crop_pct", "crop_mode"], "target_preparation")
     for name, item in data.items():
         if not IMAGES["input_size" if name == "size" else name](item):
-            raise ArchiveError(f"{name} is {shown(item)}, which says nothing of how images are prepared")
+            raise ArchiveError(f"'{name}' has an invalid value, {shown(item)}")
     made: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in data.items()}
     return Preparation(**made)
 

@@ -1,7 +1,7 @@
-"""read_checkpoint(path) -> Checkpoint: the tensors of a network in a file, under whatever wrappers people put them.
+"""read_checkpoint(path) -> Checkpoint: the tensors of a network in a file, whatever they are wrapped in.
 
-Training scripts, Lightning, averaging and compiling each nest a state dict and put prefixes before its names. Nothing
-of that is listed here: whichever mapping in the file has all names of the network behind one common prefix is the one.
+Training scripts, Lightning, averaging and compiling each nest the state dict and prefix its names. None of these is
+listed here: the state dict is whichever mapping has all of the network's names behind one common prefix.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ _USUAL = {"", "state_dict", "model", "model_state_dict", "model_state", "net", "
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: mappings in each other, of tensors and plain data."""
+    """The content of a file: nested mappings of tensors and plain data."""
 
     path: Path
     content: Mapping[Any, Any]
 
     def tensors_for(self, own: Mapping[str, Tensor], model: str, use_ema: bool | None = None) -> dict[str, Tensor]:
-        """Those tensors that have the names of a network's, by these names; of what shape and dtype is not looked at.
+        """The tensors for a network's names, by these names; shapes and dtypes are not checked.
 
-        BatchNorm's counters may be missing. ``use_ema``: whether averaged weights are wanted (None: where there are
+        BatchNorm's counters may be missing. ``use_ema`` is whether averaged weights are wanted (None: if there are
         some).
 
         Raises
         ------
         LoadError
-            If no mapping in the file has all names behind one prefix, it has more names there, or several have and
-            nothing says which one is meant.
+            If no mapping in the file has all names behind one prefix, if one has further names there, or if several
+            fit and it is not clear which one is meant.
         """
         found = [match for path, tensors in _mappings(self.content) for match in _matches(path, tensors, own)]
         complete = [match for match in found if not match.missing]
         if not complete:
             raise LoadError(self._lacking(found, own, model))
         if use_ema and not any(match.averaged for match in complete):
-            raise LoadError(f"use_ema: '{self.path}' holds no averaged weights of {model}; leave it out")
+            raise LoadError(f"use_ema: '{self.path}' holds no averaged weights of {model}; leave use_ema out")
         match = self._chosen(complete, own, use_ema is not False)
         if match.more:
             raise LoadError(
-                f"weights: '{self.path}' is not of {model}: it has besides {len(match.more)} of {len(own)} tensors, "
-                f"the first '{match.more[0]}'; name the architecture (and its options) that it was trained with"
+                f"weights: '{self.path}' does not fit {model}: it has {len(match.more)} tensors more than the "
+                f"{len(own)} expected, such as '{match.more[0]}'; name the architecture (and options) of its training"
             )
         return match.tensors
 
@@ -78,24 +78,24 @@ class Checkpoint:
         if others:
             raise LoadError(
                 f"weights: '{self.path}' holds several networks, under '{best[0].where}' and '{others[0].where}', and "
-                "nothing says which one is meant: write the tensors of one with safetensors.torch.save_file"
+                "it is not clear which one is meant; save the tensors of one with safetensors.torch.save_file"
             )
         return best[0]
 
     def _lacking(self, found: list[_Match], own: Mapping[str, Tensor], model: str) -> str:
         near = max(found, key=lambda match: len(match.tensors), default=None)
         if near is None and not any(True for _ in _mappings(self.content)):
-            return f"weights: '{self.path}' holds no state_dict: expected names and tensors"
+            return f"weights: '{self.path}' holds no state_dict; expected a mapping of names to tensors"
         missing = _required(own) if near is None else near.missing
         return (
-            f"weights: '{self.path}' is not of {model}: it lacks {len(missing)} of {len(own)} tensors, the first "
-            f"'{missing[0]}'; name the architecture (and its options) that it was trained with"
+            f"weights: '{self.path}' does not fit {model}: {len(missing)} of {len(own)} tensors are missing, such as "
+            f"'{missing[0]}'; name the architecture (and options) of its training"
         )
 
 
 @dataclass(frozen=True)
 class _Match:
-    """A mapping's tensors behind one prefix, by their names in a network, and what is missing or more there."""
+    """A mapping's tensors behind one prefix, by their names in a network, and which names are missing or extra."""
 
     where: str
     tensors: dict[str, Tensor]
@@ -106,12 +106,12 @@ class _Match:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file of tensors, ``.safetensors`` or torch's; nothing in it is run.
+    """Read a file of tensors, ``.safetensors`` or torch's; no code in it is run.
 
     Raises
     ------
     LoadError
-        If there is no such file, or it holds something else than tensors and plain data.
+        If there is no such file, or it holds anything but tensors and plain data.
     """
     with _tensors_alone(path):
         if path.suffix == ".safetensors":
@@ -120,26 +120,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
             warnings.simplefilter("ignore")  # torch's, of forms of tensors that it is new to
             content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
-        raise LoadError(f"weights: '{path}' holds no state_dict: expected names and tensors")
+        raise LoadError(f"weights: '{path}' holds no state_dict; expected a mapping of names to tensors")
     return Checkpoint(path, content)
 
 
 def _said(path: Path) -> dict[str, Any]:
-    """What a file of netclone's says of its network beside the tensors; data, checked where it is used."""
+    """What a file that netclone wrote records beside the tensors; plain data, checked where it is used."""
     with safetensors.safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(SAID)
     return {} if text is None else {SAID: json.loads(text)}
 
 
 def fitted(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, model: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in the shapes and dtypes of a network's, and its own counters where there are none.
+    """A checkpoint's tensors in the network's dtypes; counters that are missing keep the network's values.
 
-    Floating numbers become those of the network's dtype, with a warning where that rounds them.
+    Warns where a cast to the network's floating dtype rounds.
 
     Raises
     ------
     LoadError
-        If a tensor has another shape, holds numbers of another kind, or none that can be read.
+        If a tensor has another shape, another kind of numbers, or none that can be read.
     """
     made, rounded = {}, []
     for name, ours in own.items():
@@ -147,19 +147,19 @@ def fitted(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path,
         if theirs is None or (name.endswith(_COUNTER) and (theirs.is_floating_point() or theirs.dim() != ours.dim())):
             made[name] = ours
             continue
-        where = f"weights: '{path}' is not of {model} as asked for: tensor '{name}'"
+        where = f"weights: '{path}' does not fit {model}: tensor '{name}'"
         if theirs.shape != ours.shape:
             raise LoadError(
-                f"{where} has shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}; see num_classes, in_chans, "
-                "img_size"
+                f"{where} has shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}; check num_classes, in_chans "
+                "and img_size"
             )
         made[name] = _of_kind(theirs, ours, where)
         if theirs.dtype != ours.dtype and torch.promote_types(theirs.dtype, ours.dtype) != ours.dtype:
             rounded.append(name)
     if rounded:
         warnings.warn(
-            f"weights: {len(rounded)} tensors of '{path}' are {tensors[rounded[0]].dtype}, the first '{rounded[0]}', "
-            f"and are rounded to {own[rounded[0]].dtype}, which {model} has",
+            f"weights: {len(rounded)} tensors of '{path}', such as '{rounded[0]}', are {tensors[rounded[0]].dtype} and "
+            f"were rounded to {own[rounded[0]].dtype}, the dtype of {model}",
             NetcloneWarning,
             stacklevel=2,
         )
@@ -167,11 +167,11 @@ def fitted(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path,
 
 
 def _of_kind(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
-    """A tensor's numbers in the dtype of another one, if they are of its kind."""
+    """A tensor cast to the dtype of another, if both hold the same kind of numbers."""
     if theirs.layout in _SPARSE and not theirs.is_meta:
         theirs = theirs.to_dense()
     if theirs.is_meta or theirs.layout != torch.strided or theirs.is_quantized:
-        raise LoadError(f"{where} is {theirs.dtype} in a form without plain numbers; write it as a plain tensor")
+        raise LoadError(f"{where} is {theirs.dtype} without plain values; save it as a plain tensor")
     if theirs.dtype == ours.dtype or (theirs.dtype in _FLOATS and ours.dtype in _FLOATS):
         return theirs.to(ours.dtype)
     numbers = theirs.dtype in _FLOATS or not (theirs.is_floating_point() or theirs.is_complex())
@@ -180,13 +180,13 @@ def _of_kind(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
         if torch.equal(cast.to(theirs.dtype), theirs):
             return cast
     raise LoadError(
-        f"{where} is {theirs.dtype}, expected {ours.dtype}: a cast would not give the numbers that it stands for; "
-        "write the checkpoint of the network before it was quantised or converted"
+        f"{where} is {theirs.dtype}, expected {ours.dtype}: a cast would change its values; save the checkpoint before "
+        "the network is quantised or converted"
     )
 
 
 def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors of all mappings that have some under names, with the keys that lead there."""
+    """The named tensors of every mapping, with the keys that lead to it."""
     waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
     seen: set[int] = set()
     while waiting:
@@ -201,7 +201,7 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dic
 
 
 def _matches(path: tuple[str, ...], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[_Match]:
-    """What a mapping has of a network: for each prefix before its names, those behind it."""
+    """How a mapping fits a network: for each prefix of its names, the tensors behind it."""
     counts: Counter[str] = Counter()
     for name in tensors:
         for start in [0, *(dot.end() for dot in re.finditer(r"\.", name))]:
@@ -238,14 +238,13 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 @contextmanager
 def _tensors_alone(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a checkpoint is read means that it holds something else than tensors."""
+    """Raise whatever goes wrong while a checkpoint is read as a LoadError."""
     if not os.path.isfile(path):
         raise LoadError(f"weights: there is no file '{path}'")
     try:
         yield
     except Exception as error:  # torch, safetensors and unpickling have errors of their own
         raise LoadError(
-            f"weights: '{path}' is not a checkpoint of tensors alone: {type(error).__name__}: {first_line(error)} "
-            "(files with code in them are refused; write the tensors with "
-            "safetensors.torch.save_file(model.state_dict(), ...))"
+            f"weights: '{path}' cannot be read as tensors alone: {type(error).__name__}: {first_line(error)} (files "
+            "with code in them are refused; save the tensors with safetensors.torch.save_file(model.state_dict(), ...))"
         ) from error

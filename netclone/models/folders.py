@@ -1,7 +1,7 @@
-"""listed(where) -> Listing: the pictures in a folder or tar file, which has a folder for each class.
+"""listed(where) -> Listing: the images in a folder or tar file that has one subfolder per class.
 
-A folder is read as torchvision's ImageFolder reads it: its own folders are the classes, with all pictures below them.
-What is hidden is passed over, and a link back to where it lies is not followed.
+A folder is read as torchvision's ImageFolder reads it: each subfolder is a class, with all images below it. Hidden
+files are skipped, and so are links that lead back to a folder above.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEFT_BY_ZIP = "__MACOSX"
 
 @dataclass(frozen=True)
 class Listing:
-    """Names of classes, in timm's order; of pictures, with their labels; and how to open one by its name."""
+    """Class names in timm's order, image names with their labels, and how to open an image by its name."""
 
     classes: tuple[str, ...]
     pictures: tuple[tuple[str, int], ...]
@@ -34,19 +34,19 @@ class Listing:
 
     @classmethod
     def of(cls, found: dict[str, list[str]], opener: Callable[[str], IO[bytes]]) -> Listing:
-        """From the names of pictures by class."""
+        """From the names of images by class."""
         classes = tuple(sorted(found, key=naturally))
         pictures = [(name, label) for label, one in enumerate(classes) for name in sorted(found[one], key=naturally)]
         return cls(classes, tuple(pictures), opener)
 
 
 def listed(where: Path, split: str, what: str) -> Listing:
-    """List the pictures of a folder (of its part for a split, where it has some) or of a tar file.
+    """List the images of a folder (of its subfolder for the split, if there is one) or of a tar file.
 
     Raises
     ------
     DataError
-        If there is no such place, it cannot be read, or a class has no picture.
+        If there is no such folder or file, it cannot be read, or a class has no image.
 
     Examples
     --------
@@ -65,13 +65,13 @@ def listed(where: Path, split: str, what: str) -> Listing:
     except (OSError, tarfile.TarError, EOFError) as error:
         raise DataError(f"{what}: '{where}' cannot be read: {type(error).__name__}: {error}") from error
     raise DataError(
-        f"{what}: '{where}' cannot be read: it is neither a folder nor a tar file; give one with a folder of pictures "
-        "for each class"
+        f"{what}: '{where}' cannot be read: it is neither a folder nor a tar file; expected one with a subfolder of "
+        "images per class"
     )
 
 
 def naturally(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A key that sorts as timm does: numbers by value, whatever the case; the same names in any order alike."""
+    """A sort key for timm's order: numbers by value, case ignored; independent of the order that names come in."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(1, int(part), "") if number % 2 else (0, 0, part) for number, part in enumerate(parts)], name
 
@@ -96,7 +96,7 @@ def _of_folder(root: Path, what: str) -> Listing:
 
 
 def _below(folder: Path, seen: set[Path]) -> Iterator[str]:
-    """Pictures in a folder and those below it; where a folder was seen, or lies above, a link leads back."""
+    """Images in a folder and below it; a folder that was seen already, or lies above, is not entered again."""
     real = folder.resolve()
     if real in seen:
         return
@@ -124,10 +124,10 @@ def _opened(name: str) -> IO[bytes]:
 
 
 def _of_tar(where: Path, what: str) -> Listing:
-    """A member's class is the folder at the top, below those that all pictures share."""
+    """A member's class is its topmost folder, below those that all images share."""
     with tarfile.open(where) as file:  # compressed ones would be read from their beginning for each picture
         if not isinstance(file.fileobj, BufferedReader):
-            raise DataError(f"{what}: '{where}' cannot be read: it is compressed; unpack it first")
+            raise DataError(f"{what}: '{where}' cannot be read: it is compressed; decompress it first")
         members = {m.name: m for m in file if (m.isreg() or m.islnk()) and _is_picture(m.name)}
     paths = {name: [part for part in name.split("/") if part not in ("", ".")] for name in members}
     paths = {name: parts for name, parts in paths.items() if not any(map(_passed_over, parts))}
@@ -151,16 +151,16 @@ def _of_tar(where: Path, what: str) -> Listing:
 
 def _check_classes(found: dict[str, list[str]], where: str, loose: bool) -> None:
     if not any(found.values()):
-        beside = "pictures, but no folder for each class" if loose else "no pictures in folders"
+        found_there = "it has images, but no subfolder per class" if loose else "it has no images in subfolders"
         raise DataError(
-            f"{where} cannot be read: it says no classes: there are {beside}; expected a folder of pictures "
-            f"({', '.join(IMG_EXTENSIONS)}) for each class"
+            f"{where} has no classes: {found_there}; expected a subfolder of images ({', '.join(IMG_EXTENSIONS)}) per "
+            "class"
         )
     if empty := [name for name, pictures in found.items() if not pictures]:
         listed = ", ".join(f"'{name}'" for name in empty[:5])
         raise DataError(
-            f"{where}: no picture in {listed}, which would be a class; put pictures "
-            f"({', '.join(IMG_EXTENSIONS)}) there, or remove it"
+            f"{where}: there is no image in {listed}, which counts as a class; add images "
+            f"({', '.join(IMG_EXTENSIONS)}), or remove the folder"
         )
 
 

@@ -34,8 +34,8 @@ def save_grafted(
 ) -> None:
     """Write a grafted network to one file, as ``netclone inject`` does; :func:`netclone.load_model` reads it.
 
-    The file holds the target's architecture as a name, its constructor's options as data, its tensors, and its clones
-    as :func:`netclone.save` writes them. It is written only if it gives the same logits, to the bit.
+    The file holds the name of the target's architecture, its constructor's options, its tensors, and its clones as
+    :func:`netclone.save` writes them. It is written only if reading it gives the same logits to the bit.
 
     Parameters
     ----------
@@ -44,21 +44,21 @@ def save_grafted(
     path
         Where to write.
     target
-        The target itself, for tensors that it has beside those that the graph reads.
+        The target itself, if it has tensors that the graph does not read and the file should hold too.
     architecture
-        ``"timm/..."`` or ``"torchvision/..."``; may be left out for networks of timm, which say it.
+        ``"timm/..."`` or ``"torchvision/..."``. May be left out for networks of timm, which record it.
     options
-        What its constructor was told, such as ``{"pad_type": "same"}``: text, numbers, true, false and lists. May be
-        left out for networks of timm, which say them.
+        Arguments of its constructor, such as ``{"pad_type": "same"}``: text, numbers, true, false and lists. May be
+        left out for networks of timm, which record them.
 
     Raises
     ------
     ArgumentError
         If ``grafted`` holds no clones, ``target`` is not its target, or the architecture is not known.
     ArchiveError
-        If a clone or an option may not be in a file, or the file cannot be written.
+        If a clone or an option may not be stored in a file, or the file cannot be written.
     LoadError
-        If the architecture with these options is not this network.
+        If the architecture with these options is another network.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def save_grafted(
     about = getattr(network, "pretrained_cfg", None)
     known = about.get("architecture") if isinstance(about, Mapping) else None
     if architecture is None and not isinstance(known, str):
-        raise ArgumentError("architecture: the target does not say it; name it, such as 'torchvision/resnet50'")
+        raise ArgumentError("architecture: the target does not record it; pass it, such as 'torchvision/resnet50'")
     made = getattr(network, "_model_args", {}) if options is None else options
     bundle = Bundle(
         architecture=architecture or f"timm/{known}",
@@ -99,12 +99,12 @@ def save_grafted(
 
 
 def check_comes_back(bundle: Bundle, grafted: fx.GraphModule, path: Path) -> None:
-    """What a file gives has to be the network, to the bit, whatever its constructor was told.
+    """Raise unless reading the bundle back gives the same network, to the bit.
 
     Raises
     ------
     LoadError
-        If it is not.
+        If it gives another one.
     """
     here = copy.deepcopy(grafted).to("cpu").eval()
     example = here.meta[FACTS]["example"]
@@ -113,8 +113,7 @@ def check_comes_back(bundle: Bundle, grafted: fx.GraphModule, path: Path) -> Non
     if found.different:
         raise LoadError(
             f"target: it is not what {bundle.architecture} with the options {dict(bundle.options)} computes "
-            f"({found.different[0].mode}: {found.different[0].seen}), and a file holds no more of it than these and "
-            "the tensors"
+            f"({found.different[0].mode}: {found.different[0].seen}), and a file holds only these and the tensors"
         )
 
 
@@ -127,7 +126,7 @@ def _tensors(own: fx.GraphModule, target: nn.Module | None) -> dict[str, Tensor]
     given = target.state_dict()
     others = [name for name, tensor in read.items() if name not in given or not same_bits(tensor, given[name])]
     if others:
-        raise ArgumentError(f"target: its tensor '{others[0]}' is not that of the grafted network's target")
+        raise ArgumentError(f"target: its tensor '{others[0]}' differs from that of the grafted network's target")
     return given
 
 

@@ -1,4 +1,4 @@
-"""load_model(name, weights): one way to name a network everywhere, of timm, torchvision, the hub, or a file."""
+"""load_model(name, weights): one way to name a network everywhere: in timm, torchvision, the hub, or a file."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ PRETRAINED = "pretrained"
 
 
 Note = Callable[[str], None]
-"""Called with a line for a person."""
+"""Called with one line for the user to read."""
 
 
 def silent(line: str) -> None:
-    """The :data:`Note` that goes nowhere."""
+    """A :data:`Note` that says nothing."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A network of a name, and what builds it anew: its architecture's name and its constructor's options.
+    """A named network, and what builds it again: its architecture and its constructor's options.
 
-    ``known`` is whether it is known how its images are prepared, by the weights, a checkpoint, or who asked for it.
+    ``known`` is whether the preprocessing of its images is known: from the weights, a checkpoint, or the caller.
     """
 
     network: nn.Module
@@ -57,17 +57,17 @@ class Opened:
 
     @property
     def assumption(self) -> str:
-        """A line that says how its images are prepared, where nothing is known; else empty."""
+        """What is assumed about the preprocessing of its images, if nothing is known; else empty."""
         if self.known:
             return ""
         return (
-            f"nothing says how its images were prepared; assumed is what {self.architecture} says: {self.preparation} "
-            "(--img-size, --mean, --std, --interpolation and --crop-pct say otherwise)"
+            f"the preprocessing of its images is not recorded; assuming that of {self.architecture}: "
+            f"{self.preparation} (change it with --img-size, --mean, --std, --interpolation and --crop-pct)"
         )
 
     @property
     def preparation(self) -> Preparation:
-        """How its images are prepared."""
+        """How its images are preprocessed."""
         return preparation(self.network)
 
 
@@ -80,39 +80,39 @@ def load_model(
     images: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build the network of a name, in eval mode, with the library's pretrained weights, those of a file, or none.
+    """Build a named network in eval mode, with pretrained weights, the weights of a file, or random ones.
 
     Parameters
     ----------
     name
         ``"timm/resnet18"`` (or with a tag, ``"timm/resnet18.a1_in1k"``), ``"torchvision/resnet50"``,
         ``"hf-hub:timm/resnet18.a1_in1k"``, ``"local-dir:folder"`` (a ``config.json`` and weights, as timm's
-        ``save_for_hf`` writes them), or with weights of its own, ``"timm/resnet18@birds.safetensors"``: the same as
-        ``weights="birds.safetensors"``. A file alone, ``"model_best.pth.tar"``, if it says its architecture, as
-        those of timm's training script and of ``netclone inject`` do.
+        ``save_for_hf`` writes them). ``"timm/resnet18@birds.safetensors"`` is ``"timm/resnet18"`` with
+        ``weights="birds.safetensors"``. A file alone, ``"model_best.pth.tar"``, works if it records its architecture,
+        as those of timm's training script and of ``netclone inject`` do.
     weights
-        ``"pretrained"``, the library's own; for torchvision also the name of one of several (``"IMAGENET1K_V1"``). A
-        checkpoint: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``. The tensors may be in
-        mappings and behind a common prefix, as training scripts, Lightning, averaging and compiling put them. None: as
-        the library initialises them.
+        ``"pretrained"``: the library's own; for torchvision also one of them by name (``"IMAGENET1K_V1"``). A
+        checkpoint file: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``; the tensors may be
+        nested and have a common prefix, as training scripts, Lightning, averaging and compiling leave them. None:
+        random weights, as the library initialises them.
     use_ema
-        Whether to take a checkpoint's averaged weights; None: where it has some.
+        Whether to take a checkpoint's averaged weights. None: if it has some.
     images
-        How images are prepared, by timm's names (``{"input_size": (3, 96, 96), "mean": (0.5, 0.5, 0.5)}``), where that
-        is not what the weights say, or a checkpoint of timm's or torchvision's training script. The network says it,
-        as timm's do, in ``pretrained_cfg``.
+        The preprocessing of images, by timm's names (``{"input_size": (3, 96, 96), "mean": (0.5, 0.5, 0.5)}``), to
+        override what the weights or a training script's checkpoint say. The network carries it in ``pretrained_cfg``,
+        as timm's networks do.
     options
-        What the constructor is told: ``num_classes=10``, ``in_chans=1``, ``img_size=64``. The number of classes of a
-        checkpoint is found by itself; of a training script's, its other options too.
+        Arguments of the constructor: ``num_classes=10``, ``in_chans=1``, ``img_size=64``. The number of classes is read
+        off a checkpoint, and so are the other options that a training script records.
 
     Raises
     ------
     LoadError
-        If there is no such network, weights or file (the closest names are suggested), the file holds other tensors
-        than the network has (in name, shape, or kind of number), more than tensors, or no architecture where it has to
-        say one; or the network has no pretrained weights, or they could not be fetched.
+        If there is no such network, weights or file (the closest names are suggested). If the file's tensors differ
+        from the network's in name, shape or kind of number, it holds more than tensors, or it does not record the
+        architecture that it has to. If the network has no pretrained weights, or they cannot be downloaded.
     ArgumentError
-        If ``images`` is not how images can be prepared.
+        If ``images`` has an unknown name or an invalid value.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def open_model(
     images: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Opened:
-    """What :func:`load_model` gives, and what is known about it.
+    """The network that :func:`load_model` returns, and what is known about it.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def open_model(
     if library in LIBRARIES and "@" in model:
         model, _, file = model.partition("@")
         if weights != PRETRAINED:
-            raise LoadError(f"weights: '{name}' names a checkpoint of its own, so weights={weights!r} has no meaning")
+            raise LoadError(f"weights: '{name}' already names a checkpoint; leave out weights={weights!r}")
         weights = file
     asked = _Asked(options, checked_images(images or {}), use_ema)
     if library == "timm":
@@ -165,11 +165,11 @@ def open_model(
     if path.suffix in CHECKPOINTS:
         return _of_checkpoint(path, weights, asked)
     if os.path.isdir(path):
-        raise LoadError(f"name: '{name}' is a folder; a model that timm saved into it is 'local-dir:{name}'")
+        raise LoadError(f"name: '{name}' is a folder; for a model that timm saved there, write 'local-dir:{name}'")
     known = f"; did you mean 'timm/{name}'?" if timm.is_model(name) else ""
     raise LoadError(
-        f"name: '{name}' says no library{known or ': expected timm/..., torchvision/..., hf-hub:..., local-dir:... or'}"
-        + ("" if known else f" a checkpoint ({', '.join(CHECKPOINTS)})")
+        f"name: '{name}' names no library{known or '; expected timm/..., torchvision/..., hf-hub:..., local-dir:...'}"
+        + ("" if known else f" or a checkpoint file ({', '.join(CHECKPOINTS)})")
     )
 
 
@@ -188,8 +188,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the caller says of the network: options of the constructor, how images are prepared, which weights, and
-    whether these keep their dtype."""
+    """What the caller asks for: options of the constructor, preprocessing, which weights, and whether they keep their
+    dtype."""
 
     options: Mapping[str, Any]
     images: Mapping[str, Any] = field(default_factory=dict)
@@ -197,19 +197,19 @@ class _Asked:
     as_stored: bool = False
 
     def after(self, recipe: Recipe, model: str) -> _Asked:
-        """The same on top of what a checkpoint says."""
+        """The same, added to what a checkpoint says."""
         same = recipe.architecture is not None and recipe.architecture.partition(".")[0] == model.partition(".")[0]
         options = {**recipe.options, **self.options} if same else self.options
         return replace(self, options=options, images={**recipe.images, **self.images})
 
 
 def checked_images(images: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are prepared, by timm's names, as data.
+    """The preprocessing of images, by timm's names, as plain data.
 
     Raises
     ------
     ArgumentError
-        If a name or value is none.
+        If a name is unknown or a value is invalid.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def checked_images(images: Mapping[str, Any]) -> dict[str, Any]:
         if name not in IMAGES:
             raise ArgumentError(f"images: got {name!r}, expected some of {', '.join(IMAGES)}")
         if not IMAGES[name](value):
-            raise ArgumentError(f"images: {name} is {str(value)[:80]!r}, which says nothing of how images are prepared")
+            raise ArgumentError(f"images: '{name}' has an invalid value, {str(value)[:80]!r}")
     return made
 
 
@@ -234,7 +234,7 @@ def _timm_plan(model: str) -> Plan:
 def _create(model: str, shown: str) -> Builder:
     def build(weights: str | None, **options: Any) -> nn.Module:
         if weights not in (None, PRETRAINED):
-            raise LoadError(f"weights: no file '{weights}' for {shown} ('pretrained' takes those of timm)")
+            raise LoadError(f"weights: there is no file '{weights}' for {shown}; weights='pretrained' takes timm's own")
         return timm.create_model(model, pretrained=weights is not None, **options)
 
     return build
@@ -248,7 +248,7 @@ def _torchvision_plan(model: str) -> Plan:
         known = torchvision.models.get_model_weights(model)
         if weights not in (None, PRETRAINED, *known.__members__):
             raise LoadError(
-                f"weights: no file '{weights}', and torchvision/{model} has the weights {', '.join(known.__members__)}"
+                f"weights: there is no file '{weights}'; torchvision/{model} has {', '.join(known.__members__)}"
             )
         parameters = inspect.signature(torchvision.models.get_model_builder(model)).parameters
         if weights is None and "weights_backbone" in parameters:
@@ -290,7 +290,7 @@ def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked)
     if path is not None and (path.suffix in CHECKPOINTS or os.path.isfile(path)):
         return _from_checkpoint(plan, read_checkpoint(path), asked)
     if asked.use_ema is not None:
-        raise LoadError(f"use_ema: {plan.model} is given no checkpoint, which alone may hold averaged weights")
+        raise LoadError(f"use_ema: only a checkpoint can hold averaged weights, and {plan.model} was given none")
     given = None if weights is None else str(weights)
     network, options = _sized(plan, given, asked)
     return _opened(plan, network, options, known=True)
@@ -340,7 +340,7 @@ def _sized(plan: Plan, weights: str | None, asked: _Asked) -> tuple[nn.Module, d
 
 
 def _of_channels(images: Mapping[str, Any], channels: int | None) -> dict[str, Any]:
-    """How images of so many channels are prepared (None: as many as are said): one mean stands for all of them."""
+    """The preprocessing of images of so many channels (None: as many as it says); one mean stands for all channels."""
     made = dict(images)
     if channels is None:
         channels = next((len(made[name]) for name in ("mean", "std") if len(made.get(name, "")) > 1), 3)
@@ -350,15 +350,13 @@ def _of_channels(images: Mapping[str, Any], channels: int | None) -> dict[str, A
     for name in ("mean", "std"):
         values = made.get(name, [])
         if len(values) not in (0, 1, channels):
-            raise ArgumentError(
-                f"images: {name} has {len(values)} values, expected one, or {channels} for the channels"
-            )
+            raise ArgumentError(f"images: {name} has {len(values)} values; expected 1, or {channels}, one per channel")
         made |= {name: values * channels} if len(values) == 1 else {}
     return made
 
 
 def told_size(network: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The size of images that a constructor was told."""
+    """The size of images that a constructor was given, as preprocessing; empty if it was not."""
     told = options.get("img_size")
     if told is None or not hasattr(network, "pretrained_cfg"):
         return {}
@@ -380,8 +378,8 @@ def _built(plan: Plan, weights: str | None, options: Mapping[str, Any]) -> nn.Mo
     except LoadError:
         raise
     except Exception as error:  # constructors and downloads may raise anything
-        what = "its weights could not be had" if weights else "it could not be built"
-        hint = "; give a file with weights=..., or weights=None for random ones" if weights else ""
+        what = "its pretrained weights could not be loaded" if weights else "it could not be built"
+        hint = "; pass a file as weights=..., or weights=None for random ones" if weights else ""
         raise LoadError(f"name: {plan.model}: {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
 
 
@@ -393,20 +391,20 @@ def _classes_of(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int
 
 
 def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
-    """The network of a file that says its architecture: a checkpoint of a training script, or a bundle."""
+    """The network of a file that records its architecture: a training script's checkpoint, or a grafted network."""
     if weights != PRETRAINED:
-        raise LoadError(f"weights: '{path}' is a checkpoint itself, so weights={weights!r} has no meaning")
+        raise LoadError(f"weights: '{path}' is a checkpoint already; leave out weights={weights!r}")
     if is_bundle(path):
         bundle = read_bundle(path)
         return grafted(replace(bundle, config={**bundle.config, **asked.images}), path, **asked.options)
-    way = f"say of which network it is: load_model('timm/resnet18@{path}')"
+    way = f"name it, as in 'timm/resnet18@{path}'"
     checkpoint = read_checkpoint(path)
     recipe = _said(checkpoint)
     architecture = recipe.architecture
     if architecture is None and path.suffix == ".safetensors":
-        raise LoadError(f"name: '{path}' holds tensors and no architecture; {way}")
+        raise LoadError(f"name: '{path}' holds tensors but does not record their architecture; {way}")
     if architecture is None:
-        raise LoadError(f"name: '{path}' says no architecture ('arch'); {way}")
+        raise LoadError(f"name: '{path}' does not record its architecture ('arch'); {way}")
     of_timm = timm.is_model(architecture.partition(".")[0])
     if recipe.library == "torchvision" or (not of_timm and architecture in torchvision.models.list_models()):
         return _from_checkpoint(_torchvision_plan(architecture), checkpoint, asked)
@@ -448,9 +446,9 @@ def clone_in(packed: Packed) -> CloneModule:
 
 
 def _bounded(build: Builder, held: int, path: Path) -> Builder:
-    """The same, but a network of far more numbers than a file holds is not built to its end.
+    """The same builder, which stops at a network far larger than the file.
 
-    What the file says of it may come from anyone. A head of other classes than the file's is built first.
+    A file may come from anyone. The allowance covers a head for other classes than the file's, which is built first.
     """
 
     def bounded(weights: str | None, **options: Any) -> nn.Module:
@@ -460,7 +458,7 @@ def _bounded(build: Builder, held: int, path: Path) -> Builder:
             if threading.get_ident() == thread and parameter is not None:
                 left[0] -= parameter.numel() + _LEAST
                 if left[0] < 0:
-                    raise LoadError(f"weights: '{path}' says a network of far more numbers than the {held} it holds")
+                    raise LoadError(f"weights: '{path}' asks for a network far larger than its {held} numbers")
 
         handle = register_module_parameter_registration_hook(count)
         try:
@@ -472,7 +470,7 @@ def _bounded(build: Builder, held: int, path: Path) -> Builder:
 
 
 def open_target(name: str, *, use_ema: bool | None = None, images: Mapping[str, Any] | None = None) -> Opened:
-    """What :func:`open_model` gives, without its clones where the name is that of a grafted network's file.
+    """As :func:`open_model`, but of a grafted network's file the target alone, without its clones.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""read(where, ...) -> Pictures: labelled pictures by timm's own readers, with labels in a network's label space."""
+"""read(where, ...) -> Pictures: labelled images by timm's own readers, with labels in a network's label space."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ READERS = ("hfds", "hfids", "tfds", "torch", "wds")  # prefixes of timm's names 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A data set: its name, the names of its classes by label, and its samples ``(image, label)``.
+    """A dataset: where it is, its class names by label, and its samples ``(image, label)``.
 
-    Iterated over, it gives batches ``(images (N, C, H, W), labels (N,))``; ``columns``, if set, are the labels to give
-    instead of its own. Several ``workers`` read a part of each batch and hand it to the others: each opens only its own
-    pictures, once, and gets all batches.
+    Iterating gives batches ``(images (N, C, H, W), labels (N,))``; ``columns``, if set, are the labels to give instead
+    of the dataset's own. Several ``workers`` each read a part of every batch and hand it to the others: each opens only
+    its own images, once, and gets all batches.
     """
 
     where: str
@@ -58,10 +58,10 @@ class Pictures:
         if broken:
             some = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:3])
             more = ", ..." if len(broken) > 3 else ""
-            self.note(f"{self.what}: {len(broken)} of {len(self)} pictures are broken and left out: {some}{more}")
+            self.note(f"{self.what}: {len(broken)} of {len(self)} images cannot be read and are skipped: {some}{more}")
 
     def _loaded(self, batches: list[list[int]]) -> Iterator[Any]:
-        """Batches of samples, None for one of which nothing can be read; no random state moves."""
+        """Batches of samples, or None for a batch without readable images; random states stay as they are."""
         generator = torch.Generator().manual_seed(0)
         return iter(DataLoader(self.samples, batch_sampler=batches, collate_fn=_collated, generator=generator))
 
@@ -85,16 +85,16 @@ class Pictures:
         return len(self.samples)
 
     def labelled_for(self, network: nn.Module) -> Pictures:
-        """The same with labels in the label space of a network, found by the names of the classes.
+        """The same images with a network's labels, found by the names of the classes.
 
-        A name is one of the network's own labels (as its configuration says them, or ImageNet's synsets and words), or
-        the number of a column. Where no name is any of that and there are as many classes as columns, they are taken
-        in timm's order, as its training script does. A class that is none of the network's gets the label -1.
+        A name may be one of the network's labels (as its config lists them, or ImageNet's synsets and words), or the
+        number of a column. If no name is either, and there are as many classes as columns, classes are taken in timm's
+        order, as its training script does. A class that the network does not have gets the label -1.
 
         Raises
         ------
         DataError
-            If no class is one of the network's, or two are the same.
+            If the network has none of the classes, or two of them are the same one.
         """
         columns = _columns(self.names, network)
         known = [column for column in columns if column is not None]
@@ -102,23 +102,23 @@ class Pictures:
         if not known and len(self.names) == count:
             if list(self.names) != sorted(self.names):
                 self.note(
-                    f"{self.what}: classes are taken in timm's order, {_some(self.names)}; ImageFolder's would be "
-                    f"{_some(sorted(self.names))}: name the folders 0, 1, ... if the network was trained so"
+                    f"{self.what}: classes are taken in timm's order, {_some(self.names)}. ImageFolder's order is "
+                    f"{_some(sorted(self.names))}; if the network was trained with that, name the folders 0, 1, ..."
                 )
             return replace(self, columns=tuple(range(count)))
         if not known:
             called = ", ".join(list(labels_of(network))[:3])
             raise DataError(
-                f"{self.what}: class '{self.names[0]}' of '{self.where}' is none of the {count} of the network"
-                + (f", which are called {called}, ..." if called else "")
-                + "; name the folders after its labels or after its columns (0, 1, ...), or have one folder for each"
+                f"{self.what}: class '{self.names[0]}' of '{self.where}' is not one of the network's {count}"
+                + (f", such as {called}" if called else "")
+                + "; name the folders after its labels or its columns (0, 1, ...), or give one folder for each column"
             )
         for column in known:
             if known.count(column) > 1:
                 same = [name for name, other in zip(self.names, columns, strict=True) if other == column]
                 raise DataError(
-                    f"{self.what}: {' and '.join(map(repr, same))} in '{self.where}' are one class of the network, "
-                    f"column {column}; put their pictures into one folder, or rename one"
+                    f"{self.what}: {' and '.join(map(repr, same))} in '{self.where}' are the same class of the "
+                    f"network, column {column}; put their images into one folder, or rename one"
                 )
         return replace(self, columns=tuple(-1 if column is None else column for column in columns))
 
@@ -129,7 +129,7 @@ class Pictures:
         return {name: column for name, column in zip(self.names, self.columns, strict=True) if column >= 0}
 
     def keeping(self, columns: Collection[int]) -> Pictures:
-        """The samples with these columns as labels; a line says which classes are left out."""
+        """The samples with these columns as labels; a note says which classes are left out."""
         assert self.columns is not None
         kept = [label for label, column in enumerate(self.columns) if column in columns]
         if out := [name for label, name in enumerate(self.names) if label not in kept]:
@@ -147,7 +147,7 @@ class Pictures:
 
 
 class _Decoded(Dataset[tuple[Tensor, int] | None]):
-    """Pictures from wherever they are, as prepared images; a broken one is an error, or None and noted."""
+    """Images, decoded and preprocessed; one that cannot be read is an error, or None and recorded in ``broken``."""
 
     def __init__(
         self,
@@ -176,8 +176,8 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
                 self.broken[self.name(index)] = why
                 return None
             raise DataError(
-                f"{self.what}: picture '{self.name(index)}' cannot be read: {why}; replace or remove it, or leave "
-                "broken pictures out with --skip-broken"
+                f"{self.what}: image '{self.name(index)}' cannot be read: {why}; replace or remove it, or pass "
+                "--skip-broken"
             ) from error
         return self.transform(picture), label
 
@@ -192,25 +192,25 @@ def read(
     skip_broken: bool = False,
     note: Note = silent,
 ) -> Pictures:
-    """Open a folder of pictures (a folder for each class), a tar file of such, or a data set by timm's name for it.
+    """Open a folder with one subfolder of images per class, a tar file of such a folder, or a dataset of timm's.
 
     Parameters
     ----------
     where
-        A path, or ``"hfds/..."``, ``"torch/cifar10"`` and so on, as for timm's ``create_dataset``.
+        A path, or a name for timm's ``create_dataset``: ``"torch/cifar10"``, ``"hfds/..."`` and so on.
     split
-        Which part, where there are several: a folder of that name, or the data set's own.
+        Which part to use, if there are several: a subfolder of that name, or a split of the dataset.
     what
         The argument's name, for messages.
     skip_broken
-        Whether pictures that cannot be read are left out and counted, instead of being an error.
+        Whether to skip and count images that cannot be read, instead of raising.
     note
-        Called with a line for a person, where something is left out.
+        Called with one line for the user when something is left out.
 
     Raises
     ------
     DataError
-        If there is no such data, or it has no classes; and when they are read, if a picture is broken.
+        If there is no such data, or it has no classes; while iterating, if an image cannot be read.
     """
     broken: dict[str, str] = {}
     noted = broken if skip_broken else None
@@ -238,19 +238,19 @@ def _of_listing(
 def _of_name(
     where: str, split: str, transform: Callable[[Any], Tensor], what: str, broken: dict[str, str] | None
 ) -> tuple[tuple[str, ...], Any]:
-    """A data set by timm's name: the names of its classes, and its samples."""
+    """A dataset by timm's name for it: its class names and its samples."""
     try:
         samples: Any = create_dataset(where, root=None, split=split)
     except Exception as error:  # readers and downloads may raise anything
         raise DataError(
             f"{what}: '{where}' cannot be read: {type(error).__name__}: {first_line(error)}; expected a folder with a "
-            "folder of images for each class, a tar file of such, or a name such as torch/cifar10 or hfds/..."
+            "subfolder of images per class, a tar file of one, or a name such as torch/cifar10 or hfds/..."
         ) from error
     reader = getattr(samples, "reader", None)
     ways = ((reader, "class_to_idx"), (reader, "class_name_to_idx"), (samples, "class_to_idx"))  # each reader its own
     indices: Mapping[str, int] = next((found for owner, way in ways if (found := getattr(owner, way, None))), {})
     if not indices or not len(samples):
-        raise DataError(f"{what}: '{where}' says no classes: expected a folder of images for each")
+        raise DataError(f"{what}: '{where}' has no classes; expected a dataset with class names and images")
     names = tuple(name for name, _ in sorted(indices.items(), key=lambda pair: pair[1]))
     if isinstance(samples, IterableDataset):
         samples.transform = transform  # type: ignore[attr-defined]
@@ -269,7 +269,7 @@ def _of_name(
 
 
 def _picture(file: IO[bytes]) -> Image.Image:
-    """A picture, decoded whole."""
+    """An image, decoded in full."""
     with contextlib.closing(file), Image.open(file) as opened:
         return opened.convert("RGB")
 
@@ -284,12 +284,12 @@ def _some(names: Sequence[str]) -> str:
 
 
 def chosen(classes: str, pictures: Pictures) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The columns and names of classes given as text, ``"heron,ibis"`` or ``"5,7"``, of labelled pictures.
+    """The columns and names of classes given as text, ``"heron,ibis"`` or ``"5,7"``, among labelled images.
 
     Raises
     ------
     ArgumentError
-        If one is not among them (the closest are named).
+        If one is not among them.
     """
     by_name = pictures.known
     by_column = {str(column): column for column in by_name.values()}
@@ -302,7 +302,7 @@ def chosen(classes: str, pictures: Pictures) -> tuple[tuple[int, ...], tuple[str
             raise ArgumentError(f"classes: '{asked}' is not in '{pictures.where}', which has {listed}")
         found.append(column)
     if not found:
-        raise ArgumentError("classes: none was given; name some, such as heron,ibis or 5,7")
+        raise ArgumentError("classes: got none; name at least one, such as heron,ibis or 5,7")
     return tuple(found), tuple(names[column] for column in found)
 
 
@@ -315,7 +315,7 @@ def _columns(names: Sequence[str], network: nn.Module) -> list[int | None]:
 
 
 def _labels_of(samples: Any) -> Sequence[int]:
-    """The label of every sample, without opening its picture where they are known."""
+    """The label of every sample; images are opened only if labels are not known otherwise."""
     if isinstance(samples, Subset):
         known = _labels_of(samples.dataset)
         return [known[index] for index in samples.indices]
@@ -326,7 +326,7 @@ def _labels_of(samples: Any) -> Sequence[int]:
 
 
 def _targets(samples: Any) -> Sequence[int] | None:
-    """The labels, as far as a data set of timm's or torchvision's knows them; None where it does not say."""
+    """The labels that a dataset of timm's or torchvision's knows; None if it does not list them."""
     reader: Any = getattr(samples, "reader", None)
     if hasattr(reader, "iter_targets"):
         return [int(label) for label in reader.iter_targets()]

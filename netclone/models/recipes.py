@@ -1,7 +1,7 @@
-"""recipe_of(content) -> Recipe: what a checkpoint says of how its network was made and its images were prepared.
+"""recipe_of(content) -> Recipe: what a checkpoint records of its architecture and the preprocessing of its images.
 
-Training scripts keep their arguments beside the tensors: timm's and torchvision's as ``args``, Lightning as
-``hyper_parameters``. They are data, and checked as such.
+Training scripts store their arguments beside the tensors: timm's and torchvision's as ``args``, Lightning as
+``hyper_parameters``. They are read as data, and checked.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _OPTIONS = {"in_chans": "in_chans", "gp": "global_pool", "global_pool": "global_
 
 @dataclass(frozen=True)
 class Recipe:
-    """The name of an architecture, its constructor's options, and by timm's names how images are prepared.
+    """An architecture's name, its constructor's options, and the preprocessing of images by timm's names.
 
-    ``library`` is the one that the architecture is of ("": not said); ``says`` is whether images are known to be
-    prepared as this and the network say.
+    ``library`` is the architecture's, or empty if it is not recorded. ``says`` is whether the preprocessing is known to
+    be what this and the network say.
     """
 
     architecture: str | None = None
@@ -38,12 +38,12 @@ class Recipe:
 
 
 def recipe_of(content: Mapping[Any, Any]) -> Recipe:
-    """What a checkpoint says beside its tensors.
+    """What a checkpoint records beside its tensors.
 
     Raises
     ------
     ArchiveError
-        If options of the constructor are no data.
+        If an option of the constructor is not plain data.
 
     Examples
     --------
@@ -79,12 +79,12 @@ def _as_we_say_it(said: Mapping[str, Any]) -> Recipe:
 
 
 def _resolves_as_timm(said: Mapping[str, Any]) -> bool:
-    """Whether these are arguments of timm's training script, which takes the model's own preparation for the rest."""
+    """Whether these are arguments of timm's training script, which uses the model's own preprocessing for the rest."""
     return "train_interpolation" in said or "crop_pct" in said
 
 
 def _images(said: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are prepared, of what is said about it and can be used."""
+    """The preprocessing that is recorded, as far as it is valid."""
     found = {"input_size": _size(said), "interpolation": said.get("interpolation"), "crop_pct": said.get("crop_pct")}
     found |= {name: said.get(name) for name in ("mean", "std", "crop_mode")}
     crop, resize = said.get("val_crop_size"), said.get("val_resize_size")  # torchvision's reference scripts
@@ -103,7 +103,7 @@ def _images(said: Mapping[str, Any]) -> dict[str, Any]:
             usable[name] = value
             continue
         warnings.warn(
-            f"weights: the checkpoint says {name}={str(value)[:80]!r}, which says nothing of how images are prepared",
+            f"weights: the checkpoint's {name}={str(value)[:80]!r} is no valid preprocessing, and is ignored",
             NetcloneWarning,
             stacklevel=2,
         )

@@ -17,12 +17,12 @@ from rich.progress import (
 
 
 def progress(console: Console | None, period: float = 30) -> Progress:
-    """A display of bars: what, how far, since when, how long yet; shown nowhere without a console.
+    """A display of progress bars with elapsed and remaining time; not shown without a console.
 
     Parameters
     ----------
     period
-        Seconds of the past from which the time left is told.
+        Seconds of the past that the remaining time is estimated from.
     """
     return Progress(
         TextColumn("{task.description:<30}"),

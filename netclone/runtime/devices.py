@@ -1,4 +1,4 @@
-"""Devices: where networks and batches are, by the names that torch gives them."""
+"""Devices: where networks and batches are placed, by torch's names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def device_named(name: str | torch.device | None) -> torch.device | None:
 
 
 def _refusal(device: torch.device) -> Exception | None:
-    """What a device answers to being used, if it does not take what is computed here."""
+    """The error that a device raises when float64 is used on it; None if it works."""
     try:
         torch.empty(1, device=device, dtype=torch.float64)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
@@ -66,7 +66,7 @@ def model_on(model: _AnyModule, device: torch.device | None) -> _AnyModule:
 
 
 def on_device(inputs: Tensor | tuple[Tensor] | None, device: torch.device) -> Tensor | tuple[Tensor] | None:
-    """Example inputs, one tensor or a tuple of one, on a device; what else a caller gives is left to be refused."""
+    """Example inputs, one tensor or a tuple of one, moved to a device; anything else is left for later checks."""
     if isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         return (inputs[0].to(device),)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs

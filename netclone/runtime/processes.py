@@ -28,21 +28,21 @@ Task = Callable[[str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each call: seconds, and MB of resident memory; and how many processes, of one thread each."""
+    """Limits of each call, in seconds and in MB of resident memory; and how many processes run at once."""
 
     seconds: float = 180.0
     memory_mb: float = 6000.0
     processes: int = 2
 
     def check(self) -> None:
-        """Refuse what is no limit."""
+        """Raise unless all limits are positive."""
         if not (self.seconds > 0 and self.memory_mb > 0 and self.processes >= 1):
             raise ArgumentError(f"limits: got {self}; expected seconds and MB above 0 and at least one process")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task gave for a name, or, without a value, why it gave nothing; seconds, and the peak of memory in MB."""
+    """A task's value for a name, or the reason why there is none; its seconds, and its peak memory in MB."""
 
     name: str
     value: dict[str, Any] | None

@@ -1,4 +1,4 @@
-"""Resuming: what a run has found so far, in a file beside its result, so that the same command goes on from there."""
+"""Resuming: the intermediate results of a run, in a file beside its result, from which the same command continues."""
 
 from __future__ import annotations
 

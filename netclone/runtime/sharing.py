@@ -1,4 +1,4 @@
-"""Sharing a run among processes: which rows are a worker's own, and what all of them have together.
+"""Sharing a run among processes: which rows each worker does, and how results are gathered and summed.
 
 The only module that knows accelerate. Every worker holds all of the data and the same networks, and does the same in
 the same order; what takes time is divided: batches of a forward pass, rows of a step's batch, pictures to read.
@@ -72,7 +72,7 @@ class Workers:
         return most if self.count == 1 else max(1, min(most, items // self.count))
 
     def joined(self, rows: Tensor) -> Tensor:
-        """The rows ``(n, ...)`` of all workers, ``(N, ...)`` in their order, to the bit; ``n`` may differ.
+        """Gather the rows ``(n, ...)`` of all workers into ``(N, ...)``, in their order; ``n`` may differ.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Workers:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Make each tensor, in place, the sum of what the workers have there; the same bits for all of them."""
+        """Sum each tensor over all workers, in place; all of them get the same bits."""
         if self.count == 1 or not tensors:
             return
         total = _summed(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -96,17 +96,17 @@ class Workers:
             tensor.copy_(part.view(tensor.shape))
 
     def told(self, fact: Any) -> list[Any]:
-        """What every worker says, in their order: small plain data."""
+        """Gather a small picklable object from every worker, in their order."""
         return [fact] if self.count == 1 else _told(fact)
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Do what each does for itself, and go on if all could; nobody waits for one who could not.
+        """Run a block in every worker, and go on only if none of them failed; nobody waits for one that did.
 
         Raises
         ------
         WorkerError
-            If another worker met an error; whoever met one raises that.
+            If another worker failed; the one that failed raises its own error.
         """
         if self.count == 1:
             yield
@@ -121,10 +121,10 @@ class Workers:
             raise met
         for number, text in enumerate(said):
             if text is not None:
-                raise WorkerError(f"worker {number} met an error, {text}; mend that and run it again")
+                raise WorkerError(f"worker {number} failed: {text}; fix that and run it again")
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Refuse to go on where the workers do not have the very same tensors.
+        """Raise unless all workers have the same tensors, to the bit.
 
         Raises
         ------
@@ -137,8 +137,8 @@ class Workers:
         for number, text in enumerate(said):
             if text != said[0]:
                 raise WorkerError(
-                    f"{what}: worker {number} has others than worker 0, expected the same bits in each process: give "
-                    "all the same data in the same order, on processors of one kind"
+                    f"{what}: worker {number} has different values from worker 0; give every process the same data in "
+                    "the same order, on the same kind of processor"
                 )
 
 
@@ -162,7 +162,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def launched() -> bool:
-    """Whether this process is one of several, by what accelerate, torchrun or mpirun say in the environment."""
+    """Whether accelerate, torchrun or mpirun started this process as one of several."""
     return _from_environment(_COUNTS, 1) > 1
 
 
@@ -219,7 +219,7 @@ def share(patience: float = PATIENCE) -> Iterator[Workers]:
 
 
 def _leave(state: Any) -> None:
-    """Talk to the others no more: threads that do when Python ends would end it with an abort."""
+    """Close the connections: threads that still use them when Python exits would abort it."""
     with contextlib.suppress(RuntimeError):
         state.destroy_process_group()
     type(state)._reset_state()
@@ -227,13 +227,13 @@ def _leave(state: Any) -> None:
 
 @contextlib.contextmanager
 def _ended_by_the_launcher() -> Iterator[None]:
-    """Take the signal that a launcher sends to the survivors for what it says: another worker is gone."""
+    """Raise a WorkerError on the signal that a launcher sends when another worker is gone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ended(number: int, frame: object) -> None:
-        raise WorkerError("ended by the launcher, as it does when another worker is gone; see what that one said")
+        raise WorkerError("stopped by the launcher, as happens when another worker is gone; look at that one's error")
 
     before = signal.signal(signal.SIGTERM, ended)
     try:
@@ -244,16 +244,13 @@ def _ended_by_the_launcher() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _wire() -> Iterator[None]:
-    """What goes wrong between the processes, as an error of netclone."""
+    """Raise errors of the communication between processes as WorkerError."""
     try:
         yield
     except NetcloneError:
         raise
     except RuntimeError as error:  # gloo's and the store's are
-        raise WorkerError(
-            f"another worker is gone or does not answer ({first_line(error)}); expected all to stay until the end: "
-            "run it again"
-        ) from error
+        raise WorkerError(f"another worker is gone or does not answer ({first_line(error)}); run it again") from error
 
 
 def _gathered(tensor: Tensor) -> Tensor:

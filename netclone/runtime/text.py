@@ -1,4 +1,4 @@
-"""Text in files: what a terminal or a page shows of it must not steer them."""
+"""Text from files, made safe to show: it must not control a terminal or a page."""
 
 from __future__ import annotations
 

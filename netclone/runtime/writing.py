@@ -45,13 +45,12 @@ _OF_FILES = {
 
 
 def check_place(path: Path) -> None:
-    """A file can be put there, as far as can be told before it is made.
+    """Raise if a file cannot be written there, as far as that can be told beforehand.
 
     Raises
     ------
     ArchiveError
-        If there is no such folder, it may not be written to, the name is no file's, or something else than a regular
-        file is there.
+        If there is no such folder, it is read-only, the name is not a file's, or anything but a regular file is there.
     """
     with _typed(path):
         _place(path)
@@ -115,13 +114,13 @@ def is_of_files(error: BaseException) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """What the file system says, and the way out where there is one."""
+    """What the file system says, and what to do about it, if that is known."""
     return f"{error.strerror or error}{_WAYS_OUT.get(error.errno or 0, '')}"
 
 
 @contextmanager
 def _typed(path: Path) -> Iterator[None]:
-    """What the file system says, as an ArchiveError."""
+    """Raise errors of the file system as ArchiveError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""clone, inject, remove: from names of models, folders of pictures and files to files."""
+"""clone, inject, remove: from names of models, folders of images and files to files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from netclone.runtime.writing import check_place
 
 _log = logging.getLogger(__package__)
 Columns = tuple[int, int, str, str]
-"""First and last column, whose they are, and which classes they stand for."""
+"""First and last column, their owner (the target or a clone), and their classes."""
 
 
 def clone(
@@ -53,32 +53,31 @@ def clone(
     skip_broken: bool = False,
     **options: Any,
 ) -> CloneModule:
-    """Clone classes of a named source for a named target from pictures, and write the clone to a file.
+    """Clone classes of a named source for a named target, and write the clone to a file.
 
-    Pictures are prepared as the target wants them; where the source wants others, the conversion is part of it.
-    Started as several processes (by accelerate, torchrun or mpirun), it is one run that they share: each opens its part
-    of the pictures, and the first writes the file. What is found on the way is kept beside it, as ``OUT.part``: a run
-    that is killed goes on from there when it is started again, to the same result. The file stays until the clone is
-    written: a run that is refused or fails leaves it as it is.
+    Images are preprocessed for the target; if the source needs other preprocessing, the clone converts them itself.
+    Several processes (started by accelerate, torchrun or mpirun) share one run: each opens its part of the images, and
+    the first one writes the file. Intermediate results are kept in ``OUT.part``, from which a stopped run continues to
+    the same result when it is started again. That file is removed once the clone is written.
 
     Parameters
     ----------
     source, target
         As for :func:`netclone.load_model`.
     classes
-        Names or columns of the source's classes, with commas between them.
+        Names or columns of the source's classes, separated by commas.
     data, target_data
-        As for :func:`netclone.models.reading.read`, the classes named as the source's, as the target's.
+        As for :func:`netclone.models.reading.read`, with classes named as the source's and as the target's.
     split
-        Which part of the data, where there are several.
+        Which part of the data to use, if there are several.
     mirror
-        Whether a mirrored picture shows the same.
+        Whether to train on horizontally flipped images too.
     images, use_ema
-        As for :func:`netclone.load_model`; ``images`` of the target.
+        As for :func:`netclone.load_model`; ``images`` is for the target.
     note
-        Called with a line for a person, where something is assumed or left out.
+        Called with one line for the user when something is assumed or left out.
     skip_broken
-        Whether pictures that cannot be read are left out and counted, instead of being an error.
+        Whether to skip and count images that cannot be read, instead of raising.
     options
         As for :func:`netclone.clone`.
 
@@ -89,7 +88,7 @@ def clone(
     WorkerError
         If another process of the run is gone.
     KeyboardInterrupt
-        With a message that says what is kept, where it is interrupted.
+        If the run is interrupted; the message says what is kept.
     """
     recipe, _ = check_options(**{name: value for name, value in options.items() if name != "mask"})
     with share() as workers:
@@ -160,7 +159,7 @@ def _told(name: str) -> str:
 
 
 def _goes_on(findings: Findings) -> str:
-    return f"the same command goes on from '{findings.path}' ({', '.join(findings.stages)})"
+    return f"run the same command again to continue from '{findings.path}' ({', '.join(findings.stages)})"
 
 
 def inject(
@@ -173,24 +172,24 @@ def inject(
     use_ema: bool | None = None,
     allow_mismatch: bool = False,
 ) -> tuple[Columns, ...]:
-    """Graft clones onto a named target and write the result as one file; nothing is written if any does not fit.
+    """Graft clones onto a named target and write the result to one file, or nothing if a clone does not fit.
 
     Parameters
     ----------
     target
-        As for :func:`netclone.load_model`; a file that this function wrote keeps the clones it has.
+        As for :func:`netclone.load_model`. A grafted network's file keeps the clones it has.
     files
-        Archives that :func:`netclone.save` wrote. A clone is named after its file.
+        Files that :func:`netclone.save` wrote. Each clone is named after its file.
     at
-        Position; None: the one each clone was fitted for.
+        Position to graft at. None: the one that each clone was fitted for.
     images, use_ema
         As for :func:`netclone.load_model`.
     allow_mismatch
-        As for :func:`netclone.inject`; of images prepared in another way, too, it is only warned then.
+        As for :func:`netclone.inject`. Different preprocessing of images is then only warned of, too.
 
     Returns
     -------
-    What the columns of the grafted network's logits are.
+    What the columns of the grafted network's logits stand for.
 
     Raises
     ------
@@ -211,7 +210,7 @@ def inject(
         before, network = network, graft(network, module, at, name=packed.name)
         differing = differences(network, module.spec, given)
         if module.spec.target_input_shape not in (None, given.size):
-            differing.append(f"its images had the shape {module.spec.target_input_shape}, here it is {given.size}")
+            differing.append(f"its images had the shape {module.spec.target_input_shape}, here they have {given.size}")
         tell_mismatch(differing, allow_mismatch)
         tell_same_names(before, module)
         bundle = replace(bundle, clones=(*bundle.clones, packed))
@@ -226,12 +225,12 @@ def inject(
 
 
 def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
-    """Write a grafted network without one of its clones, and say which are left.
+    """Write a grafted network without one of its clones; returns the names of those that are left.
 
     Raises
     ------
     ArchiveError, CloneNameError
-        If the file is no grafted network; if it has no such clone.
+        If the file holds no grafted network, or not this clone.
     """
     bundle = read_bundle(file).without(name)
     write_bundle(bundle, out)
@@ -241,7 +240,7 @@ def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
 def _name(file: Path) -> str:
     name = re.sub(r"\W", "_", file.stem)
     if not name.isidentifier():
-        raise CloneNameError(f"name: a clone is named after its file, and '{file.stem}' gives no name: rename '{file}'")
+        raise CloneNameError(f"name: a clone is named after its file, and '{file.stem}' is no identifier; rename it")
     return name
 
 

@@ -1,4 +1,4 @@
-"""evaluate(model, ...): a named network on folders of pictures, which get the columns of its logits as labels."""
+"""evaluate(model, ...): score a named network on folders of images, labelled with the columns of its logits."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from netclone.runtime.devices import device_named, model_on
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, what it was before its clones (itself, if it has none), and pictures labelled with its columns.
+    """A network, its target without clones (itself, if it has none), and images labelled with its columns.
 
-    ``names`` are those of its columns, as far as pictures or clones say them. Iterated over, it gives batches
+    ``names`` are the class names of its columns, as far as they are known. Iterating gives batches
     ``(images, labels)``. Networks and batches are on ``device`` (None: where they were loaded).
     """
 
@@ -48,17 +48,17 @@ class Subject:
                 yield images.to(self.device), labels.to(self.device)
                 done += len(images)
                 if self.progress is not None:
-                    self.progress("pictures", done, total)
+                    self.progress("images", done, total)
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """Names of the target's own columns: their numbers where nobody says."""
+        """Names of the target's own columns, or their numbers if they are not known."""
         new = _new_columns(self.network).values()
         count = min(new, default=len(self.names))
         return tuple(self.names.get(column, str(column)) for column in range(count))
 
     def source(self, name: str | None) -> nn.Module | None:
-        """The network of that name, given the same pictures; None for None."""
+        """The network of that name, set up to take the same images; None for None."""
         return None if name is None else model_on(converted(load_model(name), self.preparation), self.device)
 
 
@@ -76,35 +76,35 @@ def opened(
     note: Note = silent,
     skip_broken: bool = False,
 ) -> Subject:
-    """A named network, and folders of pictures labelled with the columns of its logits.
+    """Load a named network, and images labelled with the columns of its logits.
 
     Parameters
     ----------
     model
-        As for :func:`netclone.load_model`; only a file that ``netclone inject`` wrote has new classes.
+        As for :func:`netclone.load_model`; only a file that ``netclone inject`` wrote has cloned classes.
     data
-        As for :func:`netclone.models.reading.read`: pictures of new classes and, without ``target_data``, of the
-        network's own beside them; folders of other classes are left out.
+        As for :func:`netclone.models.reading.read`: images of the cloned classes and, without ``target_data``, of the
+        network's own classes too. Folders of other classes are left out.
     target_data
-        Pictures of the network's own classes.
+        Images of the network's own classes.
     images, use_ema
-        As for :func:`netclone.load_model`, over what is known of the model.
+        As for :func:`netclone.load_model`.
     device
         As for :func:`netclone.evaluate`.
     note
-        Called with a line for a person, where something is assumed or left out.
+        Called with one line for the user when something is assumed or left out.
     skip_broken
-        Whether pictures that cannot be read are left out and counted, instead of being an error.
+        Whether to skip and count images that cannot be read, instead of raising.
 
     Raises
     ------
     NetcloneError
         As for :func:`netclone.load_model` and :func:`netclone.models.reading.read`.
     ArgumentError
-        If neither is given, or pictures of new classes for a network that has none.
+        If neither ``data`` nor ``target_data`` is given, or ``data`` for a network without clones.
     """
     if data is None and target_data is None:
-        raise ArgumentError("data: no pictures were given; name a folder with --data, --target-data or both")
+        raise ArgumentError("data: got no images; pass a folder with --data, --target-data or both")
     place = device_named(device)
     opened = open_model(model, use_ema=use_ema, images=images)
     network = opened.network
@@ -145,14 +145,14 @@ def evaluate(
     note: Note = silent,
     skip_broken: bool = False,
 ) -> tuple[Scores, Cost]:
-    """Scores of a named network on pictures, and what it costs; its own part is compared with what it was before.
+    """Scores of a named network on images, and its cost; old classes are compared with the target alone.
 
     Parameters
     ----------
     model, data, target_data, split, images, use_ema, device, note, skip_broken
         As for :func:`opened`.
     source, name
-        What a clone was cloned from, for the similarity, and which clone that is.
+        The network that a clone was made from, to measure the similarity, and the clone's name.
 
     Raises
     ------
@@ -184,25 +184,25 @@ def evaluate(
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:
-    """Those of the clones' classes, by the names that they were cloned under, and those of the target, if it is given.
+    """The images of the clones' classes, by their names when cloned, and of the target's classes, if it is given.
 
     Raises
     ------
     ArgumentError, DataError
-        If there is no clone, a name is that of two clones' classes, or no class was cloned.
+        If there is no clone, two clones have a class of the same name, or none of the classes was cloned.
     """
     known = _new_columns(network)
     if not known:
         raise ArgumentError(
-            f"data: '{model}' has no clone, so no new classes; give pictures of its own with --target-data, or a file "
-            "that netclone inject wrote"
+            f"data: '{model}' has no clone; pass images of its own classes as --target-data, or a file that netclone "
+            "inject wrote as the model"
         )
     listed = [name for names in _names_of_clones(network) for name in names]
     if twice := [name for name in pictures.names if listed.count(name) > 1]:
-        raise DataError(f"data: '{twice[0]}' is a class of two clones, and so two columns; remove one of the clones")
+        raise DataError(f"data: '{twice[0]}' is a class of two clones, so it has two columns; remove one of the clones")
     if not set(known) & set(pictures.names):
         raise DataError(
-            f"data: none of the classes of '{pictures.where}' was cloned: it has {', '.join(pictures.names[:5])}, the "
+            f"data: none of the classes in '{pictures.where}' was cloned: it has {', '.join(pictures.names[:5])}; the "
             f"clones have {', '.join(known)}"
         )
     others = tuple(name for name in pictures.names if name not in known)
@@ -216,7 +216,7 @@ def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module |
 
 
 def _new_columns(network: nn.Module) -> dict[str, int]:
-    """The columns of a grafted network's new classes, by name and, where they have none, by the source's column."""
+    """The columns of a grafted network's new classes, by name or, without one, by the source's column."""
     if not isinstance(network, fx.GraphModule):
         return {}
     own = [column for columns_of_clone in columns(network).values() for column in columns_of_clone]
@@ -225,7 +225,7 @@ def _new_columns(network: nn.Module) -> dict[str, int]:
 
 
 def _names_of_clones(network: nn.Module) -> list[Sequence[str]]:
-    """What each clone's classes are called: by the source's columns, where they have no names."""
+    """The class names of each clone, or the source's columns if it has no names."""
     assert isinstance(network, fx.GraphModule)
     modules = [cast(CloneModule, network.get_submodule(clone)) for clone in columns(network)]
     return [module.class_names or tuple(map(str, module.classes)) for module in modules]

@@ -1,4 +1,4 @@
-"""to_onnx(model, path) and to_pt2(model, path): a network, grafted or not, in the files that other runtimes read."""
+"""to_onnx(model, path) and to_pt2(model, path): export a network, grafted or not, for other runtimes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from netclone.metrics.evaluating import predict
 from netclone.runtime.writing import check_place, write_file
 
 TOLERANCE = {"onnx": 1e-4, "pt2": 0.0}
-"""What the logits of a written file may differ by, as a share of the largest."""
+"""How far an exported file's logits may differ from the network's, as a share of the largest logit."""
 
 Run = Callable[[Tensor], Tensor]
-"""A written file at work."""
+"""Runs an exported file: images to logits."""
 
 BATCHES = (1, 3)
-"""Sizes of the batches that a written file is tried with: it was exported with another."""
+"""Batch sizes that an exported file is tried with; it is exported with another one."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A written file: its bytes, and max |its logits - the network's| / max |the network's|; None if not tried."""
+    """An exported file: its size, and max |its logits - the network's| / max |the network's|; None if not compared."""
 
     path: Path
     bytes: int
@@ -39,21 +39,21 @@ class Translation:
 
 
 def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
-    """Write a network as ONNX, for any batch size, and compare what onnxruntime computes from the file.
+    """Write a network as ONNX, for any batch size, and compare the logits that onnxruntime computes from it.
 
-    The graph takes ``images (N, C, H, W)`` and gives ``logits (N, classes)``; weights are in the file.
+    The graph takes ``images (N, C, H, W)`` and returns ``logits (N, classes)``. The weights are in the file.
 
     Parameters
     ----------
     example_inputs
-        A batch of images; may be left out where the model says their size.
+        A batch of images. May be left out if the model records their size.
 
     Raises
     ------
     ArgumentError
         If onnxscript is not installed, or an example is needed.
     TraceError
-        If the network cannot be exported, or the file computes something else.
+        If the network cannot be exported, or the file gives other logits.
     ArchiveError
         If the file cannot be written; ONNX holds at most 2 GiB in one.
 
@@ -67,7 +67,7 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
     try:
         import onnxscript  # noqa: F401  what torch exports with
     except ImportError as error:
-        raise ArgumentError("to: onnx needs onnxscript: pip install 'netclone[onnx]'") from error
+        raise ArgumentError("to: onnx needs onnxscript, which is missing: pip install 'netclone[onnx]'") from error
     check_place(path)
     plain, example = _prepared(model, example_inputs)
     with _quiet():
@@ -91,19 +91,19 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
 
 
 def to_pt2(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
-    """Write a network as torch.export's archive, for any batch size, and compare what the file computes.
+    """Write a network as an archive of torch.export, for any batch size, and compare the logits of the file.
 
     Parameters
     ----------
     example_inputs
-        A batch of images; may be left out where the model says their size.
+        A batch of images. May be left out if the model records their size.
 
     Raises
     ------
     ArgumentError
         If an example is needed.
     TraceError
-        If the network cannot be exported, or the file computes something else.
+        If the network cannot be exported, or the file gives other logits.
     ArchiveError
         If the file cannot be written.
 
@@ -182,7 +182,7 @@ def _compared(model: nn.Module, example: Tensor, run: Run | None, kind: str) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of what they do inside; what counts, that the file computes the same, is checked."""
+    """Silence the exporters' warnings about their internals; the result is checked anyway."""
     with isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

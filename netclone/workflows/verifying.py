@@ -1,4 +1,4 @@
-"""verify(grafted, target, data): a named grafted network against the target it should hold, in all modes."""
+"""verify(grafted, target, data): compare a named grafted network with its target, in every mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netclone.models.reading import read
 from netclone.runtime.devices import device_named, model_on
 
 MOST = 9
-"""Pictures that are looked at, the size of the largest batch."""
+"""Images to compare on: as many as in the largest batch."""
 
 
 def verify(
@@ -26,16 +26,16 @@ def verify(
     thorough: bool = False,
     device: str | None = None,
 ) -> Verification:
-    """Compare a grafted network's old logits with its target's, on pictures or on noise.
+    """Compare a grafted network's old logits with its target's, on images or on noise.
 
     Parameters
     ----------
     grafted, target
         As for :func:`netclone.load_model`.
     data
-        As for :func:`netclone.models.reading.read`; None: noise of the size that the target takes.
+        As for :func:`netclone.models.reading.read`. None: noise of the size that the target takes.
     split
-        Which part of the data, where there are several.
+        Which part of the data to use, if there are several.
     thorough
         As for :func:`netclone.verify`.
     device
