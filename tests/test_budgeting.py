@@ -61,7 +61,9 @@ def test_a_share_of_the_channels_is_taken_as_it_is(groups):
 
 
 def test_a_budget_out_of_reach_is_refused(groups):
-    with pytest.raises(ArgumentError, match=r"keep: 1e-06 of the params cannot be reached.*leaves 0\.\d+; ask for"):
+    with pytest.raises(
+        ArgumentError, match=r"keep: 1e-06 of the params cannot be reached.*leaves 0\.\d+; keep at least"
+    ):
         localize(groups, method="magnitude", keep=1e-6, budget="params")
 
 

@@ -553,7 +553,7 @@ def test_a_channel_that_stays_is_explained_by_the_chain_of_events_up_to_the_one_
     parts = {"stem": (conv, 3, 8), "body": (conv, 8, 8), "side": (conv, 8, 8), "head": (nn.Linear, 8, 5)}
     assert explained(forward, parts, IMAGE, "body.weight", 2) == (
         None,
-        "body.weight[2] always stays: it is tied to what is always kept",
+        "body.weight[2] always stays: it is tied to channels that always stay",
         ["meet elementwise", "operator aten.renorm.default has no rule"],
     )
     assert explained(forward, parts, IMAGE, "stem.weight", 2) == (
@@ -575,7 +575,7 @@ def test_channels_that_are_removable_tied_or_outputs_are_explained():
     parts = {"stem": (nn.Linear, 6, 8), "norm": (nn.LayerNorm, 8), "head": (nn.Linear, 8, 5)}
     assert explained(lambda net, x: pooled(net, net.norm(net.stem(x))), parts, TOKENS, "stem.weight", 0) == (
         None,
-        "stem.weight[0] always stays: nothing would be left without it, as it is one unit with others",
+        "stem.weight[0] always stays: nothing would be left without it, since it forms one unit with others",
         ["normalises over the channels"],
     )
 
@@ -583,8 +583,8 @@ def test_channels_that_are_removable_tied_or_outputs_are_explained():
 @pytest.mark.parametrize(
     ("name", "channel", "message"),
     [
-        ("stem.wieght", 0, "name: 'stem.wieght' is no parameter.*did you mean 'stem.weight'"),
-        (3, 0, "name: 3 is no parameter"),
+        ("stem.wieght", 0, "name: 'stem.wieght' is not a parameter.*did you mean 'stem.weight'"),
+        (3, 0, "name: 3 is not a parameter"),
         ("stem.weight", 8, "channel: got 8, expected an index of 'stem.weight' from 0 to 7"),
         ("stem.weight", -1, "channel: got -1"),
         ("stem.weight", True, "channel: got True"),

@@ -1,4 +1,4 @@
-"""Which channels of a network belong together, and cutting the others out exactly."""
+"""Which channels of a network belong together, and how to remove some of them exactly."""
 
 import lazy_loader  # type: ignore[import-untyped]
 

@@ -18,14 +18,14 @@ from netclone.graph.tracing import shape_of
 
 
 def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequence[int] | None = None) -> float:
-    """The largest share of every group's units, in (0, 1], with which ``keep`` of the budget is not exceeded.
+    """The largest share of every group's units, in (0, 1], that stays within ``keep`` of the budget.
 
-    What is left counts with the outputs of some classes only (None: all), what there was with all of them.
+    The slim network counts with the outputs of ``classes`` only (None: all), the full one with all its outputs.
 
     Raises
     ------
     ArgumentError
-        If one unit in every group is too much already, or ``budget`` is unknown.
+        If even one unit in every group is too much, or ``budget`` is unknown.
 
     Examples
     --------
@@ -59,16 +59,16 @@ def check_budget(budget: str) -> None:
 
 
 def units_kept(group: ChannelGroup, share: float) -> int:
-    """How many units of a group a share is: at least one."""
+    """The number of a group's units that a share keeps: at least one."""
     return max(1, round(share * group.size))
 
 
 class Allocation:
-    """Divides a budget among all groups: keeps the units of the highest scores, wherever they are.
+    """Divides a budget among all groups: the units with the highest scores stay, whatever their group.
 
-    The size of the slim network is known in closed form from how many units of each group are kept: a weight has as
-    many entries as the product of what is left along its axes, and as many MACs as entries times positions. Of the
-    outputs only those of ``classes`` (None: all) are left; ``whole`` is the size of the network with everything.
+    The size of the slim network follows from how many units of each group are kept: a weight has as many entries as
+    the product of the lengths of its axes, and as many MACs as entries times positions. Only the outputs of ``classes``
+    (None: all) are kept. ``whole`` is the size of the full network.
 
     Examples
     --------
@@ -106,10 +106,10 @@ class Allocation:
             max(1, all_units - self.size([n - (i == number) for i, n in enumerate(every)]))
             for number in range(len(every))
         ]
-        """What removing one unit of each group saves, while everything else is kept."""
+        """The saving of one unit of each group, while everything else is kept."""
 
     def size(self, kept: Sequence[int], every_class: bool = False) -> int:
-        """Parameters, or MACs of convolutions and linear layers for one image, with so many units of each group."""
+        """Parameters, or MACs of convolutions and linear layers for one image, with this many units of each group."""
         total = 0
         for name, shape, weight, members in self._tensors:
             left = list(shape)
@@ -121,9 +121,9 @@ class Allocation:
         return total
 
     def flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
-        """Per group, True for the units whose score is among the best of all that fit into ``keep`` of the budget.
+        """Per group, True for the units of the highest scores that fit into ``keep`` of the budget.
 
-        The best unit of every group stays in any case; ties go to the first.
+        The best unit of every group always stays. Ties go to the first.
         """
         sizes = [len(score) for score in scores]
         order = torch.sort(torch.cat([score.detach().cpu() for score in scores]), descending=True, stable=True).indices
@@ -146,12 +146,12 @@ class Allocation:
         return chosen(low)
 
     def exact_flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
-        """As :meth:`flags`, held against the slim network itself, whose attention has MACs of its own.
+        """As :meth:`flags`, checked on the slim network itself, whose attention has MACs of its own.
 
         Raises
         ------
         ArgumentError
-            If one unit in every group is too much already.
+            If even one unit in every group is too much.
         """
         whole = self.measured(_first(self.groups, 1.0), every_class=True)
         asked = keep
@@ -165,7 +165,7 @@ class Allocation:
             asked *= 0.99 * keep * whole / size
 
     def measured(self, flags: Sequence[Tensor], every_class: bool = False) -> int:
-        """Parameters, or MACs for one image, of the slim network itself."""
+        """Parameters, or MACs for one image, measured on the slim network itself."""
         removed = [
             unit
             for group, flag in zip(self.groups.groups, flags, strict=True)
@@ -185,17 +185,17 @@ def _check_reachable(least: float, keep: float, budget: str) -> None:
     if least > keep:
         raise ArgumentError(
             f"keep: {keep:.3g} of the {budget} cannot be reached by removing channels: one unit in every group leaves "
-            f"{least:.2g}; ask for that or more, or see channel_groups(source).unprunable for what stays"
+            f"{least:.2g}; keep at least that, or see channel_groups(source).unprunable for what always stays"
         )
 
 
 def _first(groups: ChannelGroups, share: float) -> list[Tensor]:
-    """A share of every group's units: the first ones, since those of one group weigh the same."""
+    """Keep the first units of every group: within a group all units have the same size."""
     return [torch.arange(group.size) < units_kept(group, share) for group in groups.groups]
 
 
 def _positions(groups: ChannelGroups) -> dict[str, int]:
-    """Per weight of a convolution or linear layer, how often each of its entries is used for one image."""
+    """For each weight of a convolution or linear layer, how often every entry is used for one image."""
     found: dict[str, int] = {}
     for node in groups.graph_module.graph.nodes:
         if (kind := kind_of(node.target)) in ("convolution", "linear"):

@@ -1,7 +1,7 @@
 """Soft gates: running a captured network with every unit scaled, through the consumers' weights.
 
-No activation is multiplied: the columns of the weights that read a unit are, which costs a fraction of a forward
-pass and is exactly what a mask does where a gate is 0 or 1. Only norms over prunable channels weigh these themselves.
+A gate multiplies the weight columns that read a unit, not the activations. That costs a fraction of a forward pass, and
+equals a mask exactly where a gate is 0 or 1. Norms over prunable channels use the gates themselves.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from netclone.graph.capturing import tensor_at
 
 
 def gate_vector(groups: ChannelGroups, gates: Sequence[Tensor]) -> Tensor:
-    """All gates in one vector ``(1 + units,)`` whose first entry is the constant 1 of what always stays."""
+    """All gates in one vector ``(1 + units,)``; its first entry is the constant 1, for channels that always stay."""
     one = torch.ones(1, device=gates[0].device if gates else None)
     return torch.cat([one, *gates])
 
 
 class Gated:
-    """A captured network, to be called with a gate vector and images; differentiable in the gates alone."""
+    """A captured network that takes a gate vector and images; differentiable in the gates alone."""
 
     def __init__(self, groups: ChannelGroups) -> None:
         self._numbers = {unit: i + 1 for i, unit in enumerate(u for group in groups.groups for u in group.units)}
@@ -58,12 +58,12 @@ class Gated:
         return out
 
     def _index(self, groups: ChannelGroups, labels: Tensor) -> Tensor:
-        """Where the gate of each label lies in the gate vector."""
+        """The index of each label's gate in the gate vector."""
         units = groups.labelling.labels.roots(labels).tolist()
         return torch.tensor([self._numbers.get(unit, 0) for unit in units])
 
     def _gate_norms(self, norms: dict[str, Tensor]) -> None:
-        """A graph on the same tensors in which the norms read gates."""
+        """A graph on the same tensors in which norms read gates."""
         source, graph = self._graph_module, fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         root: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""channel_groups(model) -> ChannelGroups: the prunable units of a network, and what is not prunable, and why."""
+"""channel_groups(model) -> ChannelGroups: the prunable units of a network, and why the rest is not prunable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__package__)
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Units that appear in exactly the same tensors: any non-empty part of them may be kept.
+    """Units that appear in exactly the same tensors. Any of them may be kept, but at least one.
 
     ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``.
     """
@@ -36,7 +36,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Unprunable:
-    """A producer whose channels all stay: the node that is the reason, and the reason."""
+    """A layer whose output channels all stay, with the reason and the node that causes it."""
 
     name: str
     size: int
@@ -49,11 +49,11 @@ class Unprunable:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a channel can be removed, or always stays; printed, it is a sentence and the chain of events.
+    """Why a channel can be removed, or always stays. Printed, it is a sentence and the chain of events.
 
     ``channel`` is an index along the first axis of the parameter ``name``. ``group`` is the name of its group, or None
-    where it stays. ``because`` is the verdict in words. The ``events`` of a channel that an operator keeps lead from
-    what it meets first to that operator; those of any other are all that joined slices into its unit.
+    if it stays. ``because`` is the verdict in words. For a channel that an operator keeps, ``events`` lead from the
+    channel to that operator. For any other, they are the events that joined slices into its unit.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """All prunable units of a network, in groups, and what is not prunable.
+    """All prunable units of a network, in groups, and the layers that are not prunable.
 
-    ``fingerprint`` identifies the structure they belong to. ``parameters`` counts all parameters,
-    ``prunable_parameters`` those that go away if every unit does.
+    ``fingerprint`` identifies the network's structure. ``parameters`` counts all parameters, and
+    ``prunable_parameters`` those that would go with all units.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -111,7 +111,7 @@ class ChannelGroups:
         raise KeyError(name)
 
     def explain(self, name: str, channel: int) -> Explanation:
-        """Why a channel can be removed or stays: the chain of events that joined it to others, or fixed it.
+        """Explain why a channel can be removed or stays: the chain of events that joined it to others, or fixed it.
 
         Parameters
         ----------
@@ -123,7 +123,7 @@ class ChannelGroups:
         Raises
         ------
         ArgumentError
-            If there is no such parameter or channel, or the parameter's first axis is not one of channels.
+            If there is no such parameter or channel, or the parameter's first axis is not an axis of channels.
 
         Examples
         --------
@@ -139,7 +139,7 @@ class ChannelGroups:
         if name not in slots:
             near = difflib.get_close_matches(str(name), slots, n=3)
             raise ArgumentError(
-                f"name: {name!r} is no parameter with channels along its first axis; "
+                f"name: {name!r} is not a parameter with channels along its first axis; "
                 + (
                     f"did you mean {' or '.join(map(repr, near))}?"
                     if near
@@ -156,13 +156,13 @@ class ChannelGroups:
         if group is not None:
             because = f"it is one of the {group.size} units of group '{group.name}'"
         elif not unit and not events:
-            because = "it reads what is always kept, such as the channels of the input"
+            because = "it reads channels that always stay, such as those of the input"
         elif not unit:
-            because = "it is tied to what is always kept" if len(events) > 1 else "an operator keeps it"
+            because = "it is tied to channels that always stay" if len(events) > 1 else "an operator keeps it"
         elif unit in _output_units(self.labelling):
             because, events = "it is one of the model's outputs", ()
         else:
-            because = "nothing would be left without it" + (", as it is one unit with others" if events else "")
+            because = "nothing would be left without it" + (", since it forms one unit with others" if events else "")
         return Explanation(name, channel, None if group is None else group.name, because, events)
 
     def __str__(self) -> str:
@@ -183,24 +183,24 @@ def channel_groups(
 ) -> ChannelGroups:
     """Find which channels must be kept or removed together, by running the network on integer labels.
 
-    Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths
-    come out by themselves. Operators without a rule keep their channels and are listed with node and reason.
+    Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths are
+    all found in this way. Operators without a rule keep their channels, and are listed with node and reason.
 
     Parameters
     ----------
     model
-        A module or a traced graph; groups are given back as they are.
+        A module or a traced graph. Groups are returned as they are.
     example_inputs
         As for :func:`netclone.trace`.
     through_norms
-        Whether channels that LayerNorm, RMSNorm or GroupNorm of one group normalises over, and the residual streams
-        these are in, are prunable too. Masked ones are then left out of the statistics: the masked network's norm is
-        another one than the model's, and exactly the slim one's. Without it such channels stay.
+        Whether the channels that LayerNorm, RMSNorm or a GroupNorm of one group normalises over can be pruned, and with
+        them the residual streams that they are in. The masked network then leaves masked channels out of the
+        statistics. So its norm differs from the model's, and equals the slim network's. False: such channels stay.
 
     Raises
     ------
     TraceError, OutputError
-        As for capturing the model.
+        If the model cannot be captured (see :func:`netclone.trace`).
 
     Examples
     --------
@@ -229,13 +229,13 @@ def channel_groups(
 
 
 def _stuck(labelling: Labelling) -> frozenset[str]:
-    """Convolutions none of whose groups can be removed: behind a channel shuffle each group reads all of them."""
+    """Convolutions of which no group can be removed, as behind a channel shuffle, where each group reads all others."""
     units = {name: torch.unique(labelling.labels.roots(labels)) for name, labels in labelling.grouped.items()}
     return frozenset(name for name, found in units.items() if int((found != 0).sum()) < 2)
 
 
 def _grouped(labelling: Labelling) -> ChannelGroups:
-    """What the labels of a network say of its channels."""
+    """The channel groups that follow from a network's labels."""
     graph_module = labelling.graph_module
     occurrences = _occurrences(labelling)
     protected = _output_units(labelling)
@@ -268,14 +268,14 @@ def _grouped(labelling: Labelling) -> ChannelGroups:
 
 
 def _occurrences(labelling: Labelling) -> dict[int, int]:
-    """Unit to a fingerprint of the tensors it appears in (how often, where they are parameters), in order of units."""
+    """Unit to a fingerprint of the tensors it appears in (for parameters also how often), in order of units."""
     tensors = _tensors(labelling)
     numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
     prints = np.zeros(len(labelling.labels), dtype=np.uint64)
     activations = len(tensors) - len(labelling.slots) - len(labelling.constants)
     for place, (labels, number) in enumerate(zip(tensors, numbers, strict=True)):
         there = labelling.labels.roots(compact(labels)).numpy()
-        if place < activations:  # large ones: counting takes a sort
+        if place < activations:  # large tensors: counting would need a sort
             prints[np.unique(there)] += number
         else:
             units, counts = np.unique(there, return_counts=True)
@@ -301,10 +301,10 @@ def _output_units(labelling: Labelling) -> set[int]:
 
 
 def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor:
-    """Units of the output columns of all other classes, as far as they can be removed.
+    """The units of all other classes' output columns, as far as they can be removed.
 
-    None can where columns are no units of their own; nor can those of a head, of a parameter or of any other tensor
-    that would be left with nothing.
+    None can be removed if columns are not units of their own. Nor can those that would leave a head, a parameter or any
+    other tensor empty.
     """
     nothing = torch.empty(0, dtype=torch.long)
     units = _columns(groups)
@@ -374,7 +374,7 @@ def _unprunable(labelling: Labelling, prunable: set[int], protected: set[int]) -
 
 
 def _count(labelling: Labelling, prunable: set[int]) -> int:
-    """Parameters that lie on a prunable slice along some axis."""
+    """The number of parameters that lie on a prunable slice along some axis."""
     free = labelling.labels.marked(torch.tensor(sorted(prunable), dtype=torch.long))
     total = 0
     for name in dict(labelling.graph_module.named_parameters()):

@@ -23,25 +23,26 @@ class Labelling:
     Attributes
     ----------
     labels
-        Which labels are one unit, which are fixed, and why.
+        Which labels form one unit, which are fixed, and why.
     values
         Node to label tensor (or tuple of them, or number).
     slots
-        ``(parameter name, axis)`` to the label of each slice along that axis; of a grouped convolution by place, to
-        the label of each input channel, group after group.
+        ``(parameter name, axis)`` to the label of each slice along that axis. For a grouped convolution in
+        ``by_place``: to the label of each input channel, group after group.
     roles
         The same keys to ``"in"`` (the columns that masking zeroes), ``"out"`` (the rows of a producer) or
         ``"along"`` (biases, normalisation, depthwise and grouped weights).
     constants
-        Name of a parameter or buffer that meets activations directly, to labels of its own shape.
+        Name of a parameter or buffer that is combined with activations directly, to labels of its own shape.
     by_place
-        Names of grouped convolutions whose units are the same channels of every group; those of others are groups.
+        Names of grouped convolutions whose units are the channels at one place in every group. The units of other
+        grouped convolutions are whole groups.
     grouped
         Name of each other convolution with groups of several channels, to the labels of these.
     norms
         Name of a node that normalises over prunable channels, to the labels of these (with ``through_norms``).
     without_rule
-        ``(node, operator)`` of what had no rule.
+        ``(node, operator)`` of each operator that has no rule.
 
     Reference: docs/adr/0002-grouping-by-labels.md.
     """
@@ -63,7 +64,7 @@ class Labelling:
         self._constant_nodes: set[fx.Node] = set()
         self._uses: dict[
             tuple[str, fx.Node], dict[int, str]
-        ] = {}  # weight and reader to the axes sliced, and their roles
+        ] = {}  # weight and reader to the sliced axes and their roles
         self._reader = next(iter(graph_module.graph.nodes))
         for node in graph_module.graph.nodes:
             self._reader = node
@@ -76,7 +77,7 @@ class Labelling:
                 self.labels.fix(self.slots[key], event)
         self._settle()
 
-    # -- what rules ask for
+    # -- read by rules
 
     def value(self, node: Any) -> Any:
         """The labels (or number) of an argument."""
@@ -116,11 +117,11 @@ class Labelling:
         ]
 
     def is_list(self, node: fx.Node) -> bool:
-        """Whether the node gives several tensors."""
+        """Whether the node returns several tensors."""
         return isinstance(node.meta["val"], (list, tuple))
 
     def executed(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Data movement, done on the labels."""
+        """Data movement, executed on the labels."""
         out = function(*args, **kwargs)
         return tuple(self.trim(t) for t in out) if isinstance(out, (list, tuple)) else self.trim(out)
 
@@ -129,7 +130,7 @@ class Labelling:
         return expanded(labels)
 
     def rows(self, weight: Any, axis: int, groups: int = 1) -> Tensor:
-        """The units a producer makes along an axis of its weight (the same at every use of that weight, and group)."""
+        """The units that a producer makes along an axis of its weight: the same for every use of it and every group."""
         key = (str(weight.target), axis)
         self._note(weight, axis, "out")
         if key not in self.slots:
@@ -138,7 +139,7 @@ class Labelling:
         return self.slots[key]
 
     def slot(self, parameter: Any, axis: int, labels: Tensor, role: str) -> None:
-        """Note that slice ``i`` of a parameter along an axis belongs to the unit ``labels[i]``."""
+        """Record that slice ``i`` of a parameter along an axis belongs to the unit ``labels[i]``."""
         key = (str(parameter.target), axis)
         self._note(parameter, axis, role)
         if key in self.slots:
@@ -148,7 +149,7 @@ class Labelling:
             self.roles[key] = role
 
     def merge(self, node: fx.Node, labels: Tensor, axes: list[int], why: str) -> Tensor:
-        """Unite what lies along some axes; the result has size one there."""
+        """Unite all labels along some axes; the result has size one there."""
         for axis in axes:
             first = labels.narrow(axis, 0, 1)
             if labels.size(axis) > 1 and labels.stride(axis) != 0:
@@ -157,14 +158,14 @@ class Labelling:
         return labels
 
     def unite(self, node: fx.Node, a: Tensor, b: Tensor, why: str) -> None:
-        """Unite what meets element by element at a node."""
+        """Unite the labels that a node combines element by element."""
         self.labels.unite(a, b, self._event(node, why))
 
     def balance(self, node: fx.Node, labels: Tensor, groups: int) -> None:
         """Unite until every unit has as many channels in one group as in any other, so that groups stay equally wide.
 
-        Units that lie in one group each are put together in order, one of every group. The others come in kinds, by how
-        many channels they have in each group: they make as many parts as divide the number of every kind.
+        Units that lie in a single group are joined in order, one from every group. The others are sorted into kinds by
+        how many channels they have in each group, and joined into as many parts as divide the number of every kind.
         """
         units, numbers = torch.unique(self.labels.roots(labels), return_inverse=True)
         counts = torch.zeros(groups, len(units), dtype=torch.long)
@@ -192,11 +193,11 @@ class Labelling:
             self.labels.unite(own, members[0][torch.arange(len(own)) % parts], event)
 
     def repeats(self, name: str, axis: int) -> int:
-        """In how many groups the slices of a parameter along an axis are labelled, each on its own: mostly one."""
+        """The number of groups in which a parameter's slices along an axis are labelled separately; usually one."""
         return len(self.slots[name, axis]) // max(1, tensor_at(self.graph_module, name).size(axis))
 
     def along(self, node: fx.Node, labels: Tensor, axis: int, why: str) -> Tensor:
-        """One label per index of an axis, uniting what differs along the others."""
+        """One label per index of an axis; labels that differ along other axes are united."""
         others = [other for other in range(labels.dim()) if other != axis]
         return self.merge(node, labels, others, why).reshape(-1)
 
@@ -207,7 +208,7 @@ class Labelling:
         return labels.reshape(view).expand(shape)
 
     def meet(self, node: fx.Node, operands: list[fx.Node]) -> Tensor:
-        """Labels of an elementwise operator: what meets is united."""
+        """Labels of an elementwise operator, which unites those that it combines."""
         data = [n for n in operands if isinstance(n.meta.get("val"), Tensor)]
         data.sort(key=lambda n: n.op == "get_attr")
         out = self.data(data[0]).expand(self.data(data[0]).shape)
@@ -218,8 +219,8 @@ class Labelling:
     def meet_labels(self, node: fx.Node, labels: Tensor, other: fx.Node) -> Tensor:
         """Unite labels with those of another operand, elementwise with broadcasting.
 
-        An operand that is broadcast over different units at once would make one unit of them; it is fixed
-        instead, unless it holds several units itself (then it does tie them together).
+        An operand that is broadcast over several units would join them all. So it is fixed instead, unless it holds
+        several units itself, which it then joins.
         """
         name = self.name(other)
         if name is not None and name not in self.constants:
@@ -232,7 +233,7 @@ class Labelling:
         return self._meet(node, a, b, b_is_constant=other in self._constant_nodes)
 
     def contract(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
-        """Labels of a product of activations whose summed axes are merged already: what meets is united."""
+        """Labels of a product of activations whose summed axes are merged already; combined labels are united."""
         a, b = self._aligned(a, b)
         shape = torch.broadcast_shapes(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
@@ -240,12 +241,12 @@ class Labelling:
         return b if _varied(b) >= _varied(a) else a
 
     def keep(self, node: fx.Node, operand: Any, why: str) -> None:
-        """Keep all of an operand that an operator reads in its own way."""
+        """Keep every channel of an operand that the operator reads in a way of its own."""
         if self.name(operand) is None:
             self.labels.fix(self.data(operand), self._event(node, why))
 
     def opaque(self, node: fx.Node, why: str) -> Any:
-        """Keep every channel an operator touches, and say so."""
+        """Keep every channel that an operator touches, and record the operator as one without a rule."""
         event = self._event(node, why)
         for argument in node.all_input_nodes:
             value = self.value(argument)
@@ -271,17 +272,17 @@ class Labelling:
                 self.values[node] = self.opaque(node, f"operator {operator_name(node.target)} has no rule")
             else:
                 self.values[node] = self._slimmed(rule.label(self, node))
-                if self.by_place and isinstance(self.values[node], Tensor):  # balanced groups need final units
+                if self.by_place and isinstance(self.values[node], Tensor):  # balancing groups needs final units
                     self._along_one_axis(node.name, self.values[node])
 
     def _note(self, weight: Any, axis: int, role: str) -> None:
         self._uses.setdefault((str(weight.target), self._reader), {})[axis] = role
 
     def _agree_on_weights(self) -> None:
-        """Weights that several nodes read: sliced if all read the same axes of them, kept whole if not.
+        """Weights that several nodes read: sliced if all of them read the same axes, else kept whole.
 
-        A unit that one node reads along an axis along which another makes it (a convolution and its transposed) may
-        be silenced there for both: what the other makes of it is read nowhere else.
+        One node may read a unit along the axis along which another makes it (a convolution and its transposed). Then it
+        may be silenced there for both, since nothing else reads the other's output of it.
         """
         sliced = {name for name, _ in self.slots}
         uses: dict[str, list[dict[int, str]]] = {}
@@ -299,13 +300,13 @@ class Labelling:
                 self.labels.fix(self.slots[key], Event(name, "is used by several nodes in different ways"))
 
     def _slimmed(self, value: Any) -> Any:
-        """Large label tensors by their units: after a normalisation they often vary along fewer axes."""
+        """Replace large label tensors by their units, which often vary along fewer axes."""
         if isinstance(value, Tensor) and _varied(value) > 4096:
             return self.trim(self.labels.roots(value))
         return value
 
     def _adopt(self, labels: Tensor, shape: torch.Size) -> Tensor | None:
-        """Labels of a plain constant that meets ``labels``: those it meets, or 0 where it is broadcast over units."""
+        """Labels of a constant that is combined with ``labels``: these, or 0 where it is broadcast over units."""
         if len(shape) > labels.dim():
             return None
         narrowed = labels
@@ -353,7 +354,7 @@ class Labelling:
     def _settle(self) -> None:
         """Unite until the units of every tensor are a function of one axis.
 
-        Then removing any units leaves a rectangular tensor: no removal has to be taken back later.
+        Then removing any units leaves rectangular tensors, and no removal has to be undone later.
         """
         tensors = [
             (node.name, labels)
@@ -376,7 +377,7 @@ class Labelling:
         self.constants = {name: self._final(labels) for name, labels in self.constants.items()}
 
     def _along_one_axis(self, name: str, labels: Tensor) -> bool:
-        """Unite until the units of a tensor are a function of one axis; False where they are."""
+        """Unite until the units of a tensor are a function of one axis; returns False if they were already."""
         small = compact(labels)
         if sum(size > 1 for size in small.shape) < 2:
             return False
@@ -392,7 +393,7 @@ class Labelling:
         return True
 
     def _final(self, labels: Tensor) -> Tensor:
-        """Units in place of labels, varying along one axis at most."""
+        """Units in place of labels; they vary along at most one axis."""
         return self.trim(self.labels.roots(labels))
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Labels: integers on tensor elements, united where elements must be kept or removed together.
+"""Labels: integers on tensor elements; elements that must be kept or removed together have united labels.
 
-Label 0 means: always kept. A tensor of labels has the shape of the activation it describes (at batch size one);
-axes along which nothing varies are expanded views of size one, so that it stays small.
+Label 0 means: always kept. A tensor of labels has the shape of its activation at batch size one. Axes along which
+nothing varies are expanded views of size one, so that it stays small.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Event:
-    """Why labels were fixed or joined: the node at which it happened, and what happens there."""
+    """Why labels were fixed or joined: the node, and what it does."""
 
     node: str
     why: str
@@ -47,7 +47,7 @@ class Labels:
         self._starts = [0]
         self._events: list[Event] = [Event("", "never labelled")]
         self._fixed_by[0] = 0
-        self._met: list[tuple[np.ndarray, np.ndarray, int]] = []  # labels, what each met (0: fixed), at which event
+        self._met: list[tuple[np.ndarray, np.ndarray, int]] = []  # labels, their partners (0: fixed), the event
 
     def __len__(self) -> int:
         return self._count
@@ -67,16 +67,16 @@ class Labels:
         return torch.arange(start, self._count)
 
     def roots(self, labels: Tensor) -> Tensor:
-        """The unit every element belongs to (0: always kept), in the same, expanded shape."""
+        """The unit that every element belongs to (0: always kept), in the same expanded shape."""
         small = compact(labels)
         return torch.from_numpy(self._kept_as_zero(small.numpy())).reshape(small.shape).expand(labels.shape)
 
     def marked(self, units: Tensor) -> Tensor:
-        """One flag per label: True for those in ``units``; to be indexed with what ``roots`` gives."""
+        """One flag per label, True for those in ``units``; index it with the result of ``roots``."""
         return torch.zeros(self._count, dtype=torch.bool).index_fill_(0, units, True)
 
     def removable(self, labels: Tensor) -> Tensor:
-        """As ``roots``, with 0 also for a unit that is all of what one call of ``fresh`` made.
+        """As ``roots``, but also 0 for a unit that holds all labels of one call of ``fresh``.
 
         Removing it would leave a parameter empty.
         """
@@ -89,7 +89,7 @@ class Labels:
         return units.expand(labels.shape)
 
     def unite(self, a: Tensor, b: Tensor, event: Event | None = None) -> None:
-        """Make the units that meet element by element one; meeting label 0 fixes the other side."""
+        """Join the units of two label tensors element by element; label 0 fixes the other side."""
         a, b = torch.broadcast_tensors(a, b)
         narrow = [axis for axis in range(a.dim()) if (a.stride(axis) == 0 and b.stride(axis) == 0) or a.size(axis) == 1]
         for axis in narrow:
@@ -115,7 +115,7 @@ class Labels:
                 low, high = pairs
             if number >= 0:
                 self._mark(self._joined_by, low, number)
-            np.minimum.at(self._parent, high, low)  # the least of all that a unit meets: a star is one in two rounds
+            np.minimum.at(self._parent, high, low)  # the least neighbour: a star is joined in two rounds
             touched = np.concatenate([low, high])
             roots = self._find(touched)
             for array in (self._fixed_by, self._joined_by):
@@ -130,7 +130,7 @@ class Labels:
         self._mark(self._fixed_by, units, number)
 
     def why_fixed(self, label: int) -> Event | None:
-        """The event that fixed the unit of a label; None if it is free."""
+        """The event that fixed the unit of a label, or None if it is free."""
         return self._event(self._fixed_by, label)
 
     def why_joined(self, label: int) -> Event | None:
@@ -138,10 +138,10 @@ class Labels:
         return self._event(self._joined_by, label)
 
     def chain(self, label: int) -> tuple[Event, ...]:
-        """The events that fixed the unit of a label, from the label's own to the one that fixed the last.
+        """The events that fixed the unit of a label, from the label's own to the one that fixed the last of them.
 
-        Of a unit that is free: every event that joined labels into it, in order. Labels that were joined without an
-        event are one.
+        For a free unit: every event that joined labels into it, in order. Labels that were joined without an event
+        count as one.
         """
         unit = int(self._find(np.array([label]))[0])
         fixed = self._fixed_by[unit] >= 0

@@ -1,4 +1,4 @@
-"""ChannelMask: which units of a network are kept. Hard, frozen, and tied to the structure it was made for."""
+"""ChannelMask: which units of a network are kept. Binary, frozen, and tied to the structure it was made for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from netclone.graph.capturing import tensor_at
 
 @dataclass(frozen=True)
 class ChannelMask:
-    """Per channel group, which units are kept.
+    """The units that are kept in each channel group.
 
     Made by :func:`netclone.localize`, or by hand with :meth:`from_kept`. ``kept`` holds ``(group name, flags)``.
 
@@ -39,12 +39,12 @@ class ChannelMask:
 
     @classmethod
     def from_kept(cls, groups: ChannelGroups, kept: Mapping[str, Iterable[bool]]) -> ChannelMask:
-        """A mask that keeps the flagged units of the named groups, and everything of the others.
+        """A mask that keeps the flagged units of the named groups, and all units of the others.
 
         Raises
         ------
         MaskError
-            If a group is unknown, has another number of units, or would keep none.
+            If a group is unknown, has another number of units, or would lose all of them.
         """
         known = {group.name: group for group in groups.groups}
         for name in kept:
@@ -60,7 +60,7 @@ class ChannelMask:
 
     @property
     def share(self) -> float:
-        """Share of the prunable units that are kept (1 where nothing is prunable)."""
+        """Share of the prunable units that are kept (1 if nothing is prunable)."""
         flags = [flag for _, group in self.kept for flag in group]
         return sum(flags) / len(flags) if flags else 1.0
 
@@ -105,8 +105,8 @@ class ChannelMask:
     ) -> fx.GraphModule:
         """A full-size copy of the source in which masked units are silenced.
 
-        The consumers' weight columns of the masked units are zero, and norms over prunable channels
-        (``channel_groups(through_norms=True)``) leave masked ones out; that equals removal exactly.
+        Weight columns that read masked units become zero, and norms over prunable channels
+        (``channel_groups(through_norms=True)``) leave masked ones out. This equals removal exactly.
 
         Raises
         ------
@@ -118,9 +118,9 @@ class ChannelMask:
 
 
 def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
-    """Set the consumers' columns of removed units to zero, in place, in a copy of the labelled graph.
+    """Set weight columns that read removed units to zero, in place, in a copy of the labelled graph.
 
-    Norms over channels that can be removed leave the removed ones out.
+    Norms over prunable channels leave the removed ones out.
     """
     with torch.no_grad():
         for name, columns in silent_columns(labelling, removed).items():
@@ -133,7 +133,7 @@ def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor)
 
 
 def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
-    """Per tensor by which removed units are read: along which axes, and True for the slices that read them."""
+    """For each tensor that reads removed units: the axes, and True for the slices that read them."""
     gone = labelling.labels.marked(removed)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, axis), labels in labelling.slots.items():
@@ -145,7 +145,7 @@ def silent_columns(labelling: Labelling, removed: Tensor) -> dict[str, list[tupl
 
 
 def silenced(tensor: Tensor, columns: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """A copy of a tensor that is zero in some slices of its axes."""
+    """A copy of a tensor with some slices of its axes set to zero."""
     copied = tensor.clone()
     for axis, flags in columns:
         copied.masked_fill_(across(flags.to(tensor.device), tensor, axis), 0)
@@ -155,7 +155,7 @@ def silenced(tensor: Tensor, columns: Sequence[tuple[int, Tensor]]) -> Tensor:
 def across(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """One value per slice of a tensor along an axis, shaped to broadcast against it.
 
-    Of more values than slices, each group of the tensor's rows gets its own: the inputs of a grouped convolution.
+    If there are more values than slices, each group of rows gets its own, as for the inputs of a grouped convolution.
     """
     shape = [1] * tensor.dim()
     shape[axis] = tensor.size(axis)
@@ -167,7 +167,7 @@ def across(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:
-    """Let norms over channels look at those that stay, in place, in a copy of the labelled graph (not recompiled)."""
+    """Let norms over channels see only those that stay, in place, in a copy of the labelled graph (not recompiled)."""
     gone = labelling.labels.marked(removed)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     for name, labels in labelling.norms.items():

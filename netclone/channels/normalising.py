@@ -1,7 +1,7 @@
-"""Normalisation over channels of which some are masked: the statistics are those of the channels that stay.
+"""Normalisation over channels of which some are masked: its statistics are those of the channels that stay.
 
-LayerNorm, RMSNorm and GroupNorm of one group mix all channels, so that masking one and removing it differ, unless the
-masked network leaves it out of the statistics as well. Then the slim network's norm is a plain, narrower one.
+LayerNorm, RMSNorm and GroupNorm of one group mix all channels. So masking a channel differs from removing it, unless
+the masked network leaves it out of the statistics too. Then the slim network's norm is a plain, narrower one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: its operands, the axis of its channels, and what its statistics are taken over."""
+    """A normalisation: its operands, the axis of its channels, and the axes of its statistics."""
 
     source: Any
     weight: Any
@@ -31,7 +31,7 @@ class Norm:
 
 
 def norm_over_channels(node: fx.Node) -> Norm | None:
-    """What a node normalises, if it does so over all of one axis of channels; else None."""
+    """The normalisation of a node that normalises over all of one axis of channels; else None."""
     given = arguments(node)
     if node.kwargs or node.op != "call_function":
         return None
@@ -48,17 +48,17 @@ def norm_over_channels(node: fx.Node) -> Norm | None:
 
 
 def _filled(given: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments, with the defaults of those that were left out."""
+    """A node's arguments, completed by the defaults."""
     return (*given, *defaults[len(given) :])
 
 
 def leave_out(graph_module: fx.GraphModule, node: fx.Node, kept: Tensor) -> None:
-    """Let a norm look at the channels flagged in ``kept`` alone, in place; the others come out as zero."""
+    """Restrict a norm to the channels flagged in ``kept``, in place; the others become zero."""
     norm = norm_over_channels(node)
     assert norm is not None
     some = next((tensor for tensor in graph_module.parameters()), kept)
     where = kept.nonzero().flatten().to(some.device)
-    back = torch.full((len(kept),), len(where), device=where.device)  # the others: the last, which is zero
+    back = torch.full((len(kept),), len(where), device=where.device)  # all others read the last entry, which is zero
     back[where] = torch.arange(len(where), device=where.device)
     names = [f"{node.name}_kept", f"{node.name}_back"]
     for name, index in zip(names, (where, back), strict=True):
@@ -86,7 +86,7 @@ def leave_out(graph_module: fx.GraphModule, node: fx.Node, kept: Tensor) -> None
 
 
 def gated(source: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor, norm: Norm) -> Tensor:
-    """The norm with every channel counting as much as its gate ``(C,)`` says, differentiable in the gate."""
+    """The norm with every channel weighted by its gate ``(C,)``, differentiable in the gate."""
     view = [1] * source.dim()
     view[norm.axis] = -1
     gate = gate.to(source.dtype).reshape(view)

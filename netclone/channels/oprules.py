@@ -1,7 +1,7 @@
-"""What each kind of operator does to labels, and how its literal arguments follow when channels are removed.
+"""Rules: how each kind of operator treats labels, and how its literal arguments change when channels are removed.
 
-Grouping, masking and slimming read this. Which operators are of which kind says :mod:`netclone.graph.operators`. An
-operator of no kind keeps all the channels it touches, and is reported by name.
+Grouping, masking and slimming use them. :mod:`netclone.graph.operators` says which operators are of which kind. An
+operator of no kind keeps all channels that it touches, and is reported by name.
 
 A label rule takes the running :class:`~netclone.channels.labelling.Labelling` and the node, and returns the labels of
 the output. A resize rule takes a :class:`~netclone.channels.slimming.Resizer` and the node, and returns the node's new
@@ -35,7 +35,7 @@ ResizeRule = Callable[["Resizer", fx.Node], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operator treats labels (``None``: no rule, its channels stay), and how its literals follow."""
+    """How one operator treats labels (``None``: no rule, its channels stay), and how its literals change."""
 
     label: LabelRule | None
     resize: ResizeRule | None = None
@@ -45,7 +45,7 @@ class Rule:
 
 
 def _pointwise(run: Labelling, node: fx.Node) -> Tensor:
-    """Elements that meet are kept or removed together."""
+    """Elements that are combined are kept or removed together."""
     return run.meet(node, [a for a in (*_args(node), *node.kwargs.values()) if isinstance(a, fx.Node)])
 
 
@@ -55,12 +55,12 @@ def _like(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _made(run: Labelling, node: fx.Node) -> Tensor:
-    """New values of sizes that do not follow; of another tensor the dtype and device are taken alone."""
+    """New values of fixed sizes; only dtype and device come from another tensor."""
     return torch.zeros((), dtype=torch.long).expand(run.shapes(node)[0])
 
 
 def _are_tensors(run: Labelling, *operands: Any) -> bool:
-    """Whether operands are parameters or buffers, or left out: what is computed has no slices to remove."""
+    """Whether operands are parameters or buffers, or left out. A computed operand has no slices to remove."""
     return all(run.name(operand) is not None for operand in operands if operand is not None)
 
 
@@ -78,14 +78,14 @@ def _prelu(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _move(run: Labelling, node: fx.Node) -> Any:
-    """Data movement is executed on the labels: exact, with no rule."""
+    """Data movement is executed on the labels, which is exact and needs no further rule."""
     args, kwargs = run.literal(node)
     target = aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
     return run.executed(target, args, kwargs)
 
 
 def _cat(run: Labelling, node: fx.Node) -> Any:
-    """Movement; pieces whose units lie across the joined axis (tokens of equal channels) share these units."""
+    """Movement. Pieces whose units lie across the joined axis (tokens with the same channels) share these units."""
     args, kwargs = run.literal(node)
     pieces = args[0]
     axis = (args[1] if len(args) > 1 else 0) % pieces[0].dim()
@@ -100,7 +100,7 @@ def _cat(run: Labelling, node: fx.Node) -> Any:
 
 
 def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
-    """Movement whose literals are positions along some axes (none: all): what lies along these stays together."""
+    """Movement whose literals are positions along some axes (none: all); units along these axes are united."""
 
     def rule(run: Labelling, node: fx.Node) -> Any:
         args, kwargs = run.literal(node)
@@ -113,7 +113,7 @@ def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
 
 
 def _channel_shuffle(run: Labelling, node: fx.Node) -> Tensor:
-    """The channels at one place of every group stay together, so that the groups stay equally wide."""
+    """The channels at one place of every group are united, so that the groups stay equally wide."""
     x, groups = run.data(_args(node)[0]), _args(node)[1]
     channels = run.along(node, x, 1, "needs whole channels")
     places = run.merge(node, channels.reshape(groups, -1), [0], "shuffles groups of equal width")
@@ -122,7 +122,7 @@ def _channel_shuffle(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _slice(run: Labelling, node: fx.Node) -> Tensor:
-    """Executed; with a step, what lies along the axis stays together."""
+    """Executed on the labels; with a step, units along the axis are united."""
     args, kwargs = run.literal(node)
     x = args[0]
     if len(args) > 4 and args[4] != 1:
@@ -155,7 +155,7 @@ def _index_fill(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _gather(run: Labelling, node: fx.Node) -> Tensor:
-    """What is read along the axis stays together; along others, indices meet what they are indices into."""
+    """Units along the read axis are united; along other axes, indices are combined with what they index."""
     x, axis, index = run.data(_args(node)[0]), _args(node)[1], run.data(_args(node)[2])
     if x.dim() == 0 or any(x.size(other) != index.size(other) for other in range(x.dim()) if other != axis % x.dim()):
         return run.opaque(node, "gathers from a part of a tensor")
@@ -167,7 +167,7 @@ def _gather(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _embedding(run: Labelling, node: fx.Node) -> Tensor:
-    """A producer along the second axis of its table."""
+    """Makes units along the second axis of its table."""
     table, index = _args(node)[:2]
     if not _are_tensors(run, table):
         return run.opaque(node, "its table is computed from the input")
@@ -189,7 +189,7 @@ def _im2col(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _pad(run: Labelling, node: fx.Node) -> Tensor:
-    """Padding repeats the label along axes of one label; padding channels are new units of their own."""
+    """Padding repeats the label along axes of one label; padded channels are new units of their own."""
     x, amounts = run.data(_args(node)[0]), list(_args(node)[1])
     mode = _args(node)[2] if len(_args(node)) > 2 else "constant"
     for i in range(len(amounts) // 2):
@@ -285,7 +285,7 @@ def _pad_amounts(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
 
 
 def _dims(node: fx.Node, rank: int) -> list[int]:
-    """The axes an operator works along, as its schema calls them: all, where it has none or is given none."""
+    """The axes that an operator works along, by its schema; all, if it has or is given none."""
     dims = argument(node, "dim", "dims")
     if dims is None or dims == []:
         return list(range(rank))
@@ -293,7 +293,7 @@ def _dims(node: fx.Node, rank: int) -> list[int]:
 
 
 def _reduce(run: Labelling, node: fx.Node) -> Any:
-    """What is reduced together stays together."""
+    """Elements that are reduced together are united."""
     x = run.data(_args(node)[0])
     dims = _dims(node, x.dim())
     merged = run.merge(node, x, dims, "reduces over this axis")
@@ -303,7 +303,7 @@ def _reduce(run: Labelling, node: fx.Node) -> Any:
 
 
 def _over(why: str, axes: Callable[[fx.Node, int], list[int]] = _dims) -> LabelRule:
-    """What lies along some axes is worked on together, and stays together; the shape does not change."""
+    """Elements along some axes are processed together and united; the shape does not change."""
 
     def rule(run: Labelling, node: fx.Node) -> Any:
         x = run.data(_args(node)[0])
@@ -323,7 +323,7 @@ def _layer_norm(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _through_norm(run: Labelling, node: fx.Node) -> bool:
-    """Whether the channels of a norm stay units of their own: masked ones are left out of its statistics."""
+    """Whether a norm's channels stay units of their own, with masked ones left out of its statistics."""
     norm = norm_over_channels(node) if run.through_norms else None
     if norm is None or not _are_tensors(run, norm.weight, norm.bias):
         return False
@@ -379,7 +379,7 @@ def _group_count(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
 
 
 def _spatial(run: Labelling, node: fx.Node) -> Any:
-    """Pooling and resizing: the last axes are mixed, the channels stay what they are."""
+    """Pooling and resizing mix the last axes and leave the channels alone."""
     x = run.data(_args(node)[0])
     rank = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
     merged = run.merge(node, x, list(range(x.dim() - rank, x.dim())), "mixes positions")
@@ -391,9 +391,9 @@ def _spatial(run: Labelling, node: fx.Node) -> Any:
 
 
 def _convolution(run: Labelling, node: fx.Node) -> Tensor:
-    """A consumer along its input channels, a producer along its output channels.
+    """Reads units along its input channels, and makes units along its output channels.
 
-    Of one with groups either these are the units, or (``run.by_place``) the same channels of every group are.
+    With groups, the units are whole groups or, in ``run.by_place``, the channels at one place in every group.
     """
     weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
     groups = _args(node)[6] if len(_args(node)) > 6 else 1
@@ -461,7 +461,7 @@ def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, 
     alike = not run.labels.varies(x, last)  # every feature belongs to the same unit
     units = run.labels.removable(x) if alike else x
     if alike and any(varies(units, axis) for axis in range(last)):
-        return x.narrow(last, 0, 1).expand(shape)  # applied to every unit alike: heads, say
+        return x.narrow(last, 0, 1).expand(shape)  # applied to every unit alike, to heads for example
     run.slot(weight, columns, run.along(node, x, last, "needs whole features"), "in")
     rows = run.rows(weight, 1 - columns)
     if bias is not None:
@@ -479,7 +479,7 @@ def _matmul(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _weighted_sum(run: Labelling, node: fx.Node, source: Any, weight: Any) -> Tensor:
-    """A vector of weights applied to the last axis: a matrix of one row, which is no unit."""
+    """A vector of weights applied to the last axis: a matrix of one row, which does not make a unit."""
     x, shape = run.data(source), run.shapes(node)[0]
     if not run.labels.varies(x, x.dim() - 1) and any(run.labels.varies(x, axis) for axis in range(x.dim() - 1)):
         return x.select(x.dim() - 1, 0).expand(shape)  # applied to every unit alike
@@ -499,7 +499,7 @@ def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Tensor:
 
 
 def _sum_with_product(run: Labelling, node: fx.Node) -> Tensor:
-    """``baddbmm``: something is added to a product."""
+    """``baddbmm``: a tensor is added to a product."""
     source, a, b = _args(node)[:3]
     return run.meet_labels(node, _product(run, node, a, b), source).expand(run.shapes(node)[0])
 
@@ -525,7 +525,7 @@ def _einsum(run: Labelling, node: fx.Node) -> Tensor:
 
 
 def _axes_by_letter(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
-    """The axes of the operands and the result of an einsum, one name each: ``...`` stands for axes from the right.
+    """The axes of an einsum's operands and result, one name each; ``...`` stands for axes counted from the right.
 
     Examples
     --------
@@ -619,7 +619,7 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(function: Any) -> Rule | None:
-    """The rule of an operator's kind; None where that is not known.
+    """The rule for an operator's kind; None if the kind is not known.
 
     Examples
     --------

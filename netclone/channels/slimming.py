@@ -1,4 +1,4 @@
-"""Physical slimming of an operator graph: slice the tensors, and let the literal arguments follow."""
+"""Physical slimming of an operator graph: slice the tensors, and adapt the literal arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Resizer:
         return ~self._gone[units[index]]
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
-        """Which slices of a parameter stay along an axis (``[True]`` where no unit lies along it)."""
+        """Which slices of a parameter stay along an axis (``[True]`` if no unit lies along it)."""
         slot = self._labelling.slots.get((parameter, axis))
         return torch.ones(1, dtype=torch.bool) if slot is None else self.kept(slot, 0)
 
@@ -57,11 +57,11 @@ class Resizer:
         return self.shapes(node)[0]
 
     def old_shapes(self, node: Any) -> list[Shape]:
-        """As :meth:`old_shape`, of every tensor of a node that gives several."""
+        """As :meth:`old_shape`, for every tensor of a node that returns several."""
         return [tuple(labels.shape) for labels in self._labels(node)]
 
     def shapes(self, node: Any) -> list[Shape]:
-        """As :meth:`shape`, of every tensor of a node that gives several."""
+        """As :meth:`shape`, for every tensor of a node that returns several."""
         if node not in self._shapes:
             self._shapes[node] = [
                 tuple(int(self.kept(labels, axis).sum()) for axis in range(labels.dim()))
@@ -70,7 +70,7 @@ class Resizer:
         return self._shapes[node]
 
     def kept_before(self, node: Any, axis: int, index: int) -> int:
-        """How many indices below ``index`` stay along an axis: where that index lies afterwards."""
+        """How many indices below ``index`` stay along an axis, which is the new position of that index."""
         return int(self.kept(self._labels(node)[0], axis)[:index].sum())
 
     def replace_target(self, node: fx.Node, target: Any) -> None:
@@ -82,10 +82,10 @@ class Resizer:
         return self._targets.get(node, node.target)
 
     def refuse(self, node: fx.Node, why: str) -> NoReturn:
-        """Stop: the literals of a node cannot follow."""
+        """Raise, because the literals of a node cannot be adapted."""
         raise CertificateError(
             f"node '{node.name}' ({node.target}) {why}; its channels cannot be removed. Please report this model; "
-            "way out: keep the groups that reach this node whole (ChannelMask.from_kept)"
+            "until then, keep the groups that reach this node whole (ChannelMask.from_kept)"
         )
 
     def _labels(self, node: Any) -> list[Tensor]:
@@ -94,9 +94,9 @@ class Resizer:
 
 
 def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
-    """A new operator graph without the removed units: no masked-out weight is stored.
+    """A new operator graph without the removed units, which stores no masked weight.
 
-    Requires that every tensor's units are a function of one axis, which :class:`Labelling` ensures.
+    The units of every tensor have to be a function of one axis, which :class:`Labelling` ensures.
     """
     source, new = labelling.graph_module, Resizer(labelling, removed)
     graph, root = fx.Graph(), nn.Module()
@@ -124,7 +124,7 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
 
 
 def _described(new: Resizer, node: fx.Node) -> Any:
-    """What ``meta["val"]`` says of a slim node: a tensor without data (batch size one), or the old number."""
+    """The ``meta["val"]`` of a slim node: a tensor without data (batch size one), or the old number."""
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return torch.empty(new.shape(node), dtype=value.dtype, device="meta")
