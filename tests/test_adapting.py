@@ -30,7 +30,7 @@ def test_shapes_are_read_as_grids(shape: tuple[int, ...], grid: Grid) -> None:
 
 
 def test_features_without_a_channel_axis_are_refused() -> None:
-    with pytest.raises(AdapterError, match=r"volumes are not adapted, only maps .*, tokens .* and vectors"):
+    with pytest.raises(AdapterError, match=r"there is no adapter for volumes, only for maps .*, tokens .* and vectors"):
         grid_of((2, 3, 4, 5))
 
 

@@ -187,7 +187,7 @@ class Volumes(nn.Module):
 @pytest.mark.parametrize("positions", [{"at": "first"}, {"at": "second", "source_at": "first"}])
 def test_volumes_are_said_not_to_be_adapted(positions):
     data = [(torch.randn(20, 1, 6, 6, 6), torch.arange(20) % 5)]
-    with pytest.raises(NetcloneError, match="volumes are not adapted"):
+    with pytest.raises(NetcloneError, match="there is no adapter for volumes"):
         netclone.clone(
             Volumes(5), Volumes(5), data, classes=[1, 2], target_data=data, method="magnitude", epochs=1, **positions
         )
@@ -197,7 +197,7 @@ def test_a_source_of_volumes_alone_is_not_said_to_have_no_paths():
     maps, volumes = [(torch.randn(20, 1, 6, 6, 6), torch.arange(20) % 5)], Volumes(5)
     flat = nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(144, 5))
     with pytest.raises(
-        PositionError, match=r"'first' is passed over: features of shape \(N, 4, 6, 6, 6\): volumes are not"
+        PositionError, match=r"'first' cannot be used: features of shape \(N, 4, 6, 6, 6\): there is no adapter"
     ):
         netclone.clone(volumes, flat, maps, classes=[1], target_data=maps, at="1", method="magnitude", epochs=1)
 
@@ -212,5 +212,5 @@ def test_volumes_are_cloned_at_the_input():
 
 
 def test_other_ranks_are_said_not_to_be_adapted():
-    with pytest.raises(AdapterError, match="features of that rank are not adapted"):
+    with pytest.raises(AdapterError, match="there is no adapter for features of that rank"):
         netclone.learning.adapting.grid_of((2, 2, 2, 2, 2))

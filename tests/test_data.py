@@ -168,7 +168,7 @@ def test_a_missing_class_is_refused():
 
 
 def test_a_single_sample_of_a_class_is_told():
-    with pytest.warns(WeakDataWarning, match="data: class 4 is one with a single sample, which is both trained on and"):
+    with pytest.warns(WeakDataWarning, match="data: class 4 is one with a single sample, used for training and for"):
         check_clone_set(clone_set({3: 8, 4: 1}), (3, 4))
     with pytest.warns(WeakDataWarning, match="classes 3, 4 are ones with a single sample.*optimistic.*add samples"):
         check_clone_set(clone_set({3: 1, 4: 1}), (3, 4))

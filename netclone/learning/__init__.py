@@ -1,1 +1,1 @@
-"""All that is learned from samples: masks, refits, distillation, adapters. And the samples themselves."""
+"""Everything that is learned from samples: masks, refits, distillation, adapters. And the samples themselves."""

@@ -1,4 +1,4 @@
-"""Adapter and classifier of a clone: from the target's features to the module's, closed-form start, short fit."""
+"""Adapter and classifier of a clone: their closed-form start, and the short fit on cached features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from netclone.learning.stepping import Loop, step
 from netclone.runtime.sharing import ALONE, Workers
 
 RIDGE = 1e-3  # of the mean square of the inputs
-DECAY = 1e-2  # of the classifier's square weights over standardised features, beside the mean loss
+DECAY = 1e-2  # weight of the classifier's squared weights, over standardised features, in the loss
 MOST_PREFIX_TOKENS = 5
 
 
@@ -35,7 +35,7 @@ class Grid:
 def grid_of(shape: tuple[int, ...]) -> Grid:
     """Read a feature shape (without batch) as a grid of channels.
 
-    Tokens are a square grid with up to five prefix tokens (class, distillation, registers), else a row.
+    Tokens form a square grid after up to five prefix tokens (class, distillation, registers), or else a row.
 
     Raises
     ------
@@ -64,15 +64,15 @@ def grid_of(shape: tuple[int, ...]) -> Grid:
     sizes = ", ".join(map(str, shape))
     what = "volumes" if len(shape) == 4 else "features of that rank"
     raise AdapterError(
-        f"features of shape (N, {sizes}): {what} are not adapted, only maps (N, C, H, W), tokens (N, L, C) and vectors "
-        "(N, C) are; choose another position, or at='input'"
+        f"features of shape (N, {sizes}): there is no adapter for {what}, only for maps (N, C, H, W), tokens (N, L, C) "
+        "and vectors (N, C); choose another position, or at='input'"
     )
 
 
 class Adapter(nn.Module):
-    """Map features of one grid to another: resize, then a 1x1 convolution; prefix tokens from the mean.
+    """Map features of one grid to another: resize, then a 1x1 convolution. Prefix tokens come from the mean.
 
-    ``(N, *source shape)`` in, ``(N, *destination shape)`` out; between maps, tokens and vectors.
+    ``(N, *source shape)`` in, ``(N, *destination shape)`` out. Both may be maps, tokens or vectors.
     """
 
     def __init__(self, source: Grid, destination: Grid) -> None:
@@ -136,14 +136,16 @@ class Adapter(nn.Module):
 class Classifier(nn.Module):
     """New-class logits ``(N, classes)`` from both streams: the module's features and the target's logits.
 
-    The source tells new from old, the target the old classes from each other. With the source's own logits ``s`` (its
-    classifier's rows over the module's features) and the target's logits ``z``, a new class ``c`` gets
+    The source tells new classes from old ones, and the target tells old classes from each other. Let ``s`` be the
+    source's own logits (its classifier's rows over the module's features), and ``z`` the target's. A new class ``c``
+    gets
 
         scale * (s_c - logsumexp(s_rest)) + logsumexp(z) + linear(both streams, standardised)
 
-    (``both=False``: of the module's stream alone) so that, before anything is fitted (scale 1, linear constant), the
-    new classes' odds are the source's, divided by the weight of a mistake on an old class. Without rows for the rest
-    the first two terms are just ``scale * s_c``; without any rows, the module gives ``s`` itself.
+    where ``linear`` reads the module's stream alone if ``both=False``. Before anything is fitted, scale is 1 and
+    ``linear`` is constant, so the odds of the new classes are the source's, divided by the weight of a mistake on an
+    old class. Without rows for the rest, the first two terms are just ``scale * s_c``. Without any rows, the module
+    itself gives ``s``.
     """
 
     mean: Tensor
@@ -176,7 +178,7 @@ class Classifier(nn.Module):
         return torch.cat([module_features, target_logits], 1) if self.both else module_features
 
     def start(self, module_features: Tensor, target_logits: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Standardise by these features, and begin as the source: its rows ``(classes + rest, F)``, new ones first."""
+        """Standardise by these features, and start from the source's rows ``(classes + rest, F)``, new ones first."""
         with torch.no_grad():
             seen = self._seen(module_features, target_logits)
             self.mean.copy_(seen.mean(0))
@@ -195,7 +197,7 @@ class Classifier(nn.Module):
 
 
 class Branch(nn.Module):
-    """Adapter (or ``nn.Identity``), frozen body and classifier in one: what becomes a clone's operator graph."""
+    """Adapter (or ``nn.Identity``), frozen body and classifier in one module, which becomes the clone's graph."""
 
     adapter: nn.Module
     classifier: Classifier
@@ -211,7 +213,7 @@ class Branch(nn.Module):
 
 @dataclass(frozen=True)
 class Cached:
-    """Frozen features of a set of samples at the position, and the target's logits.
+    """The features of some samples at the position, and the target's logits.
 
     ``labels`` index the columns of the grafted model: old classes first, then new ones.
     """
@@ -236,17 +238,18 @@ def fit(
     loop: Loop,
     calibrate: bool = True,
 ) -> float:
-    """Train adapter and classifier on cached features; the epoch that is best on validation stays.
+    """Train adapter and classifier on cached features, and keep the epoch that is best on validation.
 
     The loss is the cross entropy over old and new logits together, which calibrates them against each other. Without
-    any old-class sample it is taken among the new classes alone, and the classifier stays as it started if it knows
-    the source's other classes; if it does not, it is fitted and gets a threshold afterwards. Without calibration the
-    loss is that among the new classes, old-class samples are not used, and there is no threshold.
+    old-class samples it is the cross entropy among the new classes alone. The classifier then stays at its start if it
+    knows the source's other classes; if not, it is fitted and gets a threshold afterwards. Without calibration the loss
+    is again that among the new classes, old-class samples are not used, and there is no threshold.
 
     Returns
     -------
     float
-        Balanced validation accuracy: the mean of old-class and new-class accuracy (new-class alone without old).
+        Balanced validation accuracy: the mean of old-class and new-class accuracy, or the latter alone if there are no
+        old-class samples.
 
     Raises
     ------
@@ -260,7 +263,7 @@ def fit(
     joint = bool((train.labels < old).any())
     branch.body.requires_grad_(False)
     groups: list[dict[str, Any]] = [{"params": list(branch.adapter.parameters()), "lr": 1e-3}]
-    if joint or not branch.classifier.gated:  # else the source's own odds stand: nothing here could better them
+    if joint or not branch.classifier.gated:  # otherwise the source's own odds stay: nothing here could improve them
         groups.append({"params": [p for p in branch.classifier.parameters() if p.requires_grad], "lr": 1e-2})
     if not any(group["params"] for group in groups):
         return _validated(branch, validation, batch_size, workers)[0]
@@ -303,7 +306,7 @@ def fit(
 
 
 def set_threshold(branch: Branch, train: Cached, batch_size: int, share: float = 0.9, workers: Workers = ALONE) -> None:
-    """Shift the new logits so that they win on ``share`` of the new-class samples: the best one can do blindly."""
+    """Shift the new logits so that they win on ``share`` of the new-class samples, for want of old ones."""
     with torch.no_grad():
         new = outputs(branch, train, batch_size, workers).amax(1)
         margin = new - train.logits.amax(1)
@@ -323,7 +326,7 @@ def outputs(branch: Branch, cached: Cached, batch_size: int, workers: Workers = 
 
 
 def _validated(branch: Branch, cached: Cached, batch_size: int, workers: Workers) -> tuple[float, float]:
-    """Mean of old-class and new-class accuracy over all columns, and minus the cross entropy, which breaks ties."""
+    """Mean of old-class and new-class accuracy over all columns, and the negative cross entropy to break ties."""
     logits = torch.cat([cached.logits, outputs(branch, cached, batch_size, workers)], 1)
     right = (logits.argmax(1) == cached.labels).double()
     losses = F.cross_entropy(logits, cached.labels, reduction="none").double()

@@ -1,4 +1,4 @@
-"""batches(data) -> (images, labels), one by one: data as they come, checked and copied."""
+"""batches(data) -> (images, labels), one after another: any form of data, checked and copied."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, tor
 
 
 def batches(data: Data, what: str = "data") -> Iterator[tuple[Tensor, Tensor]]:
-    """Images ``(N, ...)`` and class indices ``(N,)``, batch by batch, in memory of their own.
+    """Images ``(N, ...)`` and class indices ``(N,)``, batch by batch, copied to memory of their own.
 
-    Every function that takes data reads them here, once and in order, so that a generator will do; it has to end.
+    Every function that takes data reads them here, once and in order. A generator works too, but it has to end.
 
     Parameters
     ----------
     data
-        A map-style ``Dataset`` of samples ``(image, label)``; or an iterable (a ``DataLoader``, a list, a generator, an
-        ``IterableDataset``) of batches ``(images, labels)`` or of such samples; or one batch. A batch or sample may be
+        A map-style ``Dataset`` of samples ``(image, label)``. Or an iterable (a ``DataLoader``, a list, a generator, an
+        ``IterableDataset``) of such samples or of batches ``(images, labels)``. Or one batch. A batch or sample may be
         a mapping with ``"pixel_values"``, ``"images"`` or ``"image"``, and ``"labels"`` or ``"label"``. Images are
-        tensors or numpy arrays; labels integers of any kind, or one-hot rows.
+        tensors or numpy arrays. Labels are integers of any kind, or one-hot rows.
     what
         The argument's name, for messages.
 
     Raises
     ------
     DataError
-        At the first batch that is none, or if there is no sample at all.
+        At the first invalid batch, or if there is no sample at all.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def _is_map_style(data: Data) -> bool:
 
 
 def _items(data: Data, what: str) -> Iterator[Any]:
-    """The batches or samples as they come; what reading them raises names the one that could not be read."""
+    """The batches or samples as they come; an error while reading says which one could not be read."""
     number = 0
     try:
         for item in _parts(data, what):
@@ -128,7 +128,7 @@ def _parts(data: Data, what: str) -> Iterator[Any]:
 
 
 def _is_one_batch(data: Data) -> bool:
-    """Whether these are ``(images, labels)`` themselves, not a list of such."""
+    """Whether this is one pair ``(images, labels)`` rather than a list of pairs."""
     return isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (Tensor, np.ndarray))
 
 
@@ -151,7 +151,7 @@ def _pair(item: Any, what: str, where: str) -> tuple[Any, Any]:
 
 
 def _tensor(value: Any, found: str, expected: str) -> Tensor:
-    """A tensor of what was given; arrays are copied, and lists are taken for labels alone."""
+    """The given values as a tensor; arrays are copied, and lists are allowed for labels only."""
     if isinstance(value, Tensor):
         if fault := tensor_fault(value):
             raise DataError(f"{found} {fault}")
@@ -167,11 +167,11 @@ def _tensor(value: Any, found: str, expected: str) -> Tensor:
 
 
 def _way_out(value: Any) -> str:
-    return "; give the Dataset a transform that makes tensors of pictures" if hasattr(value, "getbbox") else ""
+    return "; give the Dataset a transform that turns images into tensors" if hasattr(value, "getbbox") else ""
 
 
 def _images(images: Tensor, labels: Tensor, what: str, where: str) -> Tensor:
-    """The images, refused or copied: loaders may write the next batch into the same memory."""
+    """The images, checked and copied, since loaders may write the next batch into the same memory."""
     if images.dim() < 2 or not 1 <= labels.dim() <= 2 or len(images) != len(labels):
         raise _of_shapes(images, labels, what, where)
     if fault := images_fault(images):
@@ -182,7 +182,7 @@ def _images(images: Tensor, labels: Tensor, what: str, where: str) -> Tensor:
 
 
 def _indices(images: Tensor, labels: Tensor, what: str, where: str) -> Tensor:
-    """Class indices, on the images' device, of such or of one-hot rows."""
+    """Class indices on the images' device, from indices or one-hot rows."""
     if labels.is_meta:
         raise DataError(f"{what}: labels of {where} are on the meta device, without values")
     if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_complex():

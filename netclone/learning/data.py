@@ -1,4 +1,4 @@
-"""Samples: images and labels gathered from data as they come, and what they are checked for."""
+"""Samples: images and labels gathered from any form of data, and the checks of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from netclone.learning.batches import Data, batches, format_of
 from netclone.runtime.sharing import ALONE, Workers
 from netclone.runtime.text import is_plain_text
 
-OLD_WEIGHT = 2.5  # of a mistake on an old class against one on a new class: what the target can must not be disturbed
-MOST_IMBALANCE = 100  # samples of the most frequent class to one of the rarest, from which on a warning is given
+OLD_WEIGHT = 2.5  # a mistake on an old class weighs this many on a new one: what the target can do comes first
+MOST_IMBALANCE = 100  # samples of the most frequent class per sample of the rarest that lead to a warning
 
 Batches: TypeAlias = Data
 
@@ -43,7 +43,7 @@ class Samples:
         return format_of(self.images)
 
     def check_labels(self, count: int, model: str) -> None:
-        """Refuse labels outside the model's classes."""
+        """Raise if a label is not one of the model's classes."""
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= count:
             raise DataError(
@@ -52,7 +52,7 @@ class Samples:
             )
 
     def check_images(self, example: Tensor, model: str) -> None:
-        """Refuse images of another shape or dtype, or elsewhere, than those a model was traced with."""
+        """Raise unless images have the shape, dtype and device of those that a model was traced with."""
         if self.format != format_of(example):
             raise DataError(
                 f"{self.what}: images are {self.format}, the {model} takes {format_of(example)}; give them as the "
@@ -60,7 +60,7 @@ class Samples:
             )
 
     def of_classes(self, classes: Sequence[int]) -> Samples:
-        """The samples whose label is one of ``classes``; all of these must occur."""
+        """The samples whose label is one of ``classes``, each of which has to occur."""
         missing = sorted(set(classes) - set(self.labels.unique().tolist()))
         if missing:
             raise DataError(
@@ -72,7 +72,7 @@ class Samples:
 
 
 def gather(data: Batches, what: str = "data", device: torch.device | None = None) -> Samples:
-    """All batches in one, checked, each moved to a device as it comes; None leaves them where they are.
+    """All batches as one, checked. Each is moved to a device as it is read; None leaves it where it is.
 
     Raises
     ------
@@ -89,12 +89,12 @@ def gather(data: Batches, what: str = "data", device: torch.device | None = None
 
 
 def streamed(data: Batches, rows: int, what: str = "data", device: torch.device | None = None) -> Iterator[Samples]:
-    """The same samples, so many at a time (the last may be fewer): no more of them are held than these and a batch.
+    """The same samples, so many at a time (the last may be fewer); only these and one batch are in memory.
 
     Raises
     ------
     DataError
-        As :func:`gather`, once it gets there.
+        As :func:`gather`, when it reaches the faulty batch.
 
     Examples
     --------
@@ -123,9 +123,9 @@ def _moved(data: Batches, what: str, device: torch.device | None) -> Iterator[tu
 
 
 def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:
-    """Refuse a clone set that lacks a class, and say of one that is accepted what it is too weak for.
+    """Raise if a clone set lacks a class, and warn if it is weak.
 
-    Warns of a class with a single sample, a class whose images are all equal or blank, and of an imbalance of 100:1.
+    Warns of a class with a single sample, of a class whose images are all equal or blank, and of an imbalance of 100:1.
 
     Raises
     ------
@@ -140,36 +140,36 @@ def check_clone_set(samples: Samples, classes: Sequence[int]) -> None:
     images = {c: samples.images[samples.labels == c] for c in classes}
     if single := [c for c in classes if len(images[c]) == 1]:
         _warn(
-            f"{samples.what}: {_named(single)} with a single sample, which is both trained on and validated with: the "
-            "validation score is optimistic and the search may choose a wrong position; add samples"
+            f"{samples.what}: {_named(single)} with a single sample, used for training and for validation: the "
+            "validation score is optimistic, and the search may choose a wrong position; add samples"
         )
     if blank := [c for c in classes if _says_nothing(images[c])]:
         _warn(
-            f"{samples.what}: {_named(blank)} whose images are all equal or blank (one value everywhere); nothing can "
-            "be learned from them but to tell that one picture; look at how the images are loaded and scaled"
+            f"{samples.what}: {_named(blank)} whose images are all equal or blank (one value everywhere); hardly "
+            "anything can be learned from them; check how the images are loaded and scaled"
         )
     most, least = (pick(classes, key=lambda c: len(images[c])) for pick in (max, min))
     if len(images[most]) >= MOST_IMBALANCE * len(images[least]):
         _warn(
             f"{samples.what}: {len(images[most])} samples of class {most} and {len(images[least])} of class {least}; "
-            f"class {least} hardly counts in the fit and will mostly be taken for others; add samples of it, or take "
+            f"class {least} hardly counts in the fit and will mostly be mistaken for others; add samples of it, or use "
             f"fewer of class {most}"
         )
 
 
 def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int], model: str = "source") -> None:
-    """Warn if a model itself contradicts the labels: the source those of the clone set, or the target its own.
+    """Warn if a model contradicts the labels: the source those of the clone set, or the target those of its own data.
 
-    That is when it predicts the label, out of all its classes, for less than half of the samples, and among ``classes``
-    alone does no better than half-way from chance to always right. A model that is unsure (untrained, say) is left
-    alone: it disagrees by chance.
+    It does if, among all its classes, it predicts the label of less than half of the samples, and if, among ``classes``
+    alone, it is at most half-way from chance to always right. There is no warning for a model that is unsure (an
+    untrained one, for example), which disagrees by chance.
 
     Parameters
     ----------
     logits
-        The model's, ``(N, its classes)``, for the same samples.
+        The model's logits for the same samples, ``(N, its classes)``.
     samples, classes
-        Labels are among ``classes``.
+        The samples, and the classes that their labels are among.
     model
         ``"source"`` or ``"target"``.
 
@@ -205,14 +205,14 @@ def check_agreement(logits: Tensor, samples: Samples, classes: Sequence[int], mo
     )
     _warn(
         f"{samples.what}: the {model}'s own prediction agrees with the labels on {share:.0%} of {len(samples)} samples "
-        f"(it takes class {taken}); {follows}; give labels in the {model}'s order, and images scaled as the {model} "
-        "was trained"
+        f"(it takes class {taken}); {follows}. Give labels in the {model}'s order, and images preprocessed as in its "
+        "training"
     )
 
 
 @contextlib.contextmanager
 def taken_by(model: nn.Module, images: Tensor, what: str) -> Iterator[None]:
-    """Run a model on a caller's images; what its forward raises becomes a DataError that says what it was given.
+    """Run a model on a caller's images; an error of its forward becomes a DataError that describes them.
 
     Raises
     ------
@@ -238,12 +238,12 @@ def taken_by(model: nn.Module, images: Tensor, what: str) -> Iterator[None]:
             f"{what}: {type(model).__name__} does not take images {tuple(images.shape)} {images.dtype} on "
             f"{images.device}: {type(error).__name__}: {first_line(error)}"
             + (f"; its parameters are {weight.dtype} on {weight.device}" if other else "")
-            + "; give images as the network takes them"
+            + "; give images in the network's input format"
         ) from error
 
 
 def check_taken(model: nn.Module, images: Tensor, what: str, role: str) -> None:
-    """Refuse images that a model's forward cannot take, by running a copy of it on them.
+    """Raise if a model's forward fails on the images; a copy of it is run on them.
 
     Raises
     ------
@@ -256,9 +256,9 @@ def check_taken(model: nn.Module, images: Tensor, what: str, role: str) -> None:
 
 
 def in_batches(network: nn.Module, inputs: Tensor, batch_size: int, workers: Workers = ALONE) -> Tensor:
-    """What a network gives for all inputs ``(N, ...)``, a batch at a time, without gradient.
+    """A network's outputs for all inputs ``(N, ...)``, computed a batch at a time, without gradient.
 
-    Several workers take whole batches, so that the result is the same to the bit.
+    Each of several workers takes whole batches, so the result is the same to the bit.
     """
     parts = inputs.split(batch_size)
     team = workers.team(len(parts))
@@ -267,9 +267,9 @@ def in_batches(network: nn.Module, inputs: Tensor, batch_size: int, workers: Wor
 
 
 def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:
-    """One weight per sample, mean one, such that old samples (labels below ``old``) weigh so many times the new ones.
+    """One weight per sample, mean one: all old ones (label < ``old``) together weigh ``old_weight`` times the new ones.
 
-    Where there is only one kind, all weigh one.
+    If there is only one kind, all weigh one.
 
     Examples
     --------
@@ -285,13 +285,13 @@ def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:
 
 
 def check_keep(keep: float) -> None:
-    """Refuse a share outside (0, 1]."""
+    """Raise unless a share is in (0, 1]."""
     if not isinstance(keep, (int, float)) or isinstance(keep, bool) or not 0 < keep <= 1:
         raise ArgumentError(f"keep: got {keep!r}, expected a share in (0, 1], such as 0.5")
 
 
 def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """The classes asked for as a tuple; None means all.
+    """The requested classes as a tuple; None means all.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
-    """Refuse names that are not as many as the classes, no text, or given twice; none at all are well."""
+    """Raise unless there are no names, or one text per class, all different."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ArgumentError(f"class_names: got {names!r}; expected a sequence of texts, one per class")
     if strange := [name for name in names if not is_plain_text(name)]:
@@ -329,7 +329,7 @@ def check_names(names: Sequence[str], classes: Sequence[int]) -> None:
 
 
 def check_new(names: Sequence[str], own: Iterable[str], what: str) -> None:
-    """Warn of classes to clone whose names the target's own classes have; numbers are no names.
+    """Warn of classes to clone that have the name of one of the target's classes; numbers do not count as names.
 
     Examples
     --------
@@ -338,19 +338,19 @@ def check_new(names: Sequence[str], own: Iterable[str], what: str) -> None:
     known = {plain(name) for name in own}
     if both := [name for name in names if plain(name) in known and not plain(name).isdigit()]:
         _warn(
-            f"{what}: the target already has {', '.join(map(repr, both[:5]))}; what it shows would have two columns, "
-            "which take it from each other; leave the class out, or name it otherwise if it is another"
+            f"{what}: the target already has {', '.join(map(repr, both[:5]))}; two columns of one class compete for "
+            "its images: leave the class out, or rename it if it is a different one"
         )
 
 
 def check_number(number: int, what: str, least: int) -> None:
-    """Refuse what is no whole number, or too small a one."""
+    """Raise unless ``number`` is an integer >= ``least``."""
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")
 
 
 def _says_nothing(images: Tensor) -> bool:
-    """Whether several images are one and the same, or each is of one value everywhere."""
+    """Whether several images are all the same, or each has one value everywhere."""
     flat = images.flatten(1)
     blank = flat.shape[1] > 1 and bool((flat == flat[:, :1]).all())
     return blank or (len(flat) > 1 and bool((flat == flat[:1]).all()))
@@ -362,5 +362,5 @@ def _named(classes: Sequence[int]) -> str:
 
 
 def _warn(message: str) -> None:
-    # Blamed is the caller of clone(), which calls a check, which calls this.
+    # the warning points at the caller of clone(), which calls a check, which calls this
     warnings.warn(message, WeakDataWarning, stacklevel=4)

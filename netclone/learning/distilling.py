@@ -14,7 +14,7 @@ from netclone.learning.neighbourhoods import Neighbourhoods, answered
 from netclone.learning.stepping import Loop, fast_forward, step
 
 TEMPERATURE = 2.0
-REUSE = 2  # steps that a point serves in: what the full network answers there is computed once
+REUSE = 2  # steps that a point is used in: the full network's answer for it is computed once
 LEARNING_RATE = 5e-4
 
 
@@ -28,22 +28,22 @@ def distill(
     steps: int,
     loop: Loop,
 ) -> None:
-    """Train the slim network's weights, in place, to give the full network's logits around the samples.
+    """Train the slim network, in place, to give the full network's logits around the samples.
 
-    No label is used: the loss is the divergence of the two distributions at temperature 2 and a tenth of the scaled
-    square error of the logits, half of each batch on samples, half in their neighbourhoods. Normalisation statistics
-    stay. Should the distance on the held-out images be larger afterwards, everything is put back.
+    No label is used. The loss is the divergence of the two distributions at temperature 2, plus a tenth of the scaled
+    square error of the logits. Half of each batch are samples, the other half points around them. Normalisation
+    statistics do not change. If the distance on held-out images has grown at the end, all weights are restored.
 
     Parameters
     ----------
     student, teacher
-        Operator graphs from images ``(N, C, H, W)`` to logits; the teacher is untouched.
+        Operator graphs from images ``(N, C, H, W)`` to logits; the teacher is not changed.
     around
-        The samples, and how points around them are drawn.
+        The samples, and the way to draw points around them.
     columns
-        The teacher's logits that the student has; None: all.
+        The teacher's columns that the student has. None: all.
     steps, loop
-        How many steps, and how they are run.
+        Number of steps, and how they are run.
 
     Raises
     ------

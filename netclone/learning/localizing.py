@@ -36,8 +36,8 @@ from netclone.runtime.sharing import ALONE, Workers
 METHODS = ("local", "taylor", "magnitude", "random")
 ALLOCATIONS = ("global", "uniform")
 TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
-REUSE = 3  # steps that a point of a neighbourhood serves in: what the full source answers there is computed once
-LEARNING_RATE = 0.08  # of standardised scores; falls to nothing over the steps
+REUSE = 3  # steps that a point of a neighbourhood is used in: the full source's answer for it is computed once
+LEARNING_RATE = 0.08  # of standardised scores; falls to zero over the steps
 _USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
 
 
@@ -62,53 +62,53 @@ def localize(  # noqa: PLR0913 - public
     workers: Workers = ALONE,
     unfinished: Unfinished | None = None,
 ) -> ChannelMask:
-    """Choose the channels that carry the cloned classes, under a budget; source weights are frozen.
+    """Choose the channels that carry the cloned classes, under a budget, without changing any weight.
 
     Parameters
     ----------
     source
-        The network to clone from, a module or a traced graph, or the groups found in one (saves finding them again).
+        The network to clone from: a module, a traced graph, or the groups found in one, which saves finding them again.
     data
-        Images ``(N, C, H, W)`` and labels ``(N,)``, in any form that :func:`netclone.clone` takes, labels in the
-        source's label space. Needed by ``"local"`` and ``"taylor"``. Samples of other classes show what the cloned ones
-        must be told from.
+        Images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space, in any form that :func:`netclone.clone`
+        takes. Needed by ``"local"`` and ``"taylor"``. From samples of other classes the mask learns what tells the
+        cloned ones apart.
     classes
-        The classes to clone; None: all the source has.
+        The classes to clone. None: all of the source's.
     method
-        ``"local"``: gates learned so that the masked source agrees with the full one in neighbourhoods of the
-        samples, the budget approached gradually. ``"taylor"``: first-order change of the loss. ``"magnitude"``:
-        norm of the weights. ``"random"``.
+        ``"local"``: learn gates with which the masked source agrees with the full one around the samples, while the
+        budget shrinks. ``"taylor"``: first-order change of the loss. ``"magnitude"``: norm of the weights.
+        ``"random"``: by chance.
     keep, budget
-        What to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the source's
-        parameters (``"params"``) or of its MACs (``"macs"``). What is kept is counted as :func:`netclone.extract`
-        stores it: with the outputs of ``classes`` alone. At least one unit of every group stays.
+        How much to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the
+        source's parameters (``"params"``) or of its MACs (``"macs"``). The size is that of :func:`netclone.extract`'s
+        result, which has only the outputs of ``classes``. At least one unit of every group stays.
     allocation
-        How a budget of parameters or MACs is divided among the groups: ``"global"``, by score and cost; or
-        ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the others.
+        How a budget of parameters or MACs is divided among the groups: ``"global"``, by score and cost; ``"uniform"``,
+        the same share of each. None: global for ``"local"``, uniform for the other methods.
     seed
-        Same seed, same mask.
+        Seed of everything random; the same seed gives the same mask.
     steps, batch_size
-        Length of learning (``"local"``) and samples per step.
+        Number of steps (of ``"local"``), and samples per step.
     augment
-        For ``"local"``: ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the
-        generator, on the CPU, alone.
+        For ``"local"``: ``augment(images, generator)`` returns another view of a batch, flipped, for example. All
+        randomness has to come from the generator, which is on the CPU.
     mixed_precision
-        ``"bf16"``: for ``"local"``, the masked source's passes are computed in bfloat16 where torch.autocast does so.
+        ``"bf16"``, for ``"local"``: compute the masked source's passes in bfloat16, wherever torch.autocast uses it.
     device
-        Where to learn: a copy of the source, and each batch, are moved there. None: where the source is.
+        Where to learn; a copy of the source and each batch are moved there. None: where the source is.
     progress
         Called with ``(step, steps)``.
     workers
-        The processes that share the work (see :func:`netclone.runtime.sharing.share`): each is given the same data,
-        and gets the same result.
+        The processes that share the work (see :func:`netclone.runtime.sharing.share`). Each has to be given the same
+        data and gets the same result.
     unfinished
-        For ``"local"``: where to keep what is learned on the way, and to go on from.
+        For ``"local"``: where to keep the state of the learning, and to continue from.
 
     Raises
     ------
     ArgumentError
-        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small to be reached,
-        the method needs data and got none, or ``augment`` gives no view of its images.
+        If ``keep``, ``budget``, ``classes`` or ``method`` is out of range, the budget is too small, the method needs
+        data and got none, or ``augment`` returns anything but a view of its images.
     DataError
         If the data are empty, not finite, or labelled outside the source's classes.
 
@@ -194,7 +194,7 @@ def localize(  # noqa: PLR0913 - public
 def _divided(
     groups: ChannelGroups, classes: tuple[int, ...], allocation: str, keep: float, budget: str
 ) -> Allocation | None:
-    """How a budget is divided among the groups; None where every group keeps the same share."""
+    """How a budget is divided among the groups; None if every group keeps the same share."""
     if groups.groups and budget != "channels" and keep < 1 and allocation == "global":
         return Allocation(groups, budget, classes)
     return None
@@ -224,7 +224,7 @@ def _standardised(scores: Tensor) -> Tensor:
 
 
 def _by_cost(allocation: Allocation, scores: Sequence[Tensor]) -> list[Tensor]:
-    """Log of the square score per unit of cost: the change of the loss that a parameter (or MAC) buys."""
+    """Log of the squared score per unit of cost: the change of the loss per parameter (or MAC)."""
     floor = 1e-6 * torch.cat(list(scores)).square().mean().clamp_min(1e-30)
     return [((score.square() + floor) / cost).log() for score, cost in zip(scores, allocation.unit_costs, strict=True)]
 
@@ -257,8 +257,8 @@ def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
 def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], workers: Workers) -> list[Tensor]:
     """Root of the summed square first-order change of the loss per unit: the gradient at an open gate.
 
-    The loss is that of telling the cloned classes from each other and from the rest, on small batches of shuffled
-    samples: in larger ones gradients of different samples cancel.
+    The loss is that of telling the cloned classes from each other and from the rest. Batches are small and shuffled,
+    because in larger ones the gradients of different samples cancel.
     """
     weights = _both_sides(samples, classes)
     order = drawn(weights, TAYLOR_SAMPLES, torch.Generator().manual_seed(0), repeat=False)
@@ -276,7 +276,7 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], w
         loss = F.cross_entropy(_local_logits(out, columns), target)
         gradients.append(torch.cat(torch.autograd.grad(loss, gates)))
     total = torch.zeros_like(gradients[0])
-    for gradient in team.joined(torch.stack(gradients)):  # in the same order whoever had them
+    for gradient in team.joined(torch.stack(gradients)):  # in the same order, whichever worker computed them
         total += gradient.square()
     return list(total.sqrt().cpu().split([group.size for group in groups.groups]))
 
@@ -293,14 +293,14 @@ def _local(
 ) -> list[Tensor]:
     """Learn one score per unit so that the kept part agrees with the full source around the samples.
 
-    A neighbourhood is a sample mixed with another and perturbed; agreement is on the logits of the cloned classes
-    against each other and against the strongest of the rest. A third of the points are new in each step, so that the
-    full source's answers cost little beside the masked source's gradient. Gates are hard in the forward pass (the units
-    that ``choose`` keeps of the present budget) and pass the gradient straight through; the budget shrinks from
-    everything to ``keep``.
+    A point of a neighbourhood is a sample mixed with another and perturbed. Agreement is about the logits of the cloned
+    classes against each other and against the strongest of the rest. Only a third of the points are new at each step,
+    so the full source's answers cost little beside the masked source's gradient. In the forward pass gates are hard
+    (``choose`` picks the units for the present budget), and they pass the gradient straight through. The budget shrinks
+    from everything to ``keep``.
 
-    While nothing is masked yet, the gradient is rounding and nothing else, which Adam makes steps of: each worker then
-    computes the whole batch, as one process does, and so it does with the full source's answers.
+    While nothing is masked yet, the gradient is only rounding, which Adam nevertheless scales to full steps. So each
+    worker then computes the whole batch as a single process would, and likewise the full source's answers.
     """
     images, batch_size = around.images, loop.batch_size
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
@@ -338,7 +338,7 @@ def _local(
 
 
 def _both_sides(samples: Samples, classes: tuple[int, ...]) -> Tensor:
-    """How often to draw each sample, so that the cloned classes and the rest come up equally often."""
+    """How often to draw each sample, so that the cloned classes and the rest are drawn equally often."""
     return balance(torch.isin(samples.labels, torch.tensor(classes, device=samples.labels.device)).long(), 1)
 
 

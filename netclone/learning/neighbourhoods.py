@@ -1,4 +1,4 @@
-"""Neighbourhoods of samples: where a masked source is compared with the full one."""
+"""Neighbourhoods of samples: the points at which a masked source is compared with the full one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from netclone.errors import ArgumentError
 
-NOISE = 0.1  # of the standard deviation of the images drawn
+NOISE = 0.1  # as a share of the standard deviation of the drawn images
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Another view of a batch of images ``(N, ...)``, showing the same, drawn from the generator (on the CPU) alone."""
+"""Gives another view of a batch of images ``(N, ...)``; all randomness comes from the generator (on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Neighbourhoods:
     augment: Augment | None = None
 
     def samples(self, count: int, generator: torch.Generator) -> Tensor:
-        """Samples ``(count, ...)``, augmented where there is an augmentation."""
+        """Samples ``(count, ...)``, augmented if there is an augmentation."""
         images = self.images[drawn(self.weights, count, generator).to(self.images.device)]
         return images if self.augment is None else viewed(self.augment, images, generator)
 
     def nearby(self, count: int, generator: torch.Generator) -> Tensor:
-        """Points ``(count, ...)``, each a sample mixed with another (mostly little) and perturbed."""
+        """Points ``(count, ...)``, each a sample mixed with a little of another, as a rule, and perturbed."""
         here, other = self.samples(count, generator), self.samples(count, generator)
         mix = torch.rand(count, generator=generator).pow(3).view(-1, *[1] * (here.dim() - 1)).to(here)
         noise = torch.randn(here.shape, generator=generator).to(here)
@@ -47,18 +47,18 @@ class Neighbourhoods:
 
 
 def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(N, C, H, W)``, about half of them mirrored."""
+    """Images ``(N, C, H, W)``, about half of them flipped horizontally."""
     turned = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(turned.to(images.device)[:, None, None, None], images.flip(3), images)
 
 
 def viewed(augment: Augment, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Another view of a batch, checked to be one.
+    """Another view of a batch, checked to have the same shape, dtype and device.
 
     Raises
     ------
     ArgumentError
-        If the augmentation gives something else than images of the same shape, dtype and device.
+        If the augmentation gives anything else.
 
     Examples
     --------
@@ -80,18 +80,18 @@ def answered(
     reuse: int,
     last: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Without end, batches of ``count`` points and what a teacher answers there; the oldest make room for new ones.
+    """An endless series of batches: ``count`` points with a teacher's answers. New points replace the oldest ones.
 
-    Each point stays for at most ``reuse`` batches, so that the teacher answers about one in ``reuse`` anew.
+    Each point stays for at most ``reuse`` batches, so the teacher computes only about one in ``reuse`` at a time.
 
     Parameters
     ----------
     draw
-        Gives so many new points.
+        Draws so many new points.
     answer
-        The teacher.
+        The teacher: points to answers.
     last
-        The last batch of an earlier run, to go on behind; None: from the start.
+        The last batch of an earlier run, to continue after. None: start anew.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def answered(
 
 
 def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bool = True) -> Tensor:
-    """Indices ``(count,)`` of samples drawn by their weights ``(N,)``; without repetition at most all of them.
+    """Indices ``(count,)`` of samples, drawn by their weights ``(N,)``; without repetition at most all of them.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Refitting what reads removed channels: layer by layer least squares to what the full source computes."""
+"""Refitting the layers that read removed channels, one by one, by least squares to the full source's outputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from netclone.learning.data import Samples
 from netclone.runtime.sharing import ALONE, Workers
 
 RIDGE = 1e-4  # of the mean square of the inputs
-ROWS = 200  # equations per unknown that are enough; what a larger map offers beyond them is skipped
+ROWS = 200  # equations per unknown that are enough; a larger map's further positions are skipped
 BATCH = 64  # images per step
-IN_MEMORY = 2**31  # bytes of features held in memory; what goes beyond lies in unnamed temporary files
+IN_MEMORY = 2**31  # bytes of features held in memory; further ones go to unnamed temporary files
 
 
 def reconstruct_slim(
@@ -31,14 +31,14 @@ def reconstruct_slim(
     in_memory: int = IN_MEMORY,
     workers: Workers = ALONE,
 ) -> None:
-    """Refit, in place, every convolution and linear layer of the slim graph that lost inputs, each group on its own.
+    """Refit every convolution and linear layer of the slim graph that lost inputs, in place, group by group.
 
-    Both graphs run side by side, node by node and batch by batch. Where a layer reads fewer channels than before, its
-    weight and bias become the ridge solution (normal equations summed in float64) that maps what the slim network
-    sees there, after all earlier refits, to what the full network computes. Behind a cut at ``at`` the slim network
-    starts from the full one's features. Only the features that a later node still reads are held, and at most
-    ``in_memory`` bytes of them in memory, however many samples there are. Several workers take whole batches and add up
-    their equations; each solves them.
+    Both graphs run side by side, node by node and batch by batch. A layer that reads fewer channels than before gets
+    the weight and bias of a ridge regression (normal equations summed in float64) from its inputs in the slim network,
+    after all earlier refits, to its outputs in the full one. Behind a cut at ``at`` the slim network starts from the
+    full one's features. Only features that a later node still reads are held, and at most ``in_memory`` bytes of them
+    in memory, however many samples there are. Each of several workers takes whole batches. Their equations are summed,
+    and each worker solves them.
     """
     twins = {node.name: node for node in slimmed.graph.nodes}
     batches = samples.images.split(BATCH)
@@ -49,7 +49,7 @@ def reconstruct_slim(
     wide: dict[str, list[Any]] = {}
     slim: dict[str, list[Any]] = {}
     last_use = {n: node for node in full.graph.nodes for n in node.all_input_nodes}
-    behind = at is None  # the cut: what comes before it is not part of the slim network
+    behind = at is None  # the cut: earlier nodes are not part of the slim network
     with torch.no_grad():
         for node in full.graph.nodes:
             if node.op == "output":
@@ -64,7 +64,7 @@ def reconstruct_slim(
                 slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
             elif behind or node.op == "get_attr":
                 slim[node.name] = [keep(_run(slimmed, twin, slim, i, images)) for i, images in enumerate(batches)]
-            else:  # read later, if at all, for its sizes
+            else:  # read later, if at all, only for its sizes
                 slim[node.name] = wide[node.name]
             for used in node.all_input_nodes:
                 if last_use[used] is node:
@@ -76,7 +76,7 @@ def reconstruct_slim(
 
 
 class _Held:
-    """Features that are still needed: in memory up to a limit, beyond it in files that go away with the tensor."""
+    """Features that are still needed: in memory up to a limit, beyond it in files that vanish with the tensor."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
@@ -114,7 +114,7 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
         return False
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    if len(weight.users) > 1:  # what fits one reader would change what another gives
+    if len(weight.users) > 1:  # a refit for one reader would change the outputs of another
         return False
     return not bool(new.kept_slices(str(weight.target), 1).all())
 
@@ -169,7 +169,7 @@ def _refit(
         old = torch.cat([old, tensor_at(slimmed, str(bias_node.target)).double().unsqueeze(1)], 1)
     solution = torch.cat([_ridge(*equations) for equations in zip(gram, cross, old.split(width), strict=True)])
     if not bool(torch.isfinite(solution).all()):
-        return  # the plain copy stays: nothing was learned from these samples
+        return  # the plain copy stays, since these samples determine nothing
     if bias_node is not None:
         tensor_at(slimmed, str(bias_node.target)).copy_(solution[:, -1])
         solution = solution[:, :-1]
@@ -177,7 +177,7 @@ def _refit(
 
 
 def _ridge(gram: Tensor, cross: Tensor, old: Tensor) -> Tensor:
-    """The solution of normal equations that stays near the old rows ``(b, a)``."""
+    """Solve normal equations, regularised towards the old rows ``(b, a)``."""
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve(gram + ridge, cross + ridge @ old.T).T
 
@@ -185,9 +185,9 @@ def _ridge(gram: Tensor, cross: Tensor, old: Tensor) -> Tensor:
 def _patches(
     twin: fx.Node, inputs: Tensor, targets: Tensor, weight: Tensor, every: int, number: int
 ) -> tuple[Tensor, Tensor]:
-    """What a convolution reads ``(N, L, a)`` and what it shall give ``(N, L, b)``, on a grid of every n-th position.
+    """A convolution's inputs ``(N, L, a)`` and wanted outputs ``(N, L, b)`` on a grid of every n-th position.
 
-    The grid starts elsewhere in every batch, so that all positions count.
+    The grid starts at another offset in every batch, so that all positions count.
     """
     kernel, axes = weight.shape[2:], weight.dim() - 2
     given = list(arguments(twin)[3:6])

@@ -15,16 +15,16 @@ from netclone.runtime.resuming import Unfinished
 from netclone.runtime.sharing import ALONE, Workers
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
-"""What steps are computed in, by accelerate's names; float16 would need its losses scaled."""
+"""The precisions of a step, by accelerate's names; float16 is missing because it would need loss scaling."""
 
 
 def precision_of(name: str) -> torch.dtype | None:
-    """What :func:`step` takes for a name of :data:`PRECISIONS`.
+    """The dtype that :func:`step` takes, for a name of :data:`PRECISIONS`.
 
     Raises
     ------
     ArgumentError
-        If it is none.
+        If there is no such name.
     """
     if not isinstance(name, str) or name not in PRECISIONS:
         raise ArgumentError(f"mixed_precision: got {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
@@ -33,22 +33,22 @@ def precision_of(name: str) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class Loop:
-    """How a loop of steps is run: samples in a step, what is drawn from, and what does not change the result.
+    """How a loop of steps is run: samples per step, randomness, and settings that do not change the result.
 
     Parameters
     ----------
     batch_size
-        Samples in one step.
+        Samples per step.
     generator
-        What is drawn is drawn from here.
+        The source of all randomness.
     workers
-        The processes that share the work; what is learned becomes the same in each.
+        The processes that share the work; all of them learn the same weights.
     precision
         As for :func:`step`.
     progress
         Called with ``(step, steps)``.
     unfinished
-        Where to keep what is learned on the way, and to go on from.
+        Where to keep the state of the learning, and to continue from.
     """
 
     batch_size: int
@@ -59,14 +59,14 @@ class Loop:
     unfinished: Unfinished | None = None
 
     def tell(self, done: int, total: int) -> None:
-        """Tell of progress, if anyone asked."""
+        """Report progress, if anyone asked for it."""
         if self.progress is not None:
             self.progress(done, total)
 
     def restored(
         self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer
     ) -> tuple[int, tuple[Tensor, Tensor] | None]:
-        """Where an earlier run was: its number of steps (0: none) and its last batch; everything is put back there."""
+        """Restore the state of an earlier run; returns its number of steps (0 if there is none) and its last batch."""
         return (0, None) if self.unfinished is None else self.unfinished.restore(parameters, optimizer, self.generator)
 
     def keep(
@@ -76,7 +76,7 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         batch: tuple[Tensor, Tensor],
     ) -> None:
-        """Keep the state after so many steps, if there is a place for it and it is time to."""
+        """Store the state after so many steps, if there is a place for it and it is time."""
         if self.unfinished is not None:
             self.unfinished.keep(steps, parameters, optimizer, self.generator, batch)
 
@@ -91,21 +91,21 @@ def step(
 ) -> None:
     """Move the optimizer's parameters down the mean loss of a batch.
 
-    Several workers take the rows of the batch among them and add up their gradients, so that each moves the same way.
+    Several workers divide the rows of the batch among them and sum their gradients, so that all take the same step.
 
     Parameters
     ----------
     loss_of
-        The loss of some rows: ``loss_of(*parts)``, a mean over rows, so that the batch's is the rows' mean.
+        The loss of some rows, ``loss_of(*parts)``. It has to be a mean over rows.
     batch
-        Tensors ``(N, ...)`` of as many rows each.
+        Tensors ``(N, ...)`` with the same number of rows.
     precision
-        What :class:`torch.autocast` computes the loss in; None: in the tensors' own dtype.
+        The dtype in which :class:`torch.autocast` computes the loss. None: the tensors' own.
 
     Raises
     ------
     FitError
-        If the loss is not finite; nothing is moved then.
+        If the loss is not finite; no parameter has changed then.
 
     Examples
     --------
@@ -133,8 +133,8 @@ def step(
 
 
 def fast_forward(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
-    """Bring a schedule to where it is after so many steps, which an earlier run has made."""
+    """Advance a schedule by the steps that an earlier run has made."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's were made then
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # these steps were made then
         for _ in range(steps):
             schedule.step()
