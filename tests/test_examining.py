@@ -177,10 +177,10 @@ def test_only_force_grafts_a_clone_onto_another_target(root, tmp_path):
     other = f"timm/test_resnet@{tmp_path / 'other.safetensors'}"
     refused = run("inject", other, tmp_path / "fitted.safetensors", "--out", out)
     assert refused.exit_code == 1 and not out.exists()
-    assert "its numbers were others" in refused.stderr and "--force" in refused.stderr
+    assert "its weights were others" in refused.stderr and "--force" in refused.stderr
     forced = run("inject", other, tmp_path / "fitted.safetensors", "--out", out, "--force")
     assert forced.exit_code == 0 and out.exists()
-    assert forced.stderr.startswith("Warning: ") and "its numbers were others" in forced.stderr
+    assert forced.stderr.startswith("Warning: ") and "its weights were others" in forced.stderr
 
 
 def test_a_network_without_clones_is_measured_on_its_own_classes(root):

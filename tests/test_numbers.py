@@ -88,12 +88,12 @@ def test_clones_that_are_there_already_do_not_count(target, module):
 def test_one_last_bit_makes_another_target(target, module, name):
     other = changed(name, target)
     with pytest.raises(
-        TargetError, match=r"another target: its numbers were others .* allow_mismatch=True \(--force\)"
+        TargetError, match=r"another target: its weights were others .* allow_mismatch=True \(--force\)"
     ):
         inject(other, module)
     with pytest.raises(TargetError):
         inject(trace(other, IMAGES), module)
-    with pytest.warns(TargetWarning, match="its numbers were others"):
+    with pytest.warns(TargetWarning, match="its weights were others"):
         grafted = inject(other, module, allow_mismatch=True)
     assert torch.equal(grafted(IMAGES)[:, :4], other(IMAGES))
 
@@ -101,7 +101,7 @@ def test_one_last_bit_makes_another_target(target, module, name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_cast_of_the_target_is_known_and_said(target, module, dtype):
     cast = copy.deepcopy(module).to(dtype)
-    with pytest.warns(TargetWarning, match=f"in float32, and the target is a cast to {str(dtype)[6:]}"):
+    with pytest.warns(TargetWarning, match=f"in float32, and here the target is cast to {str(dtype)[6:]}"):
         inject(copy.deepcopy(target).to(dtype), cast)
     other = copy.deepcopy(target)
     with torch.no_grad():

@@ -53,9 +53,9 @@ def extract(
     Parameters
     ----------
     source
-        The network, a module or a traced graph, or the groups found in one (saves finding them again); untouched.
+        The network: a module, a traced graph, or the groups found in one, which saves finding them again. Untouched.
     mask
-        What to keep, made for this source.
+        The channels to keep, from a mask made for this source.
     at
         Where to cut: the module's input is the source's (slim) features there. None: the source's input.
     classes
@@ -63,20 +63,21 @@ def extract(
     class_names
         One name per class, stored with the module.
     fold_batch_norm
-        Fold BatchNorm into the convolutions before it: about a tenth faster, equal up to one rounding of the weights
-        (the certificate is taken before).
+        Whether to fold BatchNorm into the convolutions before it. This is about a tenth faster and equal up to one
+        rounding of the weights; the certificate is computed before.
     reconstruct
-        Images and labels, in any form that :func:`netclone.clone` takes, on which the consumers of removed channels are
-        refitted by least squares, layer by layer, to what the full source computes. None: the paper's plain copy.
+        Images and labels in any form that :func:`netclone.clone` takes. On them, layers that read removed channels are
+        refitted by least squares, one after another, to the outputs of the full source. None: the paper's plain copy.
 
     Raises
     ------
     MaskError
         If the mask was made for another model.
     DataError
-        If the samples to refit on are empty, not finite, not as the source takes them, or labelled outside its classes.
+        If the samples to refit on are empty or not finite, do not fit the source's input, or have labels outside its
+        classes.
     PositionError
-        If ``at`` is unknown, is not one tensor, or the rest of the network goes round it.
+        If ``at`` is unknown, its output is not one tensor, or some path of the network goes round it.
     CertificateError
         If the slim network does not equal the masked one in float64 (never expected).
 
@@ -103,7 +104,7 @@ def extract(
 
 
 def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool = True) -> Slimmed:
-    """The masked source, physically slim and whole: what modules are cut from, after a refit of its weights, if any."""
+    """Remove the masked channels from the whole source; modules are cut from the result, after a refit if wanted."""
     chosen = check_classes(classes, groups.outputs)
     removed = torch.cat([mask.removed_units(groups), unused_outputs(groups, chosen)]).sort().values
     graph_module = slim(groups.labelling, removed)
@@ -114,10 +115,10 @@ def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] |
 
 @dataclass(frozen=True)
 class Slimmed:
-    """A masked source, physically slim, not yet cut: its weights may be refitted, in place, before modules are cut.
+    """A masked source whose removed channels are gone. It is not cut yet, so its weights can be refitted in place.
 
-    ``graph_module`` is the slim network from images to logits: those of the source's ``columns``, ascending, among
-    which ``classes`` are. ``plain`` is its state before any refit, which is what is certified.
+    ``graph_module`` is the slim network from images to the logits of the source's ``columns``, ascending, which include
+    ``classes``. ``plain`` is its state before any refit; the certificate is about this state.
     """
 
     groups: ChannelGroups
@@ -129,11 +130,11 @@ class Slimmed:
     plain: Mapping[str, Tensor]
 
     def certify(self, at: str | None) -> float:
-        """max |masked - slim| / max |masked| in float64 of the plain copy, behind a cut."""
+        """max |masked - slim| / max |masked| in float64, for the plain copy behind a cut."""
         return _certify(self, None if at is None else position(self.groups.graph_module, at))
 
     def reconstruct(self, samples: Samples, at: str | None, workers: Workers = ALONE) -> None:
-        """Refit the consumers of removed channels by least squares, in place, behind a cut."""
+        """Refit the layers behind a cut that read removed channels, by least squares and in place."""
         full = self.groups.graph_module
         new = Resizer(self.groups.labelling, self.removed)
         cut_node = None if at is None else position(full, at).name
@@ -144,8 +145,8 @@ class Slimmed:
     ) -> CloneModule:
         """The part behind a cut as a clone of its own.
 
-        ``features_only`` ends it before the source's linear classifier, where it has one (the output is then
-        ``(N, F)``).
+        With ``features_only`` it ends before the source's linear classifier, if there is one; its output is then
+        ``(N, F)``.
         """
         check_names(class_names, self.classes)
         certificate = self.certify(at)
@@ -176,12 +177,12 @@ class Slimmed:
 
 
 def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
-    """The part of an operator graph that follows a node, which becomes its input ``features``.
+    """The part of an operator graph after a node; the node becomes its input, ``features``.
 
     Raises
     ------
     PositionError
-        If the node's first axis is not the batch, or what follows also reads something before the node.
+        If the node's first axis is not the batch, or later nodes also read something before the node.
     """
     nodes = {node.name: node for node in graph_module.graph.nodes}
     at = nodes[name]
@@ -215,7 +216,7 @@ def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def classifier_rows(graph_module: fx.GraphModule, classes: Sequence[int]) -> tuple[Tensor, Tensor | None] | None:
-    """Weight ``(classes, F)`` and bias of the linear operator at a graph's end, for some classes; None without one."""
+    """Weight ``(classes, F)`` and bias, for some classes, of the linear operator at the end of a graph, or None."""
     if features_node(graph_module) is None:
         return None
     linear = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
@@ -235,7 +236,7 @@ def features_node(graph_module: fx.GraphModule) -> fx.Node | None:
 
 
 def _needed(output: fx.Node, at: fx.Node) -> set[fx.Node]:
-    """Everything the output is computed from, not looking behind ``at``."""
+    """All nodes that the output is computed from, going back no further than ``at``."""
     seen: set[fx.Node] = set()
     stack = [output]
     while stack:
@@ -252,7 +253,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def _order_outputs(slimmed: fx.GraphModule, columns: list[int], count: int) -> None:
-    """Let the output hold exactly some of its ``count`` columns, in order; heads of which none is read are dropped."""
+    """Reduce the output's ``count`` columns to some, in this order; heads that give none of them are dropped."""
     if columns == list(range(count)):
         return
     output = next(node for node in slimmed.graph.nodes if node.op == "output")
@@ -272,7 +273,7 @@ def _order_outputs(slimmed: fx.GraphModule, columns: list[int], count: int) -> N
 
 
 def _behind_join(logits: fx.Node, column: int) -> tuple[fx.Node, int]:
-    """Where a column comes from: the head that gives it, and its column there, where logits are joined from heads."""
+    """The head that a column comes from, and its column there, if the logits are joined from several heads."""
     while logits.target is aten.cat.default and len(logits.args) > 1 and logits.args[1] in (1, -1):
         heads = logits.args[0]
         assert isinstance(heads, (list, tuple))
@@ -315,7 +316,7 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
             raise
         except (RuntimeError, TypeError, ValueError) as failed:
             raise CertificateError(
-                "the masked source cannot be run in float64, so the slim one cannot be held against it: "
+                "the masked source cannot be run in float64, so the slim one cannot be compared with it: "
                 f"{first_line(failed)}. Operators that take no float64 or read the bits of a number "
                 "(x.view(torch.int32)) are the usual cause: take them out of forward()"
             ) from failed
@@ -340,10 +341,10 @@ def _certify(slimmed: Slimmed, cut_node: fx.Node | None) -> float:
 
 
 class _InFloat64(fx.Interpreter):
-    """Runs an operator graph in float64, and remembers what one node gave.
+    """Runs an operator graph in float64, and records the value of one node.
 
-    A tensor of the graph is taken from ``tensor(name)``, a copy, where an operator reads it, so that there are never
-    copies of more than one layer. What ``forward()`` casts, or makes in a dtype of its own, is float64 too.
+    Each tensor is read from ``tensor(name)``, a copy made when an operator needs it, so that only one layer is copied
+    at a time. Casts, and tensors that ``forward()`` makes in another dtype, are float64 too.
     """
 
     def __init__(self, module: fx.GraphModule, tensor: Callable[[str], Tensor], wanted: str | None = None) -> None:
@@ -364,7 +365,7 @@ class _InFloat64(fx.Interpreter):
             kinds = {argument.name: str(argument.type) for argument in n.target._schema.arguments}
             value = n.meta.get("val")
             makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
-            if makes and isinstance(value, Tensor) and "dtype" not in kwargs:  # it would be made in torch's default
+            if makes and isinstance(value, Tensor) and "dtype" not in kwargs:  # torch would use its default
                 kwargs = {**kwargs, "dtype": _double(value.dtype)}
         return args, kwargs
 
@@ -378,7 +379,7 @@ class _InFloat64(fx.Interpreter):
 
 
 def _double(value: Any) -> Any:
-    """A dtype of floating point or complex numbers in the precision of float64; anything else as it is."""
+    """The float64 or complex128 counterpart of a floating or complex dtype; anything else unchanged."""
     if not isinstance(value, torch.dtype):
         return value
     return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value

@@ -1,8 +1,7 @@
 """inject(target, module) -> GraftedModule, and remove(grafted): the only file that edits a target graph, its own copy.
 
-A grafted graph is always written anew from two things: the target's own nodes, in their order and under their names,
-and the list of branches kept in ``GraphModule.meta``. So a graph depends on the clones that are in it and never on how
-it came to hold them.
+A grafted graph is always written from two things: the target's own nodes, with their order and names, and the list of
+branches in ``GraphModule.meta``. So it depends on which clones it holds, and never on the steps that led there.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from netclone.runtime.entering import entered
 _RECORD = "netclone_clones"  # key in GraphModule.meta of a grafted graph
 _BRANCH = "netclone_branch"  # key in Node.meta of every node that is not the target's own
 
-_READING_MODULES = (  # modules that write into nothing they are given and return new memory
+_READING_MODULES = (  # modules that never write into their inputs and return new memory
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,
     nn.modules.pooling._MaxPoolNd,
@@ -57,7 +56,7 @@ _READING_MODULES = (  # modules that write into nothing they are given and retur
     nn.LayerNorm,
     nn.Linear,
 )
-_READING_FUNCTIONS = {  # the same for functions; operators say it in their schema
+_READING_FUNCTIONS = {  # the same for functions; operators declare it in their schema
     operator.add,
     operator.sub,
     operator.mul,
@@ -82,8 +81,7 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Record:
-    """The clones in a graph, and what the target was like before: modules in train mode, trainable parameters, and
-    what it said of itself."""
+    """The clones in a graph, and the target's former state: modules in train mode, trainable parameters, attributes."""
 
     branches: tuple[_Branch, ...]
     training: tuple[str, ...]
@@ -138,7 +136,7 @@ class GraftedModule(fx.GraphModule):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """torch's name for parameters that DistributedDataParallel shall not wait for: the target's get no gradient."""
+        """The target's parameters: they get no gradient, so DistributedDataParallel (whose name this is) skips them."""
         names = self.meta[_RECORD].names
         return [path for path, _ in self.named_parameters() if path.partition(".")[0] not in names]
 
@@ -155,37 +153,36 @@ def inject(
     check: bool = True,
     allow_mismatch: bool = False,
 ) -> GraftedModule:
-    """Put a clone into a copy of a target: its logits ``(N, K)``, to the bit, are followed by those of the clone.
+    """Graft a clone onto a copy of a target: the clone's logits follow the target's ``(N, K)``, which keep every bit.
 
-    Nothing of the target learns: its modules stay in eval mode, whatever ``train()`` says, and its parameters get no
-    gradient. They keep their ``requires_grad``, since torch chooses kernels by it, and with it the bits; what the
-    target hands on is detached instead. Neither ``target`` nor ``module`` is touched. By timm's conventions the graph
-    has ``num_classes``, all of them, and what else the target says of itself: its ``pretrained_cfg`` with as many
-    classes.
+    The target never learns: its modules stay in eval mode even after ``train()``, and its parameters get no gradient.
+    They keep their ``requires_grad``, because torch chooses kernels by it, and kernels decide the bits. Instead, the
+    features that a clone reads are detached. Neither ``target`` nor ``module`` is changed. As timm's networks do, the
+    graph has ``num_classes`` (old and new ones together) and the target's ``pretrained_cfg``, with as many classes.
 
     Parameters
     ----------
     target
-        A module, a traced graph, or a graph that holds clones already. A clone reads the target, never other clones.
+        A module, a traced graph, or a graph that holds clones already. Clones read the target, never each other.
     module
         The clone; the graph gets a copy.
     at
-        Position whose output ``(N, *module.spec.input_shape)`` the clone reads: a module path or node name. None takes
-        the position the clone was fitted for.
+        Position whose output ``(N, *module.spec.input_shape)`` the clone reads: a module path or node name. None: the
+        position that the clone was fitted for.
     name
-        Name of the clone, an identifier; None takes the first free one of ``"clone"``, ``"clone_2"``, ...
+        Name of the clone, an identifier. None: the first free one of ``"clone"``, ``"clone_2"``, ...
     share_parameters
-        Whether the target's tensors share memory with those of ``target`` (flags and modes are separate all the same).
-        Training the one then changes the other; clones are always copied.
+        Whether the graph's tensors share memory with those of ``target``. Training one then changes the other. Flags
+        and modes stay separate, and clones are always copied.
     example_inputs
-        One batch ``(N, C, H, W)`` to trace a plain module with; may be left out where the clone or the model says the
+        One batch ``(N, C, H, W)`` to trace a plain module with. May be left out if the clone or the model records the
         size of its images.
     check
         Whether to compare the old logits with those of ``target``, bit by bit, on example inputs: with gradients, under
-        ``no_grad`` and in ``inference_mode``, for batches of one and of two. :func:`verify` does it in more modes.
+        ``no_grad`` and in ``inference_mode``, for batches of one and two. :func:`verify` compares in more modes.
     allow_mismatch
-        Whether a clone that :func:`netclone.clone` fitted to another target is put onto this one with a
-        :class:`~netclone.errors.TargetWarning`. Its new logits read the target's, and were fitted to these.
+        Whether to graft a clone that :func:`netclone.clone` fitted to another target, with a
+        :class:`~netclone.errors.TargetWarning`. Its logits depend on the target's, so they will be off.
 
     Returns
     -------
@@ -196,18 +193,18 @@ def inject(
     PositionError
         If there is no such position, its output is not one tensor, or it belongs to another clone.
     AdapterError
-        If the target's shapes are not those the clone takes, or its second input is missing.
+        If the target's shapes do not fit the clone's inputs, or its second input is missing.
     CloneNameError
         If the name is taken or not an identifier.
     ArgumentError
-        If ``module`` is no clone, is on another device or in another dtype than ``target``, or its graph writes, draws
-        or takes more than it may.
+        If ``module`` is not a clone, is on another device or in another dtype than ``target``, or its graph does more
+        than compute logits.
     OutputError
         If the target does not return one tensor of logits.
     BitsError
-        If old logits are not the target's, with the mode and the first node that differs.
+        If old logits differ from the target's; the message names the mode and the first node that differs.
     TargetError
-        If the clone was fitted to a target of other numbers, or to images that are prepared in another way.
+        If the clone was fitted to a target with other weights, or with other preprocessing of images.
 
     Examples
     --------
@@ -240,20 +237,20 @@ def inject(
 
 
 def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | None) -> list[str]:
-    """What sets a grafted graph's own network, and how its images are prepared, apart from those of a clone's target.
+    """How the target of a grafted graph, and its preprocessing, differ from those that a clone was fitted to.
 
-    A cast of that target is another one in its last bits, of which a :class:`~netclone.errors.TargetWarning` is given.
+    A cast of the same target does not count; a :class:`~netclone.errors.TargetWarning` says that its last bits differ.
     """
     found = []
     fitted = dict(spec.target_digests)
     if fitted:
         dtype, first = dtype_name(grafted), spec.target_digests[0][0]
         if fitted.get(dtype) != numbers_digest(grafted, without=clones(grafted)):
-            found.append(f"its numbers were others ({first}; here {dtype})")
+            found.append(f"its weights were others ({first}; here {dtype})")
         elif dtype != first:
             warnings.warn(
-                f"module: the clone was fitted to this target in {first}, and the target is a cast to {dtype}: its "
-                "logits differ by rounding from those that the clone was fitted to",
+                f"module: the clone was fitted to this target in {first}, and here the target is cast to {dtype}: its "
+                "logits differ from those by rounding",
                 TargetWarning,
                 stacklevel=3,
             )
@@ -266,32 +263,32 @@ def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | N
 
 
 def tell_same_names(target: nn.Module, module: CloneModule) -> None:
-    """Warn where a clone's class has the name of one that a target, or a clone in it, has already."""
+    """Warn if the target, or a clone in it, already has a class of the same name as the clone."""
     known = names_in(target)
     if both := [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]:
         warnings.warn(
-            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; it and the clone's "
-            "stand for one class and take it from each other: remove the other clone, or give other class_names",
+            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; two columns of one "
+            "class compete for its images: remove the other clone, or pass other class_names",
             SameNameWarning,
             stacklevel=3,
         )
 
 
 def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
-    """Refuse, or only warn of, what sets a target apart from the one that a clone was fitted to.
+    """Raise if a target differs from the one that a clone was fitted to, or warn if that is allowed.
 
     Raises
     ------
     TargetError
-        If there is something, and it is not allowed.
+        If there is a difference, and it is not allowed.
     """
     if not found:
         return
     text = f"module: the clone was fitted to another target: {'; '.join(found)}"
     if not allow_mismatch:
         raise TargetError(
-            f"{text}. Its new logits read the target's: fit it to this one with netclone.clone(source, target, data), "
-            "or put it there all the same with allow_mismatch=True (--force)"
+            f"{text}. Its logits depend on the target's: clone for this target with netclone.clone(source, target, "
+            "data), or graft it all the same with allow_mismatch=True (--force)"
         )
     warnings.warn(text, TargetWarning, stacklevel=3)
 
@@ -306,7 +303,7 @@ def graft(
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
 ) -> GraftedModule:
-    """As :func:`inject`, onto whatever target.
+    """As :func:`inject`, without comparing the target with the one that the clone was fitted to.
 
     Raises
     ------
@@ -364,7 +361,7 @@ def _clones(grafted: fx.GraphModule) -> dict[str, CloneModule]:
 
 
 def names_in(target: nn.Module) -> frozenset[str]:
-    """What a network's columns are called, those of its clones too, in plain writing; none where nobody says."""
+    """The class names of a network's columns, clones included, in normal form; empty if they are not known."""
     found = set(labels_of(target))
     if isinstance(target, GraftedModule):
         for clone in _clones(target).values():
@@ -373,7 +370,7 @@ def names_in(target: nn.Module) -> frozenset[str]:
 
 
 def columns(grafted: fx.GraphModule) -> dict[str, range]:
-    """The columns of each clone in a grafted graph's logits, by name: after the target's, in order of injection.
+    """The columns of each clone in a grafted graph's logits, by name. They follow the target's, in order of injection.
 
     Raises
     ------
@@ -403,7 +400,7 @@ _VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
 
 
 def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
-    """The target's nodes that a clone reads: the tapped one, then the features it takes as a second input, if any.
+    """The target's nodes that a clone reads: the tapped one, then its second input, if it has one.
 
     Raises
     ------
@@ -417,22 +414,22 @@ def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
 
 @entered()
 def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
-    """Take one clone out of a copy of a grafted graph; nothing of it is left, and ``grafted`` is untouched.
+    """Remove one clone from a copy of a grafted graph, leaving nothing of it; ``grafted`` is not changed.
 
-    Without its last clone the result is the traced target as it was: a plain ``fx.GraphModule`` with the same code,
-    tensors, names, ``requires_grad`` and training flags.
+    Once its last clone is removed, the result is the traced target as it was: a plain ``fx.GraphModule`` with the same
+    code, tensors, names, ``requires_grad`` and training flags.
 
     Parameters
     ----------
     grafted
-        What :func:`inject` returned.
+        The graph that :func:`inject` returned.
     name
-        The clone to remove; may be left out where there is only one.
+        The clone to remove. May be left out if there is only one.
 
     Raises
     ------
     CloneNameError
-        If there is no clone of that name, or no name was given and there are several.
+        If there is no clone of that name, or there are several and no name was given.
     ArgumentError
         If ``grafted`` holds no clones.
 
@@ -487,7 +484,7 @@ def _traced(
     share_parameters: bool,
     example_inputs: Tensor | tuple[Tensor] | None,
 ) -> fx.GraphModule:
-    """The target itself where it is a traced graph, or else a fresh trace of it (on the target's memory, if shared)."""
+    """The target itself if it is a traced graph, else a fresh trace of it (on the target's memory, if shared)."""
     if isinstance(target, fx.GraphModule) and FACTS in target.meta:
         check_one_device_and_dtype(target, "target")
         return target
@@ -505,12 +502,12 @@ def _traced(
 
 
 def _reads(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.Node]:
-    """The target's nodes that a clone reads: the one at ``at`` and, where the clone takes them, its features."""
+    """The target's nodes that a clone reads: the one at ``at`` and, if it has one, its second input."""
     at = spec.at if at is None else at
     if at is None:
         some = list(traced.meta[FACTS]["positions"])[:3]
         raise PositionError(
-            "at: this clone was not fitted for a position, so none is known; name one of the target's module paths "
+            "at: this clone was not fitted for a position, so name one of the target's module paths "
             f"({_listed(some)}, ...) or nodes"
         )
     tap = _own_position(traced, at)
@@ -572,10 +569,10 @@ def _check_same_kind(target: nn.Module, module: CloneModule) -> None:
 
 
 def _check_pure(target: nn.Module, module: CloneModule) -> None:
-    """Refuse a graph of operators that does more than compute logits from features, in the target's dtype."""
+    """Raise unless an operator graph only computes logits from features, in the target's dtype."""
     body, spec = module.body, module.spec
     if not isinstance(body, fx.GraphModule) or not is_of_operators(body.graph):
-        return  # code of the caller's own, which no file can hold
+        return  # the caller's own code, which no file can hold
     kind = _kind(target) or _kind(module)
     shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
     try:
@@ -585,7 +582,7 @@ def _check_pure(target: nn.Module, module: CloneModule) -> None:
 
 
 def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, ...]) -> str:
-    """The clone's name, or the first free default, if it is a new identifier that no owner has as an attribute."""
+    """The clone's name, or the first free default; raises unless it is an identifier that is free in every owner."""
 
     def taken(candidate: str) -> bool:
         return candidate in NAMES or any(hasattr(owner, candidate) for owner in owners)
@@ -614,7 +611,7 @@ def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, .
 
 
 def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, Any]:
-    """A memo with which deepcopy gives the target's tensors, not the clones', new objects on the same memory."""
+    """A deepcopy memo that keeps the target's tensors on the same memory, in new objects; clones are copied."""
     memo: dict[int, Any] = {}
     for path, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
         if path.partition(".")[0] not in names:
@@ -626,9 +623,9 @@ def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, Any]:
 def _copy(
     source: fx.GraphModule, kind: type[_AnyGraph], memo: dict[int, Any] | None, without: str | None = None
 ) -> _AnyGraph:
-    """All that a graph module holds but its graph and the clone ``without``, in a module of another class.
+    """Copy a graph module into another class, without its graph and without the clone ``without``.
 
-    Copied with ``memo`` as :func:`copy.deepcopy` does; None takes over what ``source`` holds.
+    ``memo`` is that of :func:`copy.deepcopy`. None: move what ``source`` holds instead of copying it.
     """
     result = kind(nn.Module(), fx.Graph(), type(source).__name__)
     state = {key: value for key, value in source.__dict__.items() if key != "_graph"}
@@ -641,7 +638,7 @@ def _copy(
 
 
 def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
-    """Give a module the target's part of ``old`` with the branches of a record, and set flags and record to match."""
+    """Write the target's part of ``old`` and a record's branches into a module; set its flags and record to match."""
     graph = fx.Graph(tracer_cls=old._tracer_cls)
     graph.set_codegen(copy.deepcopy(old._codegen))
     copied: dict[fx.Node, fx.Node] = {}
@@ -674,14 +671,14 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
 
 
 def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, Any]:
-    """What the target said of itself, with the classes of the clones."""
+    """The target's descriptive attributes, extended by the classes of the clones."""
     added = {name: (len(clone.classes), clone.class_names) for name, clone in _clones(grafted).items()}
     columns = (shape_of(logits_node(grafted)) or (0,))[0]
     return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
 
 
 def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...]) -> None:
-    """Add to the target's own graph one call per branch, right behind what it reads, and one cat at the end."""
+    """Add to the target's own graph one call per branch, right behind the nodes it reads, and one cat at the end."""
     own = {node.name: index for index, node in enumerate(graph.nodes)}
     nodes = list(graph.nodes)
     behind: dict[fx.Node, fx.Node] = {}
@@ -726,9 +723,9 @@ def _logits_meta(result: fx.GraphModule, logits: fx.Node, width: int) -> TensorM
 
 
 def _may_be_written(root: fx.GraphModule, nodes: list[fx.Node], value: fx.Node, last: fx.Node) -> bool:
-    """Whether a node after ``value``, up to ``last``, may work in place on its memory; what is not known may.
+    """Whether a node after ``value``, up to ``last``, may work in place on its memory. Unknown operators may.
 
-    What is not known to return new memory may return memory of any of its inputs, too.
+    An operator that is not known to return new memory may also return the memory of any of its inputs.
     """
     memory: dict[fx.Node, set[fx.Node]] = {}  # by node, the nodes whose memory it may share
     for node in nodes:

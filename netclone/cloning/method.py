@@ -52,7 +52,7 @@ from netclone.runtime.devices import model_on
 from netclone.runtime.entering import entered
 from netclone.runtime.sharing import digest
 
-REFIT = 2048  # samples at most of a refit: more say little more, since every position of a map is an equation
+REFIT = 2048  # most samples of a refit: every position of a map is an equation, so more samples add little
 
 
 class Options(RecipeFields, RunFields, total=False):
@@ -81,51 +81,49 @@ def clone(  # noqa: PLR0913 - public
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
 
     Learns the mask, searches the target position from deep to shallow, and fits adapter and classifier there.
-    Source and target are untouched; the result goes to :func:`netclone.inject` and :func:`netclone.save`.
+    Source and target are not changed. Pass the result to :func:`netclone.inject` or :func:`netclone.save`.
 
     Parameters
     ----------
     source, target
-        Modules or traced graphs. Clones that the target holds already play no part: each reads the target alone.
+        Modules or traced graphs. Clones that the target already holds are ignored: each reads the target alone.
     data
-        The clone set: images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space, as batches
-        ``(images, labels)`` from a ``DataLoader`` or any other iterable, as a ``Dataset`` of samples, as such samples
-        one by one, or as one pair. A pair may be a dictionary with ``"pixel_values"`` (or ``"images"``, ``"image"``)
-        and ``"labels"`` (or ``"label"``); arrays may be numpy's, labels one-hot. Read once, so it has to end. Samples
-        of other classes are ignored.
+        The clone set: images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space. A ``DataLoader`` or any
+        other iterable of batches ``(images, labels)``, a ``Dataset`` or iterable of single samples, or one pair. A pair
+        may be a dictionary with ``"pixel_values"`` (or ``"images"``, ``"image"``) and ``"labels"`` (or ``"label"``).
+        Arrays may be numpy's, and labels one-hot. It is read once and has to end. Samples of other classes are ignored.
     classes
         Source classes to clone; the new columns come in this order.
     target_data
-        The same in the target's label space. If missing, new logits are calibrated against old ones by the source's own
-        odds of the new classes (or, if it knows no others, by a threshold on the clone set), and an
-        :class:`~netclone.errors.UncalibratedWarning` is given.
+        Samples of the target's own classes, in its label space. Without them, new logits are calibrated against old
+        ones by the source's own odds of the new classes (or, if it knows no others, by a threshold on the clone set),
+        and an :class:`~netclone.errors.UncalibratedWarning` is given.
     keep, budget
-        What to keep of the source at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
+        How much of the source to keep at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
         (``"macs"``), or of the units in every channel group (``"channels"``).
     at
-        Target position; ``"input"``: the whole slim source runs beside the target; ``"auto"``: search.
+        Target position. ``"input"``: the whole slim source runs beside the target. ``"auto"``: search for the best.
     source_at
-        Where the source is cut; None: the cut point that matches the target position in size and depth.
+        Where to cut the source. None: the cut point that matches the target position in size and depth.
     mask
-        A mask made before, by :func:`netclone.localize`; None: one is learned, by the recipe's ``method``.
+        A mask made by :func:`netclone.localize`. None: one is learned by the recipe's ``method``.
     seed
-        Seeds everything that is drawn.
+        Seed of everything random.
     recipe, run
-        How the clone is made, and how the run is carried out: a :class:`~netclone.Recipe` and a
-        :class:`~netclone.Run`, or nothing for their defaults.
+        How the clone is made (a :class:`~netclone.Recipe`), and how the run is carried out (a :class:`~netclone.Run`).
     options
-        Fields of either by name, over what ``recipe`` and ``run`` say: ``search``, ``method``, ``reconstruct``,
+        Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``reconstruct``,
         ``distill_steps``, ``epochs``, ``batch_size``, ``validation``, ``augment``, ``without``, ``mixed_precision``;
         ``device``, ``progress``, ``workers``, ``findings``.
 
     Raises
     ------
     ArgumentError, DataError
-        If an argument or the data are out of range.
+        If an argument is out of range, or the data cannot be used.
     PositionError
-        If no position works; the message lists the reason of each.
+        If no position works; the message gives the reason for each.
     WorkerError
-        If another worker is gone, or was given other data.
+        If another worker is gone, or was given different data.
 
     Examples
     --------
@@ -191,7 +189,7 @@ def check_options(
     run: Run | None = None,
     **options: Unpack[Options],
 ) -> tuple[Recipe, Run]:
-    """The recipe and the run of :func:`clone`, refused here if they are wrong whatever networks and data are.
+    """The recipe and the run of :func:`clone`; raises for what is wrong with any networks and data.
 
     Raises
     ------
@@ -219,7 +217,7 @@ def check_options(
 def _gathered(
     source: nn.Module, target: nn.Module, data: Batches, target_data: Batches | None, run: Run
 ) -> tuple[Samples, Samples | None]:
-    """The samples of both sides, on one device and the same for every worker, and of a kind that both networks take."""
+    """The samples of both sides, checked: on one device, the same for every worker, and fit for both networks."""
     new = gather(data, "data", run.place)
     old = None if target_data is None else gather(target_data, "target_data", run.place)
     if old is not None and old.format != new.format:
@@ -245,7 +243,7 @@ def _gathered(
 def _of_clone_set(
     samples: Samples, groups: ChannelGroups, classes: tuple[int, ...], recipe: Recipe, run: Run
 ) -> Samples:
-    """Those of the classes to clone, once it is seen that they can be learned from."""
+    """The samples of the classes to clone, checked to be enough to learn from."""
     samples.check_labels(groups.outputs, "source")
     check_clone_set(samples, classes)
     new = samples.of_classes(classes)
@@ -254,7 +252,7 @@ def _of_clone_set(
 
 
 def _localised(problem: Problem, keep: float, budget: str) -> ChannelMask:
-    """The mask that the recipe's method finds, or an earlier run has found."""
+    """The mask from the recipe's method, or from an earlier run that was stopped."""
     run, recipe, groups = problem.run, problem.recipe, problem.groups
     if (found := run.found.recall("mask")) is not None:
         return ChannelMask.from_kept(groups, {name: flags.tolist() for name, flags in found[0].items()})
@@ -282,9 +280,9 @@ def _localised(problem: Problem, keep: float, budget: str) -> ChannelMask:
 
 
 def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
-    """The masked source, slim, refitted on the training samples: once, for every position."""
+    """The slim source, refitted on the training samples; computed once for all positions."""
     run, recipe, full = problem.run, problem.recipe, problem.groups.graph_module
-    whole = features_node(full) is not None  # else the logits of other classes are never needed
+    whole = features_node(full) is not None  # without distillation the logits of other classes are never needed
     slimmed = slim_down(problem.groups, mask, None if whole else problem.classes, recipe.reconstruct)
     if not recipe.reconstruct:
         return slimmed
@@ -311,7 +309,7 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
 
 
 def _key(problem: Problem, data: Sequence[Samples | None], *asked: Any) -> str:
-    """What stands for all that a run's result depends on: problem, recipe, and the code that makes the result."""
+    """A key of all that a run's result depends on: problem, recipe, and the code that computes it."""
     tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
     for network in (problem.groups.graph_module, problem.target):
         tensors += network.state_dict().values()

@@ -1,4 +1,4 @@
-"""CloneModule: a cloned capability, a pure operator graph with its tensors and what is known about it."""
+"""CloneModule: some cloned classes as a pure operator graph, its tensors, and a record of how it was made."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Part = Literal["adapter", "source", "classifier"]
 
 
 class CloneModule(nn.Module):
-    """A cloned capability: features of shape ``input_shape`` in, logits ``(N, len(classes))`` out.
+    """Some cloned classes as a module: features of shape ``input_shape`` in, logits ``(N, len(classes))`` out.
 
-    A module made by :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One made by
-    :func:`netclone.clone` holds an adapter and a classifier too: it takes the target's features at ``at`` and, as a
+    A module from :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One from
+    :func:`netclone.clone` also has an adapter and a classifier: it takes the target's features at ``at`` and, as a
     second argument, the target's own logits (``feature_node``).
 
-    It goes to the Hugging Face hub and comes from it as models of other libraries do, by :meth:`push_to_hub`,
-    :meth:`from_pretrained` and :meth:`save_pretrained`; what is stored is what :func:`netclone.save` writes.
+    :meth:`push_to_hub`, :meth:`from_pretrained` and :meth:`save_pretrained` work with the Hugging Face Hub as those of
+    other libraries do. What they store is the file of :func:`netclone.save`.
 
     Parameters
     ----------
     body
-        Operator graph with one placeholder, or two where ``spec.feature_shape`` is set.
+        Operator graph with one placeholder, or two if ``spec.feature_shape`` is set.
     spec
-        What is known about the clone.
+        The record of the clone: classes, position, certificate, scores, recipe.
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3: the module ``M_f`` with ``A`` and ``F_c``.
     """
@@ -51,7 +51,7 @@ class CloneModule(nn.Module):
             return self.body(features)
         if target_features is None:
             raise AdapterError(
-                f"this clone was fitted at '{self.spec.at}' and reads the target's features at "
+                f"this clone was fitted at '{self.spec.at}' and also reads the target's features at "
                 f"'{self.spec.feature_node}' too: pass them as second argument, shape (N, {self.spec.feature_shape})"
             )
         return self.body(features, target_features)
@@ -73,7 +73,7 @@ class CloneModule(nn.Module):
 
     @property
     def at(self) -> str | None:
-        """The target position this clone was fitted for; None if it was only extracted."""
+        """The target position that this clone was fitted for; None if it was only extracted."""
         return self.spec.at
 
     @property
@@ -108,11 +108,11 @@ class CloneModule(nn.Module):
         return cast(Part, top) if fitted else "source"
 
     def with_spec(self, **changes: Any) -> CloneModule:
-        """The same clone (sharing tensors) with some facts changed."""
+        """The same clone, on the same tensors, with some fields of its spec changed."""
         return CloneModule(self.body, replace(self.spec, **changes)).train(self.training)
 
-    # The hub's methods have the names and keywords of huggingface_hub.ModelHubMixin, and work on the clone's file. Who
-    # uses no hub imports nothing of it.
+    # The hub's methods have the names and keywords of huggingface_hub.ModelHubMixin, and work on the clone's file.
+    # huggingface_hub is imported only when they are called.
 
     def save_pretrained(
         self,
@@ -129,13 +129,14 @@ class CloneModule(nn.Module):
         Parameters
         ----------
         save_directory
-            The folder; made where there is none. A card that is there already stays.
+            The folder, created if it does not exist. A card that is already there stays.
         config
-            Written as ``config.json``, for other tools; nothing of it is read.
+            Written as ``config.json`` for other tools; netclone never reads it.
         repo_id, push_to_hub, push_to_hub_kwargs
-            Whether to push it too, and how: :meth:`push_to_hub`. Its name is the folder's if no other is given.
+            Whether to push it too, and the arguments of :meth:`push_to_hub`. Without a name, the repository is called
+            as the folder is.
         model_card_kwargs
-            What the first lines of the card say besides: ``{"license": "mit", "base_model": "user/network"}``.
+            Further metadata for the card: ``{"license": "mit", "base_model": "user/network"}``.
 
         Returns
         -------
@@ -189,20 +190,21 @@ class CloneModule(nn.Module):
         pretrained_model_name_or_path
             A folder that :meth:`save_pretrained` wrote, or a repository that :meth:`push_to_hub` filled.
         force_download
-            Whether to get anew what the cache holds.
+            Whether to download again what the cache holds.
         token
             None: the one you are logged in with, if any.
         cache_dir
-            Folder for what is downloaded; None: huggingface_hub's own.
+            Folder for downloads. None: huggingface_hub's own.
         local_files_only
-            Whether to take it from the cache alone.
+            Whether to look in the cache alone, without the network.
         revision
-            Branch, tag or commit; None: the newest of the main branch.
+            Branch, tag or commit. None: the newest on main.
 
         Raises
         ------
         HubError
-            If there is no such repository, revision or clone in it, it may not be read, or the hub is out of reach.
+            If there is no such repository or revision, it holds no clone, it may not be read, or the hub cannot be
+            reached.
         ArchiveError
             As for :func:`netclone.load`.
         """
@@ -233,20 +235,20 @@ class CloneModule(nn.Module):
         delete_patterns: list[str] | str | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Put the files of :meth:`save_pretrained` into a repository of the hub, which is made where there is none.
+        """Upload the files of :meth:`save_pretrained` to a repository on the hub, created if necessary.
 
         Parameters
         ----------
         repo_id
-            ``"user/name"``, or a name of your own.
+            ``"user/name"``, or ``"name"`` alone for one of your own.
         private
-            Whether a repository that is made is private; None: as the account says.
+            Whether a new repository is private. None: as your account's settings say.
         token
             None: the one you are logged in with.
         branch, create_pr
-            Where to: a branch, or a pull request that is opened.
+            Branch to upload to, and whether to open a pull request instead.
         allow_patterns, ignore_patterns, delete_patterns
-            Which files to send (``ignore_patterns="README.md"`` leaves a card that you wrote), and which to delete.
+            Which files to send, and which to delete. ``ignore_patterns="README.md"`` keeps a card that you wrote.
         config, model_card_kwargs
             As for :meth:`save_pretrained`.
 
@@ -259,7 +261,7 @@ class CloneModule(nn.Module):
         ArchiveError
             As for :func:`netclone.save`.
         HubError
-            If no one is logged in, the repository may not be written, or the hub is out of reach.
+            If you are not logged in, may not write to the repository, or the hub cannot be reached.
         """
         from netclone.files.publishing import push_to_hub
 
@@ -284,17 +286,17 @@ class CloneModule(nn.Module):
 
 
 def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
-    """Write a clone to one ``.safetensors`` file, whole or not at all.
+    """Write a clone to one ``.safetensors`` file, completely or not at all.
 
-    The file is checked as :func:`load` checks it before anything is written, and it replaces ``path`` in one step.
-    Written are the tensors the graph reads, on the CPU; tensors that share memory are written one by one.
+    Its content passes the checks of :func:`load` before anything is written. The file replaces ``path`` in one step. It
+    holds the tensors that the graph reads; tensors that share memory are written one by one.
 
     Parameters
     ----------
     module
-        The clone. Operators outside :mod:`netclone.graph.purity` are refused, by node name.
+        The clone. Operators that :mod:`netclone.graph.purity` does not allow are refused, by node name.
     path
-        Where to write; its folder has to exist.
+        Where to write. The folder has to exist.
 
     Raises
     ------
@@ -307,11 +309,12 @@ def save(module: CloneModule, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> CloneModule:
-    """Read a clone that :func:`save` wrote; safe on files from strangers.
+    """Read a clone that :func:`save` wrote; safe for files from strangers.
 
     Returns
     -------
-    The clone, on the CPU and in eval mode: same generated code, bitwise the same tensors, equal ``spec``.
+    The clone, on the CPU and in eval mode, with the same generated code, the same tensors to the bit, and an equal
+    ``spec``.
 
     Raises
     ------
@@ -346,12 +349,14 @@ def from_bytes(content: bytes, what: str) -> CloneModule:
 
 def _check(module: object) -> None:
     if not isinstance(module, CloneModule) or not isinstance(module.body, fx.GraphModule):
-        raise ArchiveError(f"only a CloneModule can be saved, got {type(module).__name__}: make one with extract()")
+        raise ArchiveError(
+            f"only a CloneModule can be saved, got {type(module).__name__}; make one with netclone.clone(...)"
+        )
 
 
 @contextmanager
 def _saved(module: CloneModule) -> Iterator[Path]:
-    """A clone's file for a while."""
+    """A clone's file, which is deleted at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clone.safetensors"
         save(module, file)

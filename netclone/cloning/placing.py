@@ -1,4 +1,4 @@
-"""Where a clone can go: cut points of source and target, their match, and frozen features at them."""
+"""Where a clone can go: cut points of source and target, how they match, and the features at them."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def places(graph_module: fx.GraphModule) -> tuple[Place, ...]:
 
 
 def passed_over(graph_module: fx.GraphModule) -> tuple[tuple[Place, str], ...]:
-    """The named cut points at which no clone can be, deep to shallow, and why.
+    """The named cut points at which no clone can be, deep to shallow, with the reason.
 
-    That is where the first axis is not the batch, and where an adapter does not know the features (volumes). What
-    lies within another one is not listed.
+    There the first axis is not the batch, or no adapter exists for the features (volumes). Cut points inside another
+    one are not listed.
     """
     found = [(place, why) for place, why in reversed(_cut_points(graph_module)) if why is not None]
     outer = {place.at for place, _ in found}
@@ -62,7 +62,7 @@ def _around(path: str) -> set[str]:
 
 
 def _cut_points(graph_module: fx.GraphModule) -> list[tuple[Place, str | None]]:
-    """The named nodes that every path passes, shallow to deep, and why no clone can be there (None: one can)."""
+    """The named nodes that every path passes, shallow to deep, and why no clone can be there (None if one can)."""
     order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     flow = nx.DiGraph((source, node) for node in order for source in node.all_input_nodes if _carries_features(source))
     start = next(node for node in order if node.op == "placeholder")
@@ -94,10 +94,10 @@ def _not_adapted(shape: tuple[int, ...]) -> str | None:
 
 
 def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]:
-    """Places worth trying, deepest first: the ends of stages, or evenly spaced blocks where nothing is resized.
+    """Places worth trying, deepest first: the ends of stages, or evenly spaced blocks if nothing is resized.
 
-    A stage is what works on one grid size; its end is the last place outside any smaller module. Networks of fewer
-    than three stages (plain transformers) give at most ``most`` evenly spaced places.
+    A stage is the part that works on one grid size; its end is the last place outside any smaller module. Networks of
+    fewer than three stages (plain transformers) give at most ``most`` evenly spaced places.
     """
     deepest_first = places(graph_module)[::-1]
     stages: dict[int, list[Place]] = {}
@@ -117,9 +117,9 @@ def candidates(graph_module: fx.GraphModule, most: int = 8) -> tuple[Place, ...]
 
 
 def matching(place: Place, source: Sequence[Place], unfit: Sequence[tuple[Place, str]] = ()) -> Place:
-    """The source's cut point that fits a target position: of similar grid size and relative depth.
+    """The source's cut point that fits a target position: similar in grid size and relative depth.
 
-    ``unfit`` are the source's cut points that were passed over, and why.
+    ``unfit`` are the source's cut points that cannot be used, with the reason.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def matching(place: Place, source: Sequence[Place], unfit: Sequence[tuple[Place,
         If the source has no cut point.
     """
     if not source:
-        reasons = "".join(f"; '{other.at}' is passed over: {why}" for other, why in unfit)
+        reasons = "".join(f"; '{other.at}' cannot be used: {why}" for other, why in unfit)
         raise PositionError(
             f"the source has no named position of maps or tokens that all its paths pass{reasons}; give source_at=..., "
             "or at='input' to run the whole source beside the target"
@@ -144,9 +144,9 @@ def matching(place: Place, source: Sequence[Place], unfit: Sequence[tuple[Place,
 def features_at(
     graph_module: fx.GraphModule, images: Tensor, nodes: Sequence[str], batch_size: int, workers: Workers = ALONE
 ) -> dict[str, Tensor]:
-    """What the named nodes give for all images, computed in one pass up to the last of them, without gradient.
+    """The values of the named nodes for all images, computed in one pass up to the last of them, without gradient.
 
-    Several workers take whole batches, so that the result is the same to the bit.
+    Each of several workers takes whole batches, so the result is the same to the bit.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in nodes}
     batches = images.split(batch_size)
@@ -167,7 +167,7 @@ def reason(error: NetcloneError) -> str:
 
 
 class _AllSeen(Exception):
-    """Every wanted node has been computed: the rest of the graph need not run."""
+    """Raised when every wanted node has been computed, so that the rest of the graph does not run."""
 
 
 class _Recorder(fx.Interpreter):
@@ -187,7 +187,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _carries_features(node: fx.Node) -> bool:
-    """Whether a node hands on activations: not a parameter, and not a size read off one."""
+    """Whether a node's value is activations: neither a parameter nor a size."""
     return node.op != "get_attr" and (
         "tensor_meta" in node.meta or isinstance(node.meta.get("val"), (Tensor, list, tuple))
     )

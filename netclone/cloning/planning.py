@@ -1,4 +1,4 @@
-"""planned(problem, at, source_at): which positions to try, each seen to work as far as shapes and operators tell."""
+"""planned(problem, at, source_at): which positions to try, as far as shapes and operators allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from netclone.learning.adapting import grid_of
 
 @dataclass(frozen=True)
 class Planned:
-    """A position to try, and where the source is cut for it (None: at its input); or why it cannot work."""
+    """A position to try and where the source is cut for it (None: at its input), or why it cannot work."""
 
     place: Place
     cut: str | None
@@ -29,12 +29,12 @@ class Planned:
 
 
 def planned(problem: Problem, at: str, source_at: str | None) -> tuple[Planned, ...]:
-    """The positions to try, in order; what cannot work is known before anything is learned.
+    """The positions to try, in order; those that cannot work are ruled out before anything is learned.
 
     Raises
     ------
     PositionError, AdapterError, ArchiveError
-        If the position asked for cannot work, or none can.
+        If the requested position cannot work, or none can.
     """
     if source_at is not None:
         _check_cut(problem.groups, source_at)
@@ -61,7 +61,7 @@ def _cut_for(
     cuts: Sequence[Place],
     unfit: Sequence[tuple[Place, str]],
 ) -> str | None:
-    """Where the source is cut for a target position, seen to work as far as shapes and operators tell."""
+    """Where to cut the source for a target position; raises if shapes or operators do not allow it."""
     if place.at == INPUT:
         _check_cut(problem.groups, None)
         return None
@@ -72,24 +72,24 @@ def _cut_for(
 
 
 def _check_cut(groups: ChannelGroups, at: str | None) -> None:
-    """Refuse a cut of the source behind which no module can be: its operators could not be saved, or go round it."""
+    """Raise if no module can begin at a cut of the source: its operators cannot be saved, or some go round the cut."""
     part = groups.graph_module
     if at is not None:
         node = position(part, at)
         grid_of(shape_of(node) or ())
         part = cut(part, node.name)
     if faults := unsavable(part.graph):
-        raise ArchiveError(f"source: a clone cut at {at or INPUT!r} could not be saved: {'; '.join(faults)}")
+        raise ArchiveError(f"source: a clone cut at {at or INPUT!r} cannot be saved: {'; '.join(faults)}")
 
 
 def check_source(groups: ChannelGroups, classes: tuple[int, ...]) -> None:
-    """Refuse a source whose slim copy could never be held against it, by trying with all of it."""
+    """Raise if the source cannot be certified at all, by trying it with every channel kept."""
     everything = ChannelMask.from_kept(groups, {group.name: [True] * group.size for group in groups.groups})
     slim_down(groups, everything, classes, refit=False).certify(None)
 
 
 def none_works(tried: Sequence[Candidate]) -> PositionError:
-    reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position all its paths pass"
+    reasons = "; ".join(f"{c.at}: {c.reason}" for c in tried) or "the target has no position that all its paths pass"
     return PositionError(f"no target position works. {reasons}. Give at=... and source_at=...")
 
 

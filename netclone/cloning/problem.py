@@ -20,8 +20,8 @@ from netclone.learning.stepping import Loop
 from netclone.runtime.context import Run
 from netclone.runtime.sharing import Workers
 
-VIEWS, MOST_VIEWS = 2, 2048  # of each training sample beside itself, where there is an augmentation; in all at most
-MOST_REST, REST_MASS = 64, 0.999  # source classes that a clone knows beside its own: at most, and their probability
+VIEWS, MOST_VIEWS = 2, 2048  # augmented views of each training sample, and in all at most
+MOST_REST, REST_MASS = 64, 0.999  # other source classes that a clone keeps: at most, and of what probability
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Problem:
 
     target: fx.GraphModule
     groups: ChannelGroups
-    clone_set: tuple[Samples, ...]  # the training samples in the source's label space: new, and what it takes old for
+    clone_set: tuple[Samples, ...]  # training samples with the source's labels; old ones as it sees them
     images: Tensor
     labels: Tensor  # columns of the grafted model
     train: Tensor  # indices into images
     validation: Tensor
     classes: tuple[int, ...]
-    rest: tuple[int, ...]  # the source's classes that the cloned ones are told from
+    rest: tuple[int, ...]  # the source's classes that the cloned ones have to be told apart from
     logits: Tensor  # the target's
     recipe: Recipe
     run: Run
@@ -54,7 +54,7 @@ class Problem:
         run: Run,
         seed: int,
     ) -> Problem:
-        """Pose it for samples of the new classes and, if there are any, of the target's own."""
+        """The problem for samples of the new classes and, if there are any, of the target's own."""
         new, old = samples
         traced = trace(target, new.images[:2]).eval()
         width = (shape_of(logits_node(traced)) or (0,))[0]
@@ -106,7 +106,7 @@ class Problem:
         return self.recipe.batch_size
 
     def loop(self, what: str) -> Loop:
-        """How a loop of steps is run, told of by a name."""
+        """How a loop of steps is run, with a name for its progress."""
         return Loop(
             batch_size=self.recipe.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
@@ -116,7 +116,7 @@ class Problem:
         )
 
     def with_views(self) -> Problem:
-        """The same with augmented views of the training samples to fit on beside them, in as many steps."""
+        """The same problem with augmented views of the training samples added, fitted in as many steps."""
         augment = self.recipe.augment
         if augment is None:
             return self
@@ -135,35 +135,35 @@ class Problem:
         )
 
     def some(self, count: int) -> Tensor:
-        """At most so many of the training samples, as many of old classes as of new ones; the same each time."""
+        """At most so many training samples, half old and half new; the same ones each time."""
         weights = balance(self.labels[self.train], self.logits.shape[1])
         chosen = drawn(weights, count, torch.Generator().manual_seed(self.seed), repeat=False)
         return self.train[chosen.sort().values.to(self.train.device)]
 
 
 def classifier_share(problem: Problem, keep: float) -> float:
-    """What the classifier takes of the source's parameters: over both streams, and the source's rows for the rest."""
+    """The share of the source's parameters that the classifier takes: both streams, and rows for other classes."""
     head = features_node(problem.groups.graph_module)
     features = len(problem.classes) if head is None else (shape_of(head) or (0,))[0]
     weights = len(problem.classes) * (features + problem.logits.shape[1] + 1) + 1 + len(problem.rest) * (features + 1)
     share = weights / problem.groups.parameters
     if share >= keep:
         raise ArgumentError(
-            f"keep: {keep} of the source's parameters are fewer than the classifier of {len(problem.classes)} new "
-            f"classes takes, {share:.2g}; ask for more, or clone fewer classes at once"
+            f"keep: {keep} of the source's parameters is less than the classifier of {len(problem.classes)} new "
+            f"classes takes, {share:.2g}; keep more, or clone fewer classes at once"
         )
     return share
 
 
 def _most_likely(logits: Tensor) -> list[int]:
-    """The columns that hold nearly all the probability over some samples, the likeliest first."""
+    """The columns that hold nearly all of the probability over some samples, most likely first."""
     shares, order = logits.softmax(1).mean(0).sort(descending=True, stable=True)
     count = int((shares.cumsum(0) < REST_MASS).sum()) + 1
     return order[: min(count, MOST_REST)].tolist()
 
 
 def _split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices for training and validation, per class; a class of one sample is in both."""
+    """Indices for training and validation, split per class; a class of one sample is in both."""
     train, held_out = [], []
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Recipe: all that a clone depends on beside its networks, data, position and size."""
+"""Recipe: everything a clone depends on apart from its networks, data, position and size."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ class Recipe:
     Parameters
     ----------
     search
-        ``"early"``: from the deepest position on, stopping when validation stops improving (the paper's rule), and then
-        the input; ``"all"``: every candidate position.
+        ``"early"``: from the deepest position up, until validation stops improving (the paper's rule), and then the
+        input. ``"all"``: every candidate position.
     method
         How to localise (see :func:`netclone.localize`).
     reconstruct, distill_steps
-        Refit what reads removed channels by least squares on the samples, and then all of the slim source by so many
-        steps of distillation from the full one (0: none). False: the paper's plain copy, neither of them.
+        Whether to refit the layers that read removed channels by least squares, and for how many steps to distil the
+        full source into the slim one after that (0: none). ``reconstruct=False``: the paper's plain copy, without both.
     epochs, batch_size, validation
-        Length of the fit at the position chosen (25 steps at each candidate), samples per step, share of the samples
-        held out to choose by.
+        Epochs of the fit at the chosen position (25 steps at each candidate), samples per step, and the share of the
+        samples that is held out to choose by.
     augment
-        ``augment(images, generator)`` gives another view of a batch (mirrored, say), drawing from the generator, on
-        the CPU, alone. Mask and distillation then see a new view each time, adapter and classifier a few of each
-        sample.
+        ``augment(images, generator)`` returns another view of a batch, flipped, for example. All randomness has to come
+        from the generator, which is on the CPU. Mask and distillation then see a new view at every step, adapter and
+        classifier a few views of each sample.
     without
-        What to leave out of the method, for ablations: ``"adapter_start"`` (the closed-form start of the adapter; it
-        starts at random), ``"target_stream"`` (the target's logits among what the new classifier reads),
-        ``"calibration"`` (new logits come from the clone alone, and are fitted among themselves).
+        Parts of the method to leave out, for ablations: ``"adapter_start"`` (the adapter starts at random instead of in
+        closed form), ``"target_stream"`` (the new classifier does not read the target's logits), ``"calibration"`` (new
+        logits come from the clone alone, and are fitted among themselves).
     mixed_precision
-        ``"bf16"``: mask, distillation and fit learn in bfloat16 where torch.autocast does so; the clone's tensors keep
-        their dtype, and all that is checked or refitted in closed form is computed as without.
+        ``"bf16"``: mask, distillation and fit learn in bfloat16, wherever torch.autocast uses it. The clone's tensors
+        keep their dtype. Checks and closed-form refits are computed in full precision.
 
     Raises
     ------
@@ -93,17 +93,17 @@ class Recipe:
 
     @property
     def precision(self) -> torch.dtype | None:
-        """The dtype that forward passes are trained in; None: the images' own."""
+        """The dtype of forward passes while training; None: that of the images."""
         return precision_of(self.mixed_precision)
 
     def facts(self) -> dict[str, Any]:
-        """The fields as plain data; of the augmentation, what stands for what it computes."""
+        """The fields as plain data; an augmentation is represented by its identity."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**known, "augment": None if self.augment is None else identity(self.augment)}
 
 
 class RecipeFields(TypedDict, total=False):
-    """The fields of a :class:`Recipe`, each of which :func:`netclone.clone` takes by itself too."""
+    """The fields of a :class:`Recipe`, which :func:`netclone.clone` also takes as keywords."""
 
     search: str
     method: str

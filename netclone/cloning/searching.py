@@ -1,4 +1,4 @@
-"""search(problem, slimmed, plan): fit the planned positions, and make the best one a clone."""
+"""search(problem, slimmed, plan): fit the planned positions, and make a clone of the best one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class _Fit:
     place: Place
     module: CloneModule
     branch: Branch
-    trained: Branch  # the same adapter and classifier, without what has been computed already
+    trained: Branch  # the same adapter and classifier, without the part whose outputs are computed already
     train: Cached
     held_out: Cached
 
     def run(self, problem: Problem, epochs: int, how: str = "") -> float:
-        """Train for some epochs and give the validation score; a second run goes on where the first ended."""
+        """Train for some epochs and return the validation score; a second call goes on where the first ended."""
         return fit(
             self.trained,
             self.train,
@@ -49,7 +49,7 @@ class _Fit:
         )
 
     def resumed(self, problem: Problem, epochs: int) -> float:
-        """As :meth:`run`, unless that was done in an earlier process, whose weights and score are taken then."""
+        """As :meth:`run`; takes weights and score from an earlier process if it got that far."""
         name, parts = f"fit at {self.place.at}", nn.ModuleList([self.trained.adapter, self.trained.classifier])
         findings = problem.run.found
         found = findings.recall(name)
@@ -66,7 +66,7 @@ def search(
     slimmed: Slimmed,
     plan: Sequence[Planned],
 ) -> CloneModule:
-    """Fit candidates briefly from deep to shallow until validation improves no more, then the input; the best fully."""
+    """Fit candidates briefly, deep to shallow, until validation stops improving, then the input; fit the best fully."""
     tried: list[Candidate] = []
     stopped = False
     best: tuple[float, _Fit] | None = None
@@ -107,7 +107,7 @@ def search(
 
 
 def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
-    """A position with adapter and classifier at their closed-form start, to be fitted to some of the samples."""
+    """A position with adapter and classifier at their closed-form start, ready to be fitted."""
     module = slimmed.module(source_at, features_only=True).with_spec(classes=problem.classes)
     module.body.requires_grad_(False)
     by = problem.batch_size, problem.workers
@@ -122,7 +122,7 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
 
     train, held_out = seen(samples), seen(problem.validation)
     adapter: Adapter | nn.Identity = nn.Identity()
-    if source_at is not None:  # its outputs shall be what the slim source has at its cut
+    if source_at is not None:  # its outputs should match the slim source's features at the cut
         node = position(problem.groups.graph_module, source_at).name
         wanted = features_at(
             slimmed.graph_module, problem.images[samples], [node], problem.batch_size, problem.workers
@@ -138,7 +138,7 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
     weight, bias = classifier_rows(slimmed.graph_module, problem.classes + rest) or (None, None)
     classifier.start(features, train.logits, weight, bias)
     whole = trained = Branch(adapter, module.body, classifier)
-    if source_at is None:  # nothing before the classifier is trained: what it reads is computed once
+    if source_at is None:  # nothing before the classifier is trained, so its inputs are computed once
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)
         held_out = replace(held_out, features=in_batches(branch, held_out.features, *by))
@@ -146,7 +146,7 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
 
 
 def _finished(problem: Problem, chosen: _Fit) -> CloneModule:
-    """The clone as one operator graph, with what is known about it."""
+    """The clone as one operator graph, with its spec."""
     place = problem.images[:1] if chosen.module.source_at is None else chosen.train.features[:1]
     body = capture(chosen.branch, *(torch.cat([one, one]) for one in (place, problem.logits[:1])))
     body.meta[FACTS].pop("example")

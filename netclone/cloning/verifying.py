@@ -1,4 +1,4 @@
-"""verify(grafted, target, images): whether old logits are the target's to the bit, however the network is called."""
+"""verify(grafted, target, images): compare old logits with the target's, bit by bit, in every way of calling it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from netclone.runtime.entering import entered
 
 @dataclass(frozen=True)
 class Difference:
-    """A mode in which old logits are not the target's: the first node that differs ("": not known) and what is seen."""
+    """A mode in which old logits differ: the first node that does (empty if not known), and what was seen."""
 
     mode: Mode
     node: str
@@ -30,10 +30,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
-    ``equal`` are the modes in which all old logits are the target's bits, ``different`` those in which they are not,
-    and ``unsupported`` those in which the target itself fails, with its reason, so that there is nothing to compare.
+    ``equal`` are the modes in which all old logits equal the target's to the bit, and ``different`` those in which some
+    do not. ``unsupported`` are the modes in which the target itself fails, with the reason.
     """
 
     equal: tuple[Mode, ...]
@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether there is a mode that was compared, and none that differs."""
+        """Whether at least one mode was compared, and none differs."""
         return bool(self.equal) and not self.different
 
 
@@ -50,25 +50,25 @@ class Verification:
 def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: bool = False) -> Verification:
     """Compare the old logits of a grafted network with the target's, bit by bit, in all modes of deployment.
 
-    Torch chooses its kernels by how a network is called. Both are copied, set to eval mode and called plainly, under
-    ``no_grad`` and in ``inference_mode``, in float32, bfloat16 and float16, with channels last, for batches of 1 to 9,
-    on one and on two threads. Neither network, nor the random state, is changed.
+    The way a network is called decides which kernels torch runs. So copies of both networks, in eval mode, are called
+    with gradients, under ``no_grad`` and in ``inference_mode``; in float32, bfloat16 and float16; with channels last;
+    with batches of 1 to 9; on one and two threads. Neither the networks nor random states are changed.
 
     Parameters
     ----------
     grafted
-        What :func:`inject` returned, or :func:`load_model` of its file. Also what :func:`remove` left.
+        A grafted network from :func:`inject` or :func:`load_model`, or the result of :func:`remove`.
     target
-        The network it was grafted onto, which returns logits ``(N, K)``.
+        The network that it was grafted onto, which returns logits ``(N, K)``.
     images
-        ``(N, C, H, W)`` as the target takes them. Fewer than nine are repeated.
+        ``(N, C, H, W)``, preprocessed for the target. Fewer than nine are repeated.
     thorough
-        Whether to try every combination (324 modes) and not each value with the most important others (75).
+        Whether to try every combination (324 modes) instead of each value with the most important others (75).
 
     Raises
     ------
     ArgumentError
-        If there are no images, the target does not take them, or it has no memory (device ``meta``).
+        If there are no images, the target fails on them, or it holds no values (device ``meta``).
     OutputError
         If the target does not return one tensor of logits.
 
@@ -88,14 +88,14 @@ def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: b
         seen = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ArgumentError(f"images: expected a batch (N, C, H, W), got {seen}")
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers(), images)):
-        raise ArgumentError("target: it has no memory (device meta), so there are no bits to compare")
+        raise ArgumentError("target: it is on device meta and holds no values, so there are no bits to compare")
     return compare(grafted, target, images, EVERY if thorough else COVERING)
 
 
 def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> None:
-    """Refuse a grafted graph whose old logits are not the target's, in the modes in which networks are usually called.
+    """Raise unless a grafted graph's old logits are the target's bits, in the usual ways of calling a network.
 
-    Networks without memory have no bits and are not compared.
+    Networks on device ``meta`` hold no values and are not compared.
 
     Raises
     ------
@@ -114,12 +114,12 @@ def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> N
             f"the grafted graph does not compute the target's logits ({first.mode}): "
             + (f"node '{first.node}' is the first that differs; " if first.node else "")
             + f"{first.seen}. Does forward() look at the mode, the batch size or requires_grad, or change state? "
-            "Take that out of it, or pass check=False to have the graph as it is"
+            "Take that out of it, or pass check=False to get the graph all the same"
         )
 
 
 def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequence[Mode]) -> Verification:
-    """What :func:`verify` gives, for some modes; those that have no meaning for the images are left out."""
+    """As :func:`verify`, for some modes; those that do not apply to the images are left out."""
     equal: list[Mode] = []
     different: list[Difference] = []
     unsupported: list[tuple[Mode, str]] = []
@@ -129,7 +129,7 @@ def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequen
 
     def order(
         mode: Mode,
-    ) -> tuple[str, bool, int]:  # what a network keeps of a call in inference_mode is of no use later
+    ) -> tuple[str, bool, int]:  # a tensor that a network keeps from a call in inference_mode is of no use later
         return str(mode.dtype), mode.channels_last, gradients.index(mode.gradients)
 
     with deterministic():
@@ -142,7 +142,7 @@ def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequen
                 if isinstance(want, Exception):
                     reason = f"{type(want).__name__}: {first_line(want)}"
                     if mode.dtype in (None, images.dtype):
-                        raise ArgumentError(f"images: the target does not take them ({mode}): {reason}") from want
+                        raise ArgumentError(f"images: the target fails on them ({mode}): {reason}") from want
                     unsupported.append((mode, reason))
                     continue
                 _check_logits(target, want)
@@ -178,7 +178,7 @@ def _attempt(model: nn.Module, images: Tensor, mode: Mode) -> Any:
     try:
         with mode.active():
             return model(images.clone())
-    except Exception as error:  # any model code may run here, in a dtype that nobody may have tried
+    except Exception as error:  # any model code may run here, perhaps in a dtype that it was never tried in
         return error
 
 
@@ -190,7 +190,7 @@ def _check_logits(target: nn.Module, value: Any) -> None:
 
 
 def _seen(got: Any, want: Tensor) -> str:
-    """How old logits differ, or nothing."""
+    """How old logits differ; empty if they do not."""
     if isinstance(got, Exception):
         return f"{type(got).__name__}: {first_line(got)}"
     if not isinstance(got, Tensor) or got.dim() != 2 or got.shape[1] < want.shape[1]:
@@ -208,7 +208,7 @@ def _seen(got: Any, want: Tensor) -> str:
 
 
 class _Values(fx.Interpreter):
-    """Runs a graph and tells what every node gave, when it gave it."""
+    """Runs a graph and yields the value of every node as it is computed."""
 
     def __init__(self, graph_module: fx.GraphModule, tell: Callable[[str, Any], None]) -> None:
         super().__init__(graph_module)
@@ -221,7 +221,7 @@ class _Values(fx.Interpreter):
 
 
 def _first_difference(grafted: nn.Module, target: nn.Module, images: Tensor, mode: Mode) -> str:
-    """The first node whose value is not the target's: of those of the target's modules, or all of its graph."""
+    """The first node whose value differs from the target's, among those of its modules or of all its graph."""
     if not isinstance(grafted, fx.GraphModule) or FACTS not in grafted.meta:
         return ""
     values = _target_values(target, grafted.meta[FACTS]["positions"], images, mode)
@@ -234,13 +234,13 @@ def _first_difference(grafted: nn.Module, target: nn.Module, images: Tensor, mod
             differing.append(name)
 
     nodes = _Values(grafted, look)
-    with suppress(Exception), mode.active():  # what the grafted network itself raises here is told already
+    with suppress(Exception), mode.active():  # an error of the grafted network itself has been reported already
         nodes.run(images.clone())
     return "".join(differing)
 
 
 def _target_values(target: nn.Module, positions: Mapping[str, str], images: Tensor, mode: Mode) -> dict[str, Tensor]:
-    """What the target computes, by the names of the nodes that compute it in its graph."""
+    """The values that the target computes, by the names of their nodes in its graph."""
     values: dict[str, Tensor] = {}
 
     def keep(name: str, value: Any) -> None:
