@@ -59,6 +59,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def long(session: nox.Session) -> None:
+    """Run what the default leaves out, for a release: more networks, every example, every page. Half an hour."""
+    prepare(session)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "long", *session.posargs)
+
+
+@nox.session
 def zoo(session: nox.Session) -> None:
     """Check every network of timm and torchvision: hours."""
     prepare(session)

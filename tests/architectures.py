@@ -33,14 +33,14 @@ class Architecture:
     """Name, what its constructor is told (smaller images, to save time), and its library.
 
     ``units`` gives, for some parameters, how many units the group that slices its rows has to have: what is known of
-    the architecture by hand. ``slow``: looking through it takes seconds.
+    the architecture by hand. ``long``: it is looked at in the long tier only.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     torchvision: bool = False
-    slow: bool = False
+    long: bool = False
 
     @property
     def size(self) -> int:
@@ -50,16 +50,22 @@ class Architecture:
 
 _ALL = (
     Architecture("resnet18", units={"layer1.0.conv1.weight": 64, "conv1.weight": 64, "layer4.0.conv1.weight": 512}),
-    Architecture("resnet50", units={"layer1.0.conv1.weight": 64, "layer1.0.conv2.weight": 64, "conv1.weight": 64}),
-    Architecture("mobilenetv2_100", units={"blocks.1.0.conv_pw.weight": 96}),
+    Architecture(
+        "resnet50", long=True, units={"layer1.0.conv1.weight": 64, "layer1.0.conv2.weight": 64, "conv1.weight": 64}
+    ),
+    Architecture("mobilenetv2_100", long=True, units={"blocks.1.0.conv_pw.weight": 96}),
     Architecture("mobilenetv3_small_100", units={"blocks.1.0.conv_pw.weight": 72}),
-    Architecture("efficientnet_b0", units={"blocks.1.0.conv_pw.weight": 96, "blocks.1.0.se.conv_reduce.weight": 4}),
+    Architecture(
+        "efficientnet_b0", long=True, units={"blocks.1.0.conv_pw.weight": 96, "blocks.1.0.se.conv_reduce.weight": 4}
+    ),
     Architecture("regnetx_002", units={"s1.b1.conv2.conv.weight": 3}),  # groups of 8 channels, of 24
-    Architecture("densenet121", slow=True, units={"features.denseblock1.denselayer1.conv1.weight": 128}),
-    Architecture("ghostnet_100"),
-    Architecture("res2net50_26w_4s", slow=True),
-    Architecture("dpn68", slow=True),
-    Architecture("vgg11_bn", options={"mlp_ratio": 1 / 16}, units={"features.0.weight": 64}),  # else 1 GB of weights
+    Architecture("densenet121", long=True, units={"features.denseblock1.denselayer1.conv1.weight": 128}),
+    Architecture("ghostnet_100", long=True),
+    Architecture("res2net50_26w_4s", long=True),
+    Architecture("dpn68", long=True),
+    Architecture(
+        "vgg11_bn", long=True, options={"mlp_ratio": 1 / 16}, units={"features.0.weight": 64}
+    ),  # else 1 GB of weights
     Architecture("convnext_atto", units={"stages.0.blocks.0.mlp.fc1.weight": 160}),
     Architecture(
         "vit_tiny_patch16_224",
@@ -68,42 +74,45 @@ _ALL = (
     ),
     Architecture(
         "deit_tiny_distilled_patch16_224",
-        slow=True,
+        long=True,
         options={"img_size": 64},
         units={"blocks.0.attn.qkv.weight": 3, "blocks.0.mlp.fc1.weight": 768},
     ),
     Architecture(
         "swin_tiny_patch4_window7_224",
-        slow=True,
+        long=True,
         options={"img_size": 112},
         units={f"layers.{i}.blocks.0.attn.qkv.weight": 3 * 2**i for i in range(4)}
         | {f"layers.{i}.blocks.1.attn.qkv.weight": 3 * 2**i for i in range(4)}
         | {"layers.0.blocks.0.mlp.fc1.weight": 384},
     ),
-    Architecture("mobilevit_xxs", units={"stages.2.1.transformer.0.attn.qkv.weight": 4}),
-    Architecture("mixer_s16_224", options={"img_size": 64}, units={"blocks.0.mlp_channels.fc1.weight": 2048}),
+    Architecture("mobilevit_xxs", long=True, units={"stages.2.1.transformer.0.attn.qkv.weight": 4}),
+    Architecture(
+        "mixer_s16_224", long=True, options={"img_size": 64}, units={"blocks.0.mlp_channels.fc1.weight": 2048}
+    ),
     Architecture(
         "pit_ti_224",
+        long=True,
         options={"img_size": 64},
         units={f"transformers.{stage}.blocks.0.attn.qkv.weight": 2 * 2**stage for stage in range(3)},
     ),
     Architecture(
         "xcit_nano_12_p8_224",
-        slow=True,
+        long=True,
         units={"blocks.0.attn.qkv.weight": 4, "blocks.0.mlp.fc1.weight": 512}
         | {f"cls_attn_blocks.{i}.attn.{part}.weight": 4 for i in range(2) for part in "qkv"},
     ),
     Architecture("test_nfnet"),
     Architecture("shufflenet_v2_x0_5", torchvision=True),
     Architecture("squeezenet1_1", torchvision=True, units={"features.3.squeeze.weight": 16}),
-    Architecture("googlenet", slow=True, torchvision=True, options={"init_weights": False}),
+    Architecture("googlenet", long=True, torchvision=True, options={"init_weights": False}),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
 
 
 def named(*names: str) -> list[Any]:
-    """Architectures as parameters of tests, of which the large ones are slow."""
-    return [pytest.param(name, marks=pytest.mark.slow if ARCHITECTURES[name].slow else ()) for name in names]
+    """Architectures as parameters of tests, of which the larger ones are for the long tier."""
+    return [pytest.param(name, marks=pytest.mark.long if ARCHITECTURES[name].long else ()) for name in names]
 
 
 def build(name: str) -> nn.Module:

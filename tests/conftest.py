@@ -22,5 +22,5 @@ def _reproducible() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is run on request only is slow, too, so that ``-m "not slow"`` alone is the quick tier."""
     for item in items:
-        if item.get_closest_marker("zoo") or item.get_closest_marker("fuzz"):
+        if any(item.get_closest_marker(tier) for tier in ("long", "zoo", "fuzz")):
             item.add_marker("slow")

@@ -60,7 +60,7 @@ def figures(run: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run.items() if not name.endswith("seconds")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_method_is_there_with_figures(ran: Path) -> None:
     results = results_in(ran)
     main = [run for run in results["runs"] if run["study"] == "main"]
@@ -81,7 +81,7 @@ def test_every_method_is_there_with_figures(ran: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_settings_come_before_studies_and_refits_are_told_apart(ran: Path) -> None:
     lines = (ran / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     runs = [record for record in map(json.loads, lines) if not record["key"].startswith("search|")]
@@ -98,14 +98,14 @@ def test_settings_come_before_studies_and_refits_are_told_apart(ran: Path) -> No
         assert given["reconstruct" if "plain" in method else "distill_steps"] == ("distilled" in method) * 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_results_name_no_path_of_the_machine(ran: Path) -> None:
     for file in ("results.json", "results.md", "runs.jsonl"):
         assert str(ran.parent) not in (ran / file).read_text(encoding="utf-8")
     assert results_in(ran)["command"].startswith("netclone bench digits --seeds 1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_module_is_at_most_half_of_the_source(ran: Path) -> None:
     """Adapter and classifier included."""
     sizes = {run["method"]: run["size"] for run in results_in(ran)["runs"] if run["study"] == "main"}
@@ -113,7 +113,7 @@ def test_module_is_at_most_half_of_the_source(ran: Path) -> None:
     assert sizes[JOINT] == sizes["ensemble"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_markdown_says_what_the_json_says(ran: Path) -> None:
     results = results_in(ran)
     text = (ran / "results.md").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def _cells(section: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plots_are_drawn_and_can_be_drawn_again(ran: Path) -> None:
     for name in ("size.png", "old-new.png", "search.png"):
         assert (ran / name).read_bytes().startswith(b"\x89PNG")
@@ -153,7 +153,7 @@ def test_plots_are_drawn_and_can_be_drawn_again(ran: Path) -> None:
     assert not list(ran.glob("*.part"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_torn_run_is_made_again_with_the_same_figures(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in the middle of a line; networks come from the cache, and the recipes from the journal."""
     before = results_in(ran)["runs"]
@@ -171,7 +171,7 @@ def test_a_torn_run_is_made_again_with_the_same_figures(ran: Path, monkeypatch: 
     assert [figures(run) for run in after] == [figures(run) for run in before]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_settings_run_again_and_the_cache_serves_another_folder(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

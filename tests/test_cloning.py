@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_clone_bit_by_bit() -> None:
     assert made[0].spec == made[1].spec
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_learning_in_bfloat16_is_learning_and_leaves_float32() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     masks = [netclone.localize(source, samples(4), classes=[2, 3], steps=12, mixed_precision=m) for m in ("no", "bf16")]
@@ -272,7 +272,7 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     assert 3 <= int((seen[0].labels >= 2).sum()) <= 9  # of 8 new samples and 72 old ones
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_augmentation_gives_views_to_learn_from_in_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     lengths: list[tuple[int, int]] = []
@@ -309,7 +309,9 @@ def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", recipe.PARTS)
+@pytest.mark.parametrize(
+    "part", [recipe.PARTS[0], *(pytest.param(part, marks=pytest.mark.long) for part in recipe.PARTS[1:])]
+)
 def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=10)

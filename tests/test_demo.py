@@ -126,7 +126,7 @@ def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert taken.read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_claim_that_is_not_true_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_a_hurry(*args: Any, **kwargs: Any) -> netclone.CloneModule:
         return netclone.clone(*args, **{**kwargs, "at": "layer3", "method": "magnitude", "epochs": 1})

@@ -21,7 +21,13 @@ def run(code_or_file: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "target"), [("test_efficientnet", "test_resnet"), ("test_resnet", "test_vit")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("test_efficientnet", "test_resnet"),
+        pytest.param("test_resnet", "test_vit", marks=pytest.mark.long),
+    ],
+)
 def test_the_whole_pipeline_runs_on_a_device_that_refuses_to_mix_with_the_cpu(
     source: str, target: str, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ AFTER_TUTORIAL = [
     and path.stem != "tutorial"
     and re.search(r"^```(python|bash)$", path.read_text(), re.M)
 ]
+IN_DEFAULT = ("index", "roll-back", "labels", "exactness")  # the code of the other pages is run in the long tier
 INSTALLED = "pip install -e netclone"
 PARSED_ONLY = ("push", "pull")  # they speak to a hub: test_publishing has one
 
@@ -223,7 +224,13 @@ def test_the_tutorial_runs_and_is_as_good_as_it_says(tutorial):
     }
 
 
-@pytest.mark.parametrize("path", AFTER_TUTORIAL, ids=lambda path: str(path.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.stem in IN_DEFAULT else pytest.mark.long, id=str(path.relative_to(DOCS)))
+        for path in AFTER_TUTORIAL
+    ],
+)
 def test_the_code_of_a_page_runs_after_the_tutorial(path, tutorial, tmp_path, monkeypatch):
     folder, names = tutorial
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NUMBERED = sorted(EXAMPLES.glob("[0-9]*.py"))
+DEFAULT = ("01_five_lines", "05_shrink")  # the others are run in the long tier
 
 
 def run(path, monkeypatch, folder, *arguments):
@@ -22,7 +23,10 @@ def run(path, monkeypatch, folder, *arguments):
     return runpy.run_path(str(path), run_name="__main__")
 
 
-@pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in DEFAULT else pytest.mark.long, id=path.stem) for path in NUMBERED],
+)
 def test_an_example_runs_and_says_what_it_did(path, monkeypatch, tmp_path, capsys):
     run(path, monkeypatch, tmp_path)
     out = capsys.readouterr().out
@@ -43,6 +47,7 @@ def test_there_are_six_and_each_says_how_to_run_it():
         assert f"python examples/{path.name}" in path.read_text()
 
 
+@pytest.mark.long
 def test_real_weights_by_path_and_folders_of_images(monkeypatch, tmp_path, capsys):
     """Networks with other normalisations than each other, images of any size, one class."""
     torch.manual_seed(0)

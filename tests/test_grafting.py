@@ -55,7 +55,7 @@ def test_a_file_says_the_size_of_images_that_the_target_was_made_for(module, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.long)])
 def test_it_keeps_its_dtype(module, dtype, tmp_path):
     grafted = inject(timm.create_model("test_resnet", num_classes=4).eval(), module, at="input").to(dtype)
     grafted.meta["netclone"]["example"] = grafted.meta["netclone"]["example"].to(dtype)

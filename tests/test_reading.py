@@ -256,7 +256,7 @@ def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     assert float((predicted == torch.tensor([3, 2])[labels]).float().mean()) > 0.8  # columns: green, grey, red, blue
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_data_of_old_classes_there_is_a_warning_and_a_clone(trained, tmp_path):
     out = tmp_path / "colours.safetensors"
     result = CliRunner().invoke(app, arguments(trained, out, **{"target-data": None}))

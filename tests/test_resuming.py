@@ -54,7 +54,10 @@ class Gone(BaseException):
     """As if the process were killed."""
 
 
-@pytest.mark.parametrize(("function", "calls"), [("distill", 1), ("fit", 1), ("fit", 3), ("_finished", 1)])
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [("distill", 1), ("fit", 1), *(pytest.param(*at, marks=pytest.mark.long) for at in [("fit", 3), ("_finished", 1)])],
+)
 def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypatch, function, calls):
     place = method if function == "distill" else searching
     path, original, done = tmp_path / "x.part", getattr(place, function), []
@@ -142,7 +145,13 @@ def test_findings_are_plain_files(tmp_path):
         Findings(tmp_path / "none" / "x.part").keep("mask", {})
 
 
-@pytest.mark.parametrize(("stage", "module"), [("localize", "localizing"), ("distil", "distilling")])
+@pytest.mark.parametrize(
+    ("stage", "module"),
+    [
+        pytest.param("localize", "localizing", marks=pytest.mark.long),
+        ("distil", "distilling"),
+    ],
+)
 def test_a_run_that_ends_within_a_stage_goes_on_from_its_last_step(tmp_path, monkeypatch, stage, module):
     """Not from the stage's beginning: mask and distillation keep their optimizer, last batch and generator."""
     monkeypatch.setattr(resuming, "PERIOD", 0.0)

@@ -311,7 +311,7 @@ def shared(birds, tmp_path_factory):
     return out, done.stdout, folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accelerate_launches_two_processes_that_read_each_picture_once_and_write_one_file(birds, alone, shared):
     out, printed, folder = shared
     assert json.loads(printed)["classes"] == [1, 3]  # printed once, or this were not JSON
@@ -364,7 +364,7 @@ def test_whoever_is_left_gets_an_error_of_netclone(check, ends):
     assert [status for status, _, _ in together("-c", f"import test_sharing; test_sharing.{check}()")] == ends
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_ends_the_run_which_goes_on_from_there_to_the_same_clone(birds, shared, tmp_path):
     out = tmp_path / "herons.safetensors"
     arguments = command(birds, out)[2:]

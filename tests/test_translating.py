@@ -21,7 +21,11 @@ from netclone.workflows.translating import to_onnx, to_pt2
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
 NAMES = {"resnet": "test_resnet", "mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
-PAIRS = (("resnet", "mobilenet"), ("mobilenet", "vit"), ("vit", "resnet"))
+PAIRS = (
+    ("resnet", "mobilenet"),
+    pytest.param(("mobilenet", "vit"), marks=pytest.mark.long),
+    pytest.param(("vit", "resnet"), marks=pytest.mark.long),
+)
 
 
 def network(kind, classes):

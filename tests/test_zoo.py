@@ -27,7 +27,7 @@ QUICK = (
     ),
     *(f"transformers/{name}" for name in naming.TRANSFORMERS),
 )
-
+DEFAULT = ("timm/test_resnet", "timm/test_vit", "transformers/resnet", "torchvision/shufflenet_v2_x0_5")
 
 LARGER = (
     "timm/deit_tiny_distilled_patch16_224",  # class and distillation tokens
@@ -40,7 +40,10 @@ LARGER = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK + LARGER)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.long) for name in QUICK + LARGER],
+)
 def test_two_dozen_networks_pass(name):
     row = zoo.check(
         name, modes=modes.QUICK if name in LARGER else modes.SPREAD
@@ -109,7 +112,13 @@ def test_images_are_of_the_size_a_network_states_and_small_where_any_will_do(nam
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/test_resnet", "torchvision/lraspp_mobilenet_v3_large", "torchvision/r3d_18", "transformers/deit"]
+    "name",
+    [
+        "timm/test_resnet",
+        "torchvision/lraspp_mobilenet_v3_large",
+        pytest.param("torchvision/r3d_18", marks=pytest.mark.long),
+        "transformers/deit",
+    ],
 )
 def test_a_network_of_the_zoo_returns_one_matrix_and_is_the_same_at_every_call(name):
     before = torch.get_rng_state()
@@ -185,7 +194,7 @@ def test_a_clone_that_changed_the_target_would_be_noticed(monkeypatch):
     assert row.target.reason == "CheckFailed: removal left other tensors than the target's"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_removal_that_left_something_would_be_noticed(monkeypatch):
     def forgetful(grafted, name=None):
         left = remove(grafted, name)
@@ -210,7 +219,7 @@ def test_the_probe_fits_any_shape_and_reads_all_of_it():
         assert x.grad.abs().sum() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_is_resumed_and_rows_come_in_the_order_asked_for(tmp_path, monkeypatch):
     names = ("timm/test_vit", "timm/test_resnet")
     rows = zoo.sweep(names, tmp_path, source=False)
@@ -324,7 +333,7 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
         zoo.read(tmp_path / "absent")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_of_targets_alone_says_nothing_of_sources(tmp_path):
     row = zoo.check("timm/test_resnet", source=False)
     zoo.write([row], tmp_path, "netclone zoo --targets-only")
