@@ -68,7 +68,7 @@ def whole(source, at=None, example=MAPS):
 def test_a_position_behind_another_first_axis_is_refused_in_both_captures(function, at):
     model = network(function)
     for graph in (netclone.trace(model, MAPS), capture(model, MAPS)):
-        with pytest.raises(PositionError, match=rf"position '{at}'.*first axis is not the batch: of one image"):
+        with pytest.raises(PositionError, match=rf"position '{at}'.*first axis is not the batch: for one image"):
             netclone.position(graph, at)
 
 

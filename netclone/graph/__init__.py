@@ -1,1 +1,1 @@
-"""A model as a graph of operators: captured, traced, run and counted, and what is known about operators."""
+"""A model as a graph of operators: how to capture, trace, run and count it, and a table of operators."""

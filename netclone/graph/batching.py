@@ -1,7 +1,7 @@
-"""Which nodes of a graph give the batch along their first axis: what a clone reads and what it gives has to.
+"""Which nodes of a graph have the batch as their first axis, as a clone's inputs and output must.
 
-An operator graph says so itself, since its sizes are written in the batch size. A symbolic graph is run on one image
-beside its example of two: what it gave is noted where a node does not follow.
+An operator graph tells, since its sizes are expressions of the batch size. A symbolic graph is run on one image as well
+as on its example of two, and nodes whose shape does not follow are recorded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Sizes(fx.Interpreter):
-    """Runs a graph and notes the shape of every node that gives one tensor, by name."""
+    """Runs a graph and records the shape of every node whose value is one tensor, by name."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -29,15 +29,15 @@ class Sizes(fx.Interpreter):
 
 
 def without_batch(one: Mapping[str, Shape], two: Mapping[str, Shape]) -> dict[str, tuple[Shape, Shape]]:
-    """The nodes whose tensor is not ``(N, ...)`` for every batch size N, and its shapes for one image and for two."""
+    """The nodes whose tensor is not ``(N, ...)`` for every batch size N, with its shapes for one image and two."""
     both = {name: (shape, two[name]) for name, shape in one.items() if name in two}
     return {name: shapes for name, shapes in both.items() if not _follows(*shapes)}
 
 
 def why_no_batch(node: fx.Node, noted: Mapping[str, tuple[Shape, Shape]]) -> str | None:
-    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None where it is, or nothing is known.
+    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None if it is, or if that is not known.
 
-    ``noted`` is what :func:`without_batch` found in a symbolic graph.
+    ``noted`` is the result of :func:`without_batch` for a symbolic graph.
     """
     shapes = noted.get(node.name)
     value = node.meta.get("val")
@@ -46,7 +46,7 @@ def why_no_batch(node: fx.Node, noted: Mapping[str, tuple[Shape, Shape]]) -> str
         shapes = None if _follows(one, two) else (one, two)
     if shapes is None:
         return None
-    return f"its first axis is not the batch: of one image it has shape {shapes[0]}, of two {shapes[1]}"
+    return f"its first axis is not the batch: for one image it has shape {shapes[0]}, for two {shapes[1]}"
 
 
 def _follows(one: Shape, two: Shape) -> bool:
@@ -54,15 +54,15 @@ def _follows(one: Shape, two: Shape) -> bool:
 
 
 def _is_free(graph: fx.Graph) -> bool:
-    """Whether the sizes in an operator graph are written in a free batch size."""
+    """Whether the sizes in an operator graph are expressions of a free batch size."""
     given = next(node for node in graph.nodes if node.op == "placeholder").meta.get("val")
     return isinstance(given, Tensor) and not isinstance(given.shape[0], int)
 
 
 def sizes_at(value: Tensor, count: int) -> Shape:
-    """The shape of a tensor whose sizes are written in the batch size, at one batch size.
+    """The shape, at one batch size, of a tensor whose sizes are expressions of the batch size.
 
-    Asking such a size for its number would fix the batch size of the whole graph.
+    Converting such a size to a number would fix the batch size of the whole graph.
     """
     return tuple(size if isinstance(size, int) else _size_at(size, count) for size in value.shape)
 

@@ -1,4 +1,4 @@
-"""What a run takes: operations, elements in memory, dtypes that meet; seen below the operators of a graph."""
+"""Budgets of a run: its operations, elements in memory and mixed dtypes, seen below the graph's operators."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from netclone.errors import ArchiveError
 
 aten = torch.ops.aten
 
-_ELEMENTS = 2**24  # whatever a file and its input hold
+_ELEMENTS = 2**24  # for any file and input
 _ELEMENTS_PER_SAMPLE = 2**22
-_ELEMENTS_PER_INPUT = 256  # and so many for each element of a sample
-_ELEMENTS_PER_STORED = 4  # and for each element of the file's tensors
+_ELEMENTS_PER_INPUT = 256  # plus so many per element of a sample
+_ELEMENTS_PER_STORED = 4  # plus so many per element of the file's tensors
 _OPERATIONS = 2**32
 _OPERATIONS_PER_SAMPLE = 2**28
-_OPERATIONS_PER_PAIR = 16  # for each pair of an element of a sample and one of the file's
+_OPERATIONS_PER_PAIR = 16  # per pair of an element of a sample and one of the file's
 
 _ALIKE = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.mv, aten.dot, aten.vdot, aten.addmv}
 _MIXING = {aten.cat, aten.stack, aten.copy_, aten.copy, aten._to_copy, aten.index_put_, aten.index_put, aten.where}
@@ -31,14 +31,14 @@ _FRESH = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.
 
 @dataclass(frozen=True)
 class Budget:
-    """Most elements that a graph may hold at one time, and most operations of one run."""
+    """The most elements that a graph may hold at a time, and the most operations of one run."""
 
     elements: int
     operations: int
 
 
 def budget(batch: int, sample: int, stored: int) -> Budget:
-    """What a graph may take on a batch of samples of so many elements, with so many elements in its own tensors.
+    """The budget of a graph for a batch of samples, given the elements of a sample and of the graph's own tensors.
 
     Examples
     --------
@@ -54,9 +54,9 @@ def budget(batch: int, sample: int, stored: int) -> Budget:
 
 
 class Meter(TorchDispatchMode):
-    """Counts the operations and the new elements of what is called inside, and refuses what no graph may do.
+    """Counts operations and new elements of all calls inside the block, and raises for what no graph may do.
 
-    ``may_write`` says of a memory, by :func:`memory_of`, whether it may be written into.
+    ``may_write`` says whether a memory (see :func:`memory_of`) may be written into.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Meter(TorchDispatchMode):
         return result
 
     def _once(self, key: Any) -> Tensor:
-        """What an operator gave for arguments of the same kind: networks repeat their layers."""
+        """Results of an operator by the kind of its arguments, since networks repeat their layers."""
         shape, stride, dtype = self._known[key]
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
@@ -105,11 +105,11 @@ class Meter(TorchDispatchMode):
         dtypes = {tensor.dtype for tensor in given if packet in _ALIKE or tensor.is_floating_point()}
         if len(dtypes) > 1:
             names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-            raise ArchiveError(f"{self.where}: computes with tensors of {names} together, which is no operator's dtype")
+            raise ArchiveError(f"{self.where}: combines tensors of {names}, which no operator does")
 
 
 def memory_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from that of others, as long as it lives."""
+    """A key that tells a tensor's memory from others as long as it lives."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -124,7 +124,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _described(value: Any) -> Any:
-    """Arguments as a key: tensors by their shape, strides and dtype, numbers with their types."""
+    """Arguments as a key: tensors by shape, strides and dtype, numbers with their types."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
@@ -135,7 +135,7 @@ def _described(value: Any) -> Any:
 
 
 def _scratch(packet: Any, args: Any, result: Any) -> int:
-    """Elements that a convolution may lay its input out in: one column per position."""
+    """Elements of scratch memory that a convolution may unfold its input into: one column per position."""
     if packet is not aten.convolution:
         return 0
     weight, transposed = args[1], args[6]
@@ -145,7 +145,7 @@ def _scratch(packet: Any, args: Any, result: Any) -> int:
 
 
 def _inside(packet: Any, args: Any, kwargs: Any, made: list[Tensor]) -> int:
-    """Operations that neither the sizes of the tensors nor torch's counter tell."""
+    """Operations that neither the sizes of the tensors nor torch's counter show."""
     name = packet._qualified_op_name.partition("::")[2]
     if "pool" in name and "adaptive" not in name:
         kernel = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]

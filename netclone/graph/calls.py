@@ -1,4 +1,4 @@
-"""What a node of an operator graph calls, and with what."""
+"""The operator that a node calls, and its arguments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import fx
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A node's positional arguments: literals and nodes, as the operator's schema says."""
+    """A node's positional arguments: literals and nodes, in the order of the operator's schema."""
     return node.args
 
 
 def argument(node: fx.Node, *names: str) -> Any:
-    """The argument of an operator that has one of some names, its default where it is left out; None without one.
+    """The argument that has one of these names; its default if left out, None if the operator has no such argument.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def is_composite(function: Any) -> bool:
-    """Whether torch computes an operator from others on every device."""
+    """Whether torch computes an operator from other operators on every device."""
     return isinstance(function, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
         function.name(), "CompositeImplicitAutograd"
     )

@@ -1,9 +1,9 @@
-"""capture(model) -> operator graph: the exact capture, used for sources and for what a clone is made of.
+"""capture(model) -> operator graph: the exact capture, used for sources and for the parts of a clone.
 
-One placeholder per input, ``get_attr`` for tensors under their own names, ``call_function`` on aten operators, one
-tensor out. Nothing is decomposed but other spellings of what has a rule; what only serves training or bookkeeping is
-removed, in-place operators become functional, and what depends on no input at all is evaluated where an operator needs
-it as a plain tensor.
+The graph has one placeholder per input, ``get_attr`` for tensors under their own names, ``call_function`` on aten
+operators, and one tensor out. Operators without a rule are decomposed into those that have one, if that is possible;
+nothing else is. Nodes that serve training or bookkeeping are removed, and in-place operators become functional. Values
+that depend on no input are evaluated where an operator needs a plain tensor.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from netclone.graph.spelling import spell
 from netclone.runtime.entering import deterministic
 
 _log = logging.getLogger(__package__)
-_OF_MODULES = frozenset(dir(nn.Module()))  # no tensor can be called as an attribute that there is already
+_OF_MODULES = frozenset(dir(nn.Module()))  # tensors cannot have the names of attributes that exist already
 _OF_GRAPHS = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 FACTS = "netclone"  # key in GraphModule.meta: positions, example
 aten = torch.ops.aten
 
-_FIRST_ARGUMENT = {  # operators that give back their first argument in an eval-mode graph
+_FIRST_ARGUMENT = {  # operators that return their first argument in an eval-mode graph
     aten.dropout.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
@@ -51,25 +51,25 @@ def is_captured(model: nn.Module) -> bool:
     return isinstance(model, fx.GraphModule) and bool(model.meta.get(FACTS, {}).get("operators"))
 
 
-@deterministic()  # one stream of random numbers for all: a model that draws some does not draw them twice
+@deterministic()  # the same random numbers for both runs, for a model that draws some
 def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
-    """Copy a model into an operator graph with a free batch size; the model is untouched.
+    """Copy a model into an operator graph with a free batch size; the model is not changed.
 
-    A parameter with two names stays one tensor, under one of them; views of one memory become tensors of their own.
-    With ``NETCLONE_DUMP=FOLDER`` in the environment, the graph is written there as text before and after each pass.
+    A parameter with two names stays one tensor, under one of them. Views of one memory become separate tensors. With
+    ``NETCLONE_DUMP=FOLDER`` in the environment, the graph is written there as text before and after each pass.
 
     Parameters
     ----------
     model
-        A module taking ``len(examples)`` tensors ``(N, ...)`` and returning one tensor. A symbolic graph keeps its
-        node names as positions; an operator graph is copied.
+        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor. A symbolic graph keeps its
+        node names as positions. An operator graph is copied.
     examples
         One batch of at least two per input.
 
     Raises
     ------
     TraceError
-        If ``torch.export`` does not take the model, or fixes its batch size.
+        If ``torch.export`` fails on the model, or fixes its batch size.
     OutputError
         If the model returns anything but one tensor.
 
@@ -124,24 +124,24 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
 
 
 def _check_same_function(graph_module: fx.GraphModule, model: str, examples: tuple[Tensor, ...], want: Tensor) -> None:
-    """The graph computes what the model computed, on one example, up to rounding (without memory: the same shape)."""
+    """Raise unless graph and model agree on one example, up to rounding (on device meta: in shape)."""
     with torch.no_grad():
         got = graph_module(*one_of(examples))
     if got.is_meta and got.numel() == want.numel():
         return
-    if got.numel() == want.numel():  # of one image, .squeeze() drops the batch in the model, not in the graph
+    if got.numel() == want.numel():  # for one image, .squeeze() drops the batch in the model, but not in the graph
         want = want.reshape(got.shape)
     scale = float(want.nan_to_num(0, 0, 0).abs().max()) if want.numel() else 0.0
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
         raise TraceError(
             f"torch.export: the captured graph of {model} differs from the model by "
             f"{float((got - want).abs().max()):.1e} on the example input; forward hooks, randomness in eval mode or "
-            "state changed by forward() do that: remove them before capturing"
+            "state changed by forward() cause this: remove them before capturing"
         )
 
 
 def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by name, each with memory of its own: slicing or masking one must not change another."""
+    """The tensors by name, each with its own memory, so that slicing or masking one never changes another."""
     seen: set[int] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -155,13 +155,14 @@ def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(tensors: Iterable[str]) -> dict[str, str]:
-    """A name for each tensor that code and files can hold: its own, where that is one.
+    """A name for each tensor that is valid in code and files; its own if that is valid.
 
-    A model may call its modules anything: ``1x1``, ``conv 1``, ``class``, ``self``, or as an attribute of every module.
+    A model's modules may have any names: ``1x1``, ``conv 1``, ``class``, ``self``, or that of an attribute of every
+    module.
     """
     prefixes: dict[str, str] = {"": ""}
     taken: set[str] = set()
-    for name in tensors:  # names that can stay come first, as no other may take their place
+    for name in tensors:  # names that can stay come first, so that no other name takes their place
         taken |= {prefix for prefix in _prefixes(name) if _fit(prefix) == prefix.rpartition(".")[2]}
     found: dict[str, str] = {}
     for name in tensors:
@@ -179,13 +180,13 @@ def _names(tensors: Iterable[str]) -> dict[str, str]:
 
 
 def _prefixes(name: str) -> list[str]:
-    """A dotted name's owners from the outside in, and itself."""
+    """The owners of a dotted name from the outside in, and the name itself."""
     parts = name.split(".")
     return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _fit(name: str) -> str:
-    """The last part of a name as code can hold it: digits, or an identifier in ASCII that is no module's attribute."""
+    """The last part of a name made valid in code: digits, or an ASCII identifier that is not a module's attribute."""
     above, _, part = name.rpartition(".")
     if part.isascii() and part.isdigit():
         return part
@@ -197,11 +198,11 @@ def _fit(name: str) -> str:
 
 
 def fingerprint(graph_module: fx.GraphModule) -> str:
-    """Hash of a graph's structure: operators, modules, tensor names and shapes, not values; the same in any process."""
+    """Hash of a graph's structure (operators, modules, tensor names and shapes, no values); the same in any process."""
     digest = hashlib.sha256()
     for node in graph_module.graph.nodes:
         target = node.target
-        if not isinstance(target, (str, torch._ops.OpOverload)):  # as text, a function holds its address
+        if not isinstance(target, (str, torch._ops.OpOverload)):  # the text of a function contains its address
             target = f"{target.__module__}.{target.__qualname__}"
         digest.update(f"{node.op}:{target}".encode())
         if node.op == "get_attr":
@@ -219,7 +220,7 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
 
 
 def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Register a parameter or buffer under a dotted name, making the containers on the way."""
+    """Register a parameter or buffer under a dotted name; creates missing containers."""
     path, _, leaf = name.rpartition(".")
     for part in path.split(".") if path else []:
         if part not in module._modules:
@@ -232,7 +233,7 @@ def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _name_squeezed_axes(graph: fx.Graph) -> None:
-    """Let a squeeze drop the axes that have size one whatever the batch size is, and never the batch."""
+    """Let a squeeze drop only the axes that have size one at every batch size, and never the batch."""
     for node in graph.nodes:
         if node.target not in _SQUEEZES:
             continue
@@ -244,7 +245,7 @@ def _name_squeezed_axes(graph: fx.Graph) -> None:
 
 
 def _drop_bookkeeping(graph: fx.Graph) -> dict[str, str]:
-    """Drop nodes that give what they are given; returns their names with those of what stands in for them."""
+    """Drop nodes that return their argument; returns their names with those of the nodes that replace them."""
     moved: dict[str, str] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -282,10 +283,10 @@ def _keeps_value(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
-    """Evaluate what depends on no input, where it must be a plain tensor; returns the names of these nodes.
+    """Evaluate nodes that depend on no input, where a plain tensor is needed; returns their names.
 
-    That is: integer and boolean values, tensors created from literals, and what stands in the weight slots of
-    parametric operators (weight standardisation). Everything else stays in the graph, so that it can be sliced.
+    These are integer and boolean values, tensors created from literals, and computed weights of parametric operators
+    (weight standardisation). Everything else stays in the graph, so that it can be sliced.
     """
     constant: set[fx.Node] = set()
     pure: set[fx.Node] = set()  # depends on literals alone
@@ -370,7 +371,7 @@ def _folded_name(graph_module: fx.GraphModule, node: fx.Node) -> str:
 
 
 def drop_unused_tensors(graph_module: fx.GraphModule) -> None:
-    """Forget parameters and buffers that no node reads."""
+    """Delete parameters and buffers that no node reads."""
     root = nn.Module()
     for name in dict.fromkeys(str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"):
         set_tensor(root, name, tensor_at(graph_module, name))

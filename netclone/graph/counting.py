@@ -1,4 +1,4 @@
-"""MacCounter: torch's counter of operations, with the fused operators that it leaves out."""
+"""MacCounter: torch's counter of operations, completed by the fused operators that it leaves out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ aten = torch.ops.aten
 
 
 class MacCounter(FlopCounterMode):
-    """Counts the multiply-accumulates of what runs inside, as ``macs``.
+    """Counts the multiply-accumulates (MACs) of everything that runs inside the block.
 
-    torch's own counter knows the fused attention of GPUs; here that of the CPU counts too, as do the fast paths of
-    ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` and the LSTM in float32.
+    torch's own counter knows the fused attention of GPUs. This one adds that of the CPU, the fast paths of
+    ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer``, and the LSTM in float32.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 
 def _multi_head_attention(query: Any, key: Any, value: Any, width: int, *_: Any, **__: Any) -> int:
-    """Projections of queries, keys, values and results, and the attention between."""
+    """Projections of queries, keys, values and results, and the attention between them."""
     batch, long, _width = query
     other = key[1]
     return int(2 * batch * width * (width * 2 * (long + other) + 2 * long * other))

@@ -1,4 +1,4 @@
-"""describe(graph, ...): what a network says of itself by timm's conventions, which graphs made of it say too."""
+"""describe(graph, ...): the attributes by which timm's networks describe themselves, copied to their graphs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import fx, nn
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # what torch sets again on its copies
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # torch sets these again on its copies
 
 NAMES = (
     *("num_classes", "in_chans", "num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"),
-    "_model_args",  # what timm's constructor was told
+    "_model_args",  # arguments of timm's constructor
 )
-"""The attributes; a graph has those that the network has."""
+"""The names of the attributes; a graph has those that its network has."""
 
 
 def described(model: nn.Module) -> dict[str, Any]:
-    """A copy of what a network says of itself: plain data alone.
+    """A copy of a network's descriptive attributes, as plain data.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def described(model: nn.Module) -> dict[str, Any]:
 
 
 def describe(graph: fx.GraphModule, values: Mapping[str, Any]) -> None:
-    """Make a graph, and its deep copies, say this of themselves and nothing else; its modules keep their names.
+    """Set the descriptive attributes of a graph, and of its deep copies, to exactly these; modules keep their names.
 
     Examples
     --------
@@ -51,18 +51,18 @@ def describe(graph: fx.GraphModule, values: Mapping[str, Any]) -> None:
 
 
 def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, Any]:
-    """What a network says of itself once clones have added their columns: as many classes, and their names.
+    """A network's descriptive attributes once clones have added their columns: more classes, with their names.
 
-    Names of labels are kept in step with the columns: where the network or a clone has none, there are none.
+    Class names always match the columns: if the network or a clone has none, the result has none.
 
     Parameters
     ----------
     values
-        What the network says, of which a copy is made.
+        The network's attributes; they are copied.
     own
-        How many columns it has itself.
+        The number of its own columns.
     classes
-        By clone, how many columns it adds and the names of their classes, if it has any.
+        For each clone, the number of columns that it adds, and the names of their classes, if it has any.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int
     wide = copy.deepcopy(dict(values))
     wide["num_classes"] = own + sum(count for count, _ in classes.values())
     configs = {id(cfg): cfg for cfg in (wide.get("pretrained_cfg"), wide.get("default_cfg")) if isinstance(cfg, dict)}
-    for cfg in configs.values():  # timm's two are one and the same
+    for cfg in configs.values():  # timm's two configs are one object
         cfg["num_classes"] = wide["num_classes"]
         labels = cfg.pop("label_names", None)
         known = isinstance(labels, (list, tuple)) and len(labels) == own
@@ -83,7 +83,7 @@ def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int
 
 
 def labels_of(network: nn.Module) -> dict[str, int]:
-    """What a network calls its columns, each in every way it may be called, in plain writing; empty if it does not say.
+    """A network's columns by class name, in normal form and every known spelling; empty if it has no names.
 
     Examples
     --------
@@ -110,5 +110,5 @@ def labels_of(network: nn.Module) -> dict[str, int]:
 
 
 def plain(name: str) -> str:
-    """A class's name as it is compared: without case, hyphens and underscores."""
+    """A class name in normal form, for comparison: without case, hyphens and underscores."""
     return name.strip().replace("_", " ").replace("-", " ").lower()

@@ -1,7 +1,7 @@
-"""dry_run(graph, ...): require that a graph is a pure function of its inputs, within a budget, at every batch size.
+"""dry_run(graph, ...): raise unless a graph is a pure function of its inputs, within a budget, at every batch size.
 
-The graph is run on shapes alone, at several batch sizes side by side. Sizes are then known to grow with the batch as
-straight lines do: what they are at other batch sizes follows.
+The graph is run on shapes alone, at several batch sizes side by side. Every size has to be a linear function of the
+batch size, so that it is known at all others too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from netclone.graph.recurrent import GATES, recurrent_by_shape
 from netclone.graph.signatures import MAX_ITEMS, bind
 
 MAX_ELEMENTS = 2**31
-"""Most elements one tensor may have, stored or computed from a batch of two."""
+"""The most elements of one tensor, stored or computed from a batch of two."""
 
 BATCHES = (2, 3, 4096)
 """The batch sizes of a run on shapes: two that differ by one sample, and a large one."""
 
 _MAX_INTEGER = 2**63 - 1
 _MAX_AXES = 64
-_MAX_SECONDS = 30.0  # the largest networks take two
+_MAX_SECONDS = 30.0  # the largest networks need two
 aten = torch.ops.aten
 
 
@@ -42,22 +42,22 @@ def dry_run(
     dtype: torch.dtype,
     output_width: int,
 ) -> None:
-    """Run a graph on the meta device, where nothing is allocated, and require ``(N, output_width)``.
+    """Run a graph on the meta device, where nothing is allocated, and raise unless it returns ``(N, output_width)``.
 
     Parameters
     ----------
     graph
         A graph of operators, with one placeholder per input.
     tensors
-        What its ``get_attr`` nodes read, on the meta device, in their own dtypes.
+        The tensors that its ``get_attr`` nodes read, on the meta device, in their own dtypes.
     input_shapes
         Shapes without the batch dimension.
 
     Raises
     ------
     ArchiveError
-        If an operator is not pure or refuses its arguments, if the graph writes into what is not its own, takes more
-        than its budget, grows faster than the batch, or its output is another; the node is named.
+        If an operator is not pure or refuses its arguments, or if the graph writes into memory that is not its own,
+        exceeds its budget, grows faster than the batch, or has another output. The message names the node.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     if len(placeholders) != len(input_shapes):
@@ -68,7 +68,7 @@ def dry_run(
 
 
 def is_of_operators(graph: fx.Graph) -> bool:
-    """Whether a graph is one that a file could hold: calls of torch's operators, and of what computes sizes."""
+    """Whether a file could hold a graph: it calls only torch's operators and functions of sizes."""
     return all(
         isinstance(node.target, torch._ops.OpOverload) or may_be_archived(node.target)
         if node.op == "call_function"
@@ -78,7 +78,7 @@ def is_of_operators(graph: fx.Graph) -> bool:
 
 
 def on_meta(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module by name, without their memory."""
+    """Parameters and buffers of a module by name, on the meta device."""
     held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return {
         name: torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -87,7 +87,7 @@ def on_meta(module: nn.Module) -> dict[str, Tensor]:
 
 
 class _Runs:
-    """One run for each batch size, side by side: every node's value is a tuple of what the runs give."""
+    """One run per batch size, side by side: every node's value is a tuple with one entry per run."""
 
     def __init__(
         self,
@@ -106,14 +106,14 @@ class _Runs:
             if node.op == "placeholder":
                 shape = next(shapes)
                 self.values[node] = tuple(torch.empty((n, *shape), dtype=dtype, device="meta") for n in BATCHES)
-        self.inputs = list(self.values.values())  # kept alive: the memory of what is dropped may be another's later
+        self.inputs = list(self.values.values())  # kept alive, since memory that is freed may be reused
         self.given = {memory_of(tensor) for tensor in _flat([self.inputs, tensors])}
         sample = sum(math.prod(shape) for shape in input_shapes)
         stored = sum(tensor.numel() for tensor in tensors.values())
         self.budgets = tuple(budget(n, sample, stored) for n in BATCHES)
         self.pieces_left = 4 * len(graph.nodes) + 4 * MAX_ITEMS
         self.last_use = {read: node for node in graph.nodes for read in node.all_input_nodes}
-        self.held = tuple(Counter[int]() for _ in BATCHES)  # how many live nodes hold a memory, in each of the runs
+        self.held = tuple(Counter[int]() for _ in BATCHES)  # per run, how many live nodes hold each memory
         self.live = [0 for _ in BATCHES]  # elements in these memories
         self.peaks = [0 for _ in BATCHES]
 
@@ -163,7 +163,9 @@ class _Runs:
         bound = bind(target, args, kwargs, where)
         twin = functional_twin(target)
         if not (may_be_archived(target) or twin is not None):
-            raise ArchiveError(f"{where} is no pure operator: it may write, draw, or give what depends on values")
+            raise ArchiveError(
+                f"{where} is not pure: it may write, draw at random, or return shapes that depend on values"
+            )
         if twin is not None:
             self._check_in_place(node, index, where)
         reason = impurity(twin or target, bound)
@@ -173,7 +175,7 @@ class _Runs:
             _check_pieces(bound, where)
         if index == 0:
             _check_sizes(bound, where)
-        if "device" in bound:  # left alone, a factory would allocate on the CPU
+        if "device" in bound:  # otherwise a factory would allocate on the CPU
             bound["device"] = torch.device("meta")
         if bound.get("pin_memory"):
             raise ArchiveError(f"{where}: asks for pinned memory")
@@ -215,12 +217,12 @@ class _Runs:
         return value
 
     def _check_in_place(self, node: fx.Node, index: int, where: str) -> None:
-        """An in-place operator stands for its twin where it alone reads what it overwrites, in memory of its own."""
+        """Raise unless an in-place operator overwrites memory of the graph's own that nothing else reads."""
         changed = node.args[0] if node.args else None
         if not isinstance(changed, fx.Node) or changed.op != "call_function" or len(changed.users) > 1:
-            raise ArchiveError(f"{where}: writes into what is not its own, or is read elsewhere")
+            raise ArchiveError(f"{where}: writes into memory that is not its own, or that is read elsewhere")
         if not gives_new_memory(changed.target) or sum(read is changed for read in _reads(node)) > 1:
-            raise ArchiveError(f"{where}: writes into memory that may be another's")
+            raise ArchiveError(f"{where}: writes into memory that may belong to another tensor")
         value = self.values[changed][index]
         memory = memory_of(value)
         if memory in self.given or self.held[index][memory] > 1:
@@ -254,14 +256,14 @@ class _Runs:
 
 
 def gives_new_memory(target: Any) -> bool:
-    """Whether an operator never hands on memory that it was given, whatever the layout of its arguments.
+    """Whether an operator never returns the memory of an argument, whatever its layout.
 
-    Operators that are made of others (``type_as``, ``einsum``) may, without a word in their schema.
+    Operators that are composed of others (``type_as``, ``einsum``) may return it without declaring it in their schema.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return False
     if functional_twin(target) is not None:
-        return True  # its own first argument, which is checked for itself
+        return True  # its first argument, which is checked separately
     name = target._schema.name.partition("::")[2]
     if any(argument.alias_info is not None for argument in target._schema.arguments):
         return False
@@ -319,13 +321,13 @@ def _stored_elements(tensor: Tensor) -> int:
 
 
 def _recurrent(meter: Meter, target: Any, bound: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The shapes an LSTM, GRU or RNN returns, once its weights are known to fit: torch's own run takes every step."""
+    """The shapes that an LSTM, GRU or RNN returns, after a check of its weights; torch would run every time step."""
     source, weights, layers = bound["input"], bound["params"], bound["num_layers"]
     states = list(bound["hx"]) if isinstance(bound["hx"], (list, tuple)) else [bound["hx"]]
     directions, biases = 2 if bound["bidirectional"] else 1, 2 if bound["has_biases"] else 0
     if source.dim() != 3 or len(states) != (2 if target is aten.lstm.input else 1) or not 1 <= layers <= 64:
         raise ValueError("an LSTM, GRU or RNN takes (N, T, C) or (T, N, C), its states and at least one layer")
-    given, width = states[0].shape[-1], states[-1].shape[-1]  # these differ in an LSTM that projects what it gives
+    given, width = states[0].shape[-1], states[-1].shape[-1]  # these differ in an LSTM with projections
     batch = source.shape[0 if bound["batch_first"] else 1]
     if [tuple(s.shape) for s in states] != [(layers * directions, batch, w) for w in (given, width)[: len(states)]]:
         raise ValueError(f"states {[tuple(state.shape) for state in states]} do not fit {tuple(source.shape)}")
@@ -346,7 +348,7 @@ def _recurrent(meter: Meter, target: Any, bound: Mapping[str, Any]) -> tuple[Ten
 
 
 def _of_sizes(target: Any, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, Any], where: str) -> tuple[Any, ...]:
-    """What is computed with sizes; one that depends on the batch may only be a straight line over it."""
+    """Compute with sizes; one that depends on the batch may only be a linear function of it."""
     if kwargs:
         raise ArchiveError(f"{where}: takes no keywords")
     if target is operator.getitem:
@@ -359,7 +361,7 @@ def _of_sizes(target: Any, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, 
             made.append(args[0][args[1]])
         return tuple(made)
     if target not in SIZE_FUNCTIONS.values():
-        raise ArchiveError(f"{where} is no operator of an archive")
+        raise ArchiveError(f"{where} is not an operator that a file may hold")
     for args in calls:
         if not all(type(value) in (int, float) for value in args):
             raise ArchiveError(f"{where}: takes numbers, got {args!r:.80}")
@@ -374,13 +376,13 @@ def _of_sizes(target: Any, calls: Sequence[Sequence[Any]], kwargs: Mapping[str, 
         and not _is_line(target, calls, varying)
     ):
         raise ArchiveError(
-            f"{where}: computes with the batch size what grows in steps or as a power, too large for some"
+            f"{where}: computes a size that is not linear in the batch size, and may be too large for some"
         )
     return results
 
 
 def _is_line(target: Callable[..., Any], calls: Sequence[Sequence[Any]], varying: Sequence[bool]) -> bool:
-    """Whether a product or quotient of straight lines over the batch is one, at every batch size."""
+    """Whether a product or quotient of linear functions of the batch size is linear too."""
     if target is operator.mul:
         return not all(varying)
     if target is math.floor:
@@ -388,18 +390,18 @@ def _is_line(target: Callable[..., Any], calls: Sequence[Sequence[Any]], varying
     exact = all(type(value) is int for args in calls for value in args) and not any(a % b for a, b in calls)
     if exact and (not varying[1] or len({a // b for a, b in calls}) == 1):
         return True
-    if target is operator.mod and not varying[1]:  # the slope is a multiple: the rest is always the same
+    if target is operator.mod and not varying[1]:  # the slope is a multiple, so the remainder is always the same
         (first, divisor), (second, _) = calls[0], calls[1]
         return type(first) is int and type(divisor) is int and (second - first) % divisor == 0
     return False
 
 
 def _check_growth(values: tuple[Any, ...], where: str) -> None:
-    """Every size is a straight line over the batch, of at most one axis of a tensor; dtypes and counts are the same."""
+    """Raise unless sizes are linear in the batch size, along at most one axis, and dtypes and counts are constant."""
     first = values[0]
     if isinstance(first, Tensor):
         if len({(value.dim(), value.dtype) for value in values}) > 1:
-            raise ArchiveError(f"{where}: gives another kind of tensor at another batch size")
+            raise ArchiveError(f"{where}: returns another kind of tensor at another batch size")
         growing = [sizes for sizes in zip(*(value.shape for value in values), strict=True) if len(set(sizes)) > 1]
         if len(growing) > 1 or not all(map(_straight, growing)):
             raise ArchiveError(
@@ -408,7 +410,7 @@ def _check_growth(values: tuple[Any, ...], where: str) -> None:
             )
     elif isinstance(first, (list, tuple)):
         if len({len(value) for value in values}) > 1:
-            raise ArchiveError(f"{where}: takes a tensor into as many pieces as the batch has")
+            raise ArchiveError(f"{where}: splits a tensor into as many pieces as the batch has")
         for items in zip(*values, strict=True):
             _check_growth(items, where)
     elif isinstance(first, (int, float)):
@@ -424,13 +426,13 @@ def _straight(sizes: Sequence[int]) -> bool:
 
 
 def _grows(counts: Sequence[int]) -> bool:
-    """Whether a count grows faster than the batch, by more than rounding."""
+    """Whether a count grows faster than the batch, beyond rounding."""
     line = counts[0] + (counts[1] - counts[0]) * (BATCHES[2] - BATCHES[0])
     return counts[2] > 1.01 * line + 2**16
 
 
 def _check_sizes(bound: Mapping[str, Any], where: str) -> None:
-    """Refuse a shape that no tensor may have before an operator multiplies its sizes."""
+    """Raise for a shape that no tensor may have, before an operator multiplies its sizes."""
     for name in ("size", "output_size", "repeats", "shape", "dims"):
         sizes = bound.get(name)
         if isinstance(sizes, (list, tuple)) and math.prod(abs(size) for size in sizes) > MAX_ELEMENTS:
@@ -438,13 +440,13 @@ def _check_sizes(bound: Mapping[str, Any], where: str) -> None:
 
 
 def _check_pieces(bound: Mapping[str, Any], where: str) -> None:
-    """Count the tensors an operator would return before it makes them."""
+    """Count the tensors that an operator would return before it makes them."""
     tensor, dim = bound.get("self"), bound.get("dim", 0)
     if not isinstance(tensor, Tensor) or not isinstance(dim, int) or not -tensor.dim() <= dim < tensor.dim():
-        return  # takes a list of tensors, of which there are few; or fails
+        return  # takes a list of tensors, which is short; or fails
     sections = next((value for name, value in bound.items() if name not in ("self", "dim")), 1)
     if not isinstance(sections, (int, list, tuple)):
-        return  # a number that says no size, of gradient()
+        return  # of gradient(), where a number is not a size
     if isinstance(sections, (list, tuple)):
         pieces = len(sections)
     elif "chunks" in bound or "sections" in bound:
@@ -452,4 +454,4 @@ def _check_pieces(bound: Mapping[str, Any], where: str) -> None:
     else:
         pieces = -(-tensor.shape[dim] // max(1, sections))
     if pieces > MAX_ITEMS:
-        raise ArchiveError(f"{where}: would take the tensor into {pieces} pieces, the limit is {MAX_ITEMS}")
+        raise ArchiveError(f"{where}: would split the tensor into {pieces} pieces, the limit is {MAX_ITEMS}")

@@ -21,7 +21,7 @@ from netclone.graph.recurrent import as_torch_has_it, exported_by_shape
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
-_MODES = {  # operators that run a part of the model under a mode, and which of their arguments the part is
+_MODES = {  # operators that run a part of the model under a mode, and the argument that holds the part
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
     _AUTOCAST: 4,
 }
@@ -29,11 +29,11 @@ _MODES = {  # operators that run a part of the model under a mode, and which of 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as a graph of operators, still in place where the model is.
+    """A model as a graph of operators, still with the model's in-place operators.
 
-    ``graph`` has one placeholder per input, ``get_attr`` for what ``tensors`` holds, under the model's own names, and
-    one tensor out. ``positions`` says which node gives what a module (or, of a symbolic graph, a node) returned, and
-    ``value`` is what the model itself gives for the first of the examples, in eval mode.
+    ``graph`` has one placeholder per input, ``get_attr`` nodes for ``tensors`` under the model's own names, and one
+    tensor out. ``positions`` maps a module (or, for a symbolic graph, a node) to the node that computes its value.
+    ``value`` is the model's own output for the first of the examples, in eval mode.
     """
 
     graph: fx.Graph
@@ -43,12 +43,12 @@ class Exported:
 
 
 def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, str]) -> Exported:
-    """Export a model with a free batch size; the model is neither run nor changed, copies of it are.
+    """Export a model with a free batch size; only copies of the model are run or changed.
 
     Parameters
     ----------
     model
-        A module taking ``len(examples)`` tensors ``(N, ...)`` and returning one tensor.
+        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor.
     examples
         One batch of at least two per input.
     paths
@@ -57,7 +57,7 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
     Raises
     ------
     TraceError
-        If the model cannot be copied, ``torch.export`` does not take it, or its batch size is fixed.
+        If the model cannot be copied, ``torch.export`` fails on it, or its batch size is fixed.
     OutputError
         If the model returns anything but one tensor.
     """
@@ -71,14 +71,14 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
     program, taps = _program(model, examples, overwritten)
     graph, tensors, copies = _with_named_tensors(program, len(examples), type(model).__name__)
     positions = {}
-    for path, node in taps.items():  # one that is overwritten later was copied, and is what that copy is of
+    for path, node in taps.items():  # a value that is overwritten later was copied; the copy's source is meant
         positions[path] = (copies[node].args[0] if path in overwritten else copies[node]).name
     positions |= {path: positions[name] for path, name in paths.items() if name in positions}
     return Exported(graph, tensors, positions, value)
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of a caller's model, which is never run itself: its forward may change its state.
+    """A deep copy of a caller's model, which itself is never run, since its forward may change its state.
 
     Raises
     ------
@@ -96,9 +96,9 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:
-    """A memo with which deepcopy copies tensors that torch computed from others and a module holds as attributes.
+    """A deepcopy memo for tensors that torch computed from others and that a module holds as attributes.
 
-    ``nn.utils.weight_norm`` and ``nn.utils.prune`` keep such a weight, as do modules that keep what they saw.
+    ``nn.utils.weight_norm`` and ``nn.utils.prune`` keep such weights, as do modules that keep their last inputs.
     """
     held = [value for module in model.modules() for value in module.__dict__.values()]
     made = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
@@ -106,12 +106,12 @@ def _computed(model: nn.Module) -> dict[int, Any]:
 
 
 def one_of(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One of each batch, copied: a model may work in place on its input."""
+    """The first sample of each batch, copied, since a model may work in place on its input."""
     return tuple(example[:1].clone() for example in examples)
 
 
 class _Taps:
-    """What modules or nodes returned, by path (no attribute of a module: export watches those)."""
+    """The values that modules or nodes returned, by path (not a module's attribute, since export watches those)."""
 
     def __init__(self, overwritten: set[str]) -> None:
         self.values: dict[str, Tensor] = {}
@@ -120,9 +120,9 @@ class _Taps:
         self.output = "Tensor"
 
     def take(self, path: str, out: Tensor) -> None:
-        """Note a value; only what a later in-place operator moves is copied (a copy costs as much as a layer)."""
-        with torch._C.DisableTorchFunction():  # a question each, that would go through all of export's modes
-            version = None if out.is_inference() else out._version  # inference tensors do not count their changes
+        """Record a value; only if a later in-place operator changes it is it copied, which costs as much as a layer."""
+        with torch._C.DisableTorchFunction():  # without this, each check would go through all of export's modes
+            version = None if out.is_inference() else out._version  # inference tensors do not count changes
         if version is not None and path not in self.overwritten:
             self.values[path] = out
             self.versions[path] = (out, version)
@@ -131,7 +131,7 @@ class _Taps:
             self.values[path] = out.clone()
 
     def hook(self, path: str) -> Any:
-        """A forward hook that takes what a module returns."""
+        """A forward hook that records what a module returns."""
 
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if isinstance(out, Tensor):
@@ -140,14 +140,14 @@ class _Taps:
         return hook
 
     def newly_overwritten(self) -> bool:
-        """Whether values that were not copied have changed since; from now on they will be copied."""
+        """Whether values that were not copied have changed since; they are copied from now on."""
         moved = {path for path, (out, version) in self.versions.items() if out._version != version}
         self.overwritten |= moved
         return bool(moved)
 
 
 class _Tapped(nn.Module):
-    """A model that also returns what every module (or, of a symbolic graph, every node) gave."""
+    """A model that also returns the value of every module (or, for a symbolic graph, of every node)."""
 
     def __init__(self, model: nn.Module, overwritten: set[str]) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _TappedInterpreter(fx.Interpreter):
 
 
 def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[str]]:
-    """What the model gives for the first of the examples, and the positions a later in-place operator overwrites."""
+    """The model's output for the first example, and the positions that an in-place operator overwrites later."""
     overwritten: set[str] = set()
     tapped = _Tapped(copied(model).eval(), overwritten)
     with _refusals(model, examples), torch.no_grad():
@@ -196,7 +196,7 @@ def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[
 def _program(
     model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str]
 ) -> tuple[torch.export.ExportedProgram, dict[str, fx.Node]]:
-    """The exported program, and position to the node that gives it; each try is on a fresh copy of the model."""
+    """The exported program, and the node of each position; every attempt uses a fresh copy of the model."""
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     while True:
         tapped = _Tapped(copied(model).eval(), overwritten)
@@ -205,7 +205,7 @@ def _program(
             with _ByShape():
                 program = torch.export.export(
                     tapped,
-                    tuple(example.clone() for example in examples),  # one tensor given twice would be one input
+                    tuple(example.clone() for example in examples),  # one tensor given twice would become one input
                     strict=False,
                     dynamic_shapes=(tuple({0: batch} for _ in examples),),
                 )
@@ -237,7 +237,7 @@ def _batch_norm(  # noqa: PLR0913 - torch's own signature
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """A BatchNorm by running statistics in a program that is being exported; in the graph, torch's own operator."""
+    """Stands for a BatchNorm with running statistics during an export; the graph gets torch's own operator."""
     out: Tensor = torch.batch_norm(source, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled)
     return out
 
@@ -257,7 +257,7 @@ def _by_running_statistics(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.batch_norm``, where it is one that is exported by its shape."""
+    """``torch.nn.functional.batch_norm``, exported by its shape if it uses running statistics."""
     if mean is None or variance is None or training:
         return nn.functional.batch_norm(source, mean, variance, weight, bias, training, momentum, eps)
     out: Tensor = _batch_norm(source, weight, bias, mean, variance, False, momentum, eps, torch.backends.cudnn.enabled)
@@ -292,7 +292,7 @@ def _product_of(tensors: Sequence[Tensor]) -> Tensor:
     return functools.reduce(torch.matmul, tensors)
 
 
-_WITH_FREE_SIZES: dict[Any, Callable[..., Tensor]] = {  # in place of what fixes the batch size when it is exported
+_WITH_FREE_SIZES: dict[Any, Callable[..., Tensor]] = {  # for functions whose export would fix the batch size
     torch.take_along_dim: _taken_along,
     torch.Tensor.take_along_dim: _taken_along,
     nn.functional.bilinear: _bilinear,
@@ -302,10 +302,10 @@ _WITH_FREE_SIZES: dict[Any, Callable[..., Tensor]] = {  # in place of what fixes
 
 
 class _ByShape(TorchFunctionMode):
-    """Export some operators by the shapes they return; torch works these out from their parts.
+    """Export some operators by the shapes that they return; torch would derive these from their parts.
 
-    For a recurrent one that is step by step of the sequence, and takes minutes; for BatchNorm, a quarter of an
-    export's time.
+    For a recurrent operator torch would take minutes, since it goes through the sequence step by step. For BatchNorm
+    it would take a quarter of an export's time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -316,13 +316,13 @@ class _ByShape(TorchFunctionMode):
             func = _by_running_statistics
         elif func in _WITH_FREE_SIZES:
             func = _WITH_FREE_SIZES[func]
-        elif func == _DATA:  # which is the same, and not seen by torch.export
+        elif func == _DATA:  # which computes the same and is invisible to torch.export
             func = torch.Tensor.detach
         return func(*args, **(kwargs or {}))
 
 
 def _as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
-    """Turn an operator that was exported by its shapes into torch's own."""
+    """Replace an operator that was exported by its shapes with torch's own."""
     if node.target is torch.ops.netclone.batch_norm.default:
         node.target = torch.ops.aten.batch_norm.default
     else:
@@ -331,7 +331,7 @@ def _as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
 
 @contextlib.contextmanager
 def _refusals(model: nn.Module, examples: tuple[Tensor, ...]) -> Iterator[None]:
-    """What the model or torch.export raises means the same to a caller, whatever its type."""
+    """Raise any error of the model or torch.export as a TraceError."""
     try:
         yield
     except Exception as error:
@@ -342,7 +342,7 @@ def _refusals(model: nn.Module, examples: tuple[Tensor, ...]) -> Iterator[None]:
 
 
 def other_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> str:
-    """What to say of a failure where the model and the images have different floating dtypes; else nothing."""
+    """A hint for an error message if the model and the images have different floating dtypes; else empty."""
     theirs = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     given = {example.dtype for example in examples}
     if not theirs or given <= theirs:
@@ -354,9 +354,9 @@ def other_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> str:
 def _with_named_tensors(
     program: torch.export.ExportedProgram, inputs: int, model: str
 ) -> tuple[fx.Graph, dict[str, Tensor], dict[fx.Node, Any]]:
-    """The program's graph with parameters, buffers and constants as get_attr under the model's own names.
+    """The program's graph, with parameters, buffers and constants as get_attr nodes under the model's own names.
 
-    Also these tensors, and what became of every node: another, or a tuple of them.
+    Also returns these tensors, and what became of every node: another node, or a tuple of nodes.
     """
     signature = program.graph_signature
     names = {
@@ -388,9 +388,9 @@ def _with_named_tensors(
 
 
 def _written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any], owner: nn.Module, model: str) -> Any:
-    """Copy a node into a graph; what runs without gradient or without autocast is copied node by node."""
+    """Copy a node into a graph; a part that runs without gradient or autocast is copied node by node."""
     if node.op == "get_attr":
-        return getattr(owner, str(node.target))  # a part of the graph that some operator runs
+        return getattr(owner, str(node.target))  # a subgraph that some operator runs
     args: Any = fx.node.map_arg(node.args, copies.__getitem__)
     if node.target is operator.getitem and isinstance(args[0], tuple):
         return args[0][args[1]]

@@ -13,9 +13,9 @@ aten = torch.ops.aten
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> int:
-    """Fold, in place, every BatchNorm that alone reads a convolution; returns how many.
+    """Fold, in place, every BatchNorm that is the only reader of a convolution; returns how many were folded.
 
-    The product is taken in float64 and rounded once to the weights' dtype.
+    The product is computed in float64 and rounded once to the weights' dtype.
     """
     folded = 0
     for node in list(graph_module.graph.nodes):

@@ -1,6 +1,6 @@
-"""make_functional(graph): in-place operators become functional ones; in_place_again(body): and back.
+"""make_functional(graph): replace in-place operators by functional ones; in_place_again(body): the way back.
 
-What is written into a part of a tensor, found by slices and selections, is put between the parts around it.
+A value that is written into a part of a tensor (slices, selections) is joined with the parts around it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from netclone.graph.calls import call
 
 IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
 aten = torch.ops.aten
-_END = 2**63 - 1  # how a slice says "to the end"
+_END = 2**63 - 1  # a slice's "to the end"
 
 
 def make_functional(graph: fx.Graph, harmless: Collection[Any], model: str) -> None:
-    """Replace in-place operators by their functional twins; later users of what they changed read the new values.
+    """Replace in-place operators by their functional twins; later readers of the changed tensors read the new values.
 
     Parameters
     ----------
     harmless
-        Operators that are in place by name only and give back their first argument.
+        Operators that are in place by name only and return their first argument.
     model
         Its name, for messages.
 
     Raises
     ------
     TraceError
-        If one changes a tensor that is read later in another way than by slices and selections.
+        If one changes a tensor that is later read through other views than slices and selections.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -69,7 +69,7 @@ def _refusal(node: fx.Node, model: str) -> TraceError:
 
 
 def _outer(changed: fx.Node) -> list[fx.Node]:
-    """What a node is a part of by slices and selections that have fixed bounds, from the inside out."""
+    """The tensors that a node is a part of, by slices and selections with fixed bounds, from the inside out."""
     found = []
     while _bounds(changed) is not None:
         changed = changed.args[0]  # type: ignore[assignment]
@@ -78,7 +78,7 @@ def _outer(changed: fx.Node) -> list[fx.Node]:
 
 
 def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
-    """The axis a slice or selection is along, and from where to where; None where that is not fixed."""
+    """The axis, start and end of a slice or selection; None if they are not fixed."""
     if view.target not in (aten.slice.Tensor, aten.select.int) or view.kwargs or not isinstance(view.args[0], fx.Node):
         return None
     shape = view.args[0].meta["val"].shape
@@ -89,7 +89,7 @@ def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
     else:
         dim, start, end, step = given + [0, None, None, 1][len(given) :]
         if (start or 0, _END if end is None else end, step) == (0, _END, 1):
-            return dim, 0, _END  # all of an axis, of whatever size
+            return dim, 0, _END  # a whole axis of any size
         fixed = step == 1 and all(number is None or isinstance(number, int) for number in (start, end))
         bounds = slice(start, end) if fixed else None
     if bounds is None or not isinstance(shape[dim], int):
@@ -99,7 +99,7 @@ def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
 
 
 def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
-    """The tensor that a slice or selection is of, with other values in that part."""
+    """The tensor that was sliced or selected from, with new values in that part."""
     whole, bounds = view.args[0], _bounds(view)
     assert isinstance(whole, fx.Node) and bounds is not None
     dim, first, last = bounds
@@ -126,7 +126,7 @@ def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node, writer: fx.Node, o
 
 
 def _in_the_same_dtype(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
-    """What an operator gives, in the dtype of what it once overwrote: a comparison in place makes no booleans."""
+    """An operator's result in the dtype of what it once overwrote: an in-place comparison does not give booleans."""
     given: Any = fx.node.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
     args, kwargs = given
     before = args[0]
@@ -144,7 +144,7 @@ def _in_the_same_dtype(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]
 
 
 def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
-    """What a copy is of, where it has the shape and dtype of what is written over."""
+    """The source of a copy that has the shape and dtype of the tensor that it overwrites."""
     if node.target is not aten.copy.default or not isinstance(node.args[1], fx.Node):
         return None
     before, after = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
@@ -157,9 +157,9 @@ def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
 
 
 def in_place_again(graph_module: fx.GraphModule) -> None:
-    """Let operators that the model did in place work in place, where nothing else reads what they overwrite.
+    """Let operators that were in place in the model work in place again, if nothing else reads what they overwrite.
 
-    A finished body runs as fast, and needs as little memory, as the model it came from.
+    A finished body is then as fast, and needs as little memory, as the model that it came from.
     """
     for node in graph_module.graph.nodes:
         if not node.meta.pop(IN_PLACE, False):
@@ -181,7 +181,7 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _functional_twin(target: Any) -> Any:
-    """The operator that gives what an in-place one writes; its overload may have another name, of the same types."""
+    """The operator that returns what an in-place one writes; its overload may have another name with the same types."""
     space, _, name = target._schema.name.partition("::")
     if name.startswith("__i") and name.endswith("__"):
         packet = getattr(aten, f"__{name[3:]}", None)
@@ -199,7 +199,7 @@ def _types(target: Any) -> list[str]:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether an operator gives back memory that it was given."""
+    """Whether an operator returns the memory of an argument."""
     target = node.target
     return target is operator.getitem or (
         isinstance(target, torch._ops.OpOverload)
@@ -211,7 +211,7 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _read_later(chain: Sequence[fx.Node], writer: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether memory that is written to is read later under a name not in the chain: its base, or another view."""
+    """Whether written memory is read later by a node outside the chain: through its base, or another view."""
     base = changed = chain[0]
     while is_view(base) and isinstance(base.args[0], fx.Node):
         base = base.args[0]

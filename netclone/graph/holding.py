@@ -1,7 +1,7 @@
-"""hold(value, images): what a target computed, for others to use, with no way back to the target's parameters.
+"""hold(value, images): a target's value for others to read, through which no gradient reaches its parameters.
 
-A target in a grafted graph keeps the ``requires_grad`` of its parameters, since torch chooses kernels by it: frozen
-parameters would give other bits. What the target hands on is held instead, so no parameter of it gets a gradient.
+A target in a grafted graph keeps the ``requires_grad`` of its parameters, since torch chooses kernels by it, and frozen
+parameters would give other bits. Instead, the values that others read are held, so no parameter gets a gradient.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _Edges = tuple[GradientEdge | None, ...]
 
 
 def hold(value: Tensor, images: Tensor, copy: bool = False) -> Tensor:
-    """The same numbers without the parameters that they were computed with; gradients reach the images alone.
+    """The same values, cut off from the parameters that computed them; gradients reach the images alone.
 
-    Where the images ask for no gradient this is :meth:`torch.Tensor.detach`. ``copy`` gives memory of its own, which
-    is needed where a later operation writes into ``value``. Functional transforms (``torch.func``) and forward-mode
-    differentiation write into no ``.grad``: where they follow the images, the value passes as it is.
+    If the images require no gradient, this is :meth:`torch.Tensor.detach`. ``copy`` returns new memory, which is needed
+    if a later operation writes into ``value``. Functional transforms (``torch.func``) and forward-mode differentiation
+    never write into ``.grad``; if they follow the images, the value passes unchanged.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def hold(value: Tensor, images: Tensor, copy: bool = False) -> Tensor:
     >>> weight.grad is None, images.grad.tolist()
     (True, [[3.0], [3.0]])
     """
-    if has_torch_function((value, images)):  # one node where a graph is traced once more
+    if has_torch_function((value, images)):  # one node if the graph is traced again
         held: Tensor = handle_torch_function(hold, (value, images), value, images, copy)
         return held
     if copy:
@@ -51,12 +51,12 @@ def _through(value: Tensor, edges: _Edges, inputs: tuple[Tensor, ...]) -> Tensor
 
 
 class _Through(torch.autograd.Function):
-    """What comes in a tuple autograd does not look into: the value's own history is no part of the result's."""
+    """Takes its arguments in a tuple, which autograd does not look into, so that the value's history is cut off."""
 
     @staticmethod
     def forward(ctx: Any, computed: tuple[Tensor, _Edges], *inputs: Tensor) -> Tensor:
         value, ctx.edges = computed
-        ctx.value = get_gradient_edge(value)  # an edge stays what it is if someone writes into the tensor
+        ctx.value = get_gradient_edge(value)  # an edge stays valid if someone writes into the tensor
         ctx.save_for_backward(*inputs)
         return value.detach()
 
@@ -75,7 +75,7 @@ class _Through(torch.autograd.Function):
         )
         each = iter(found)
         parts = [None if edge is None else next(each) for edge in ctx.edges]
-        if twice:  # parameters took part in a gradient, too: it is held as the value was
+        if twice:  # a gradient depends on parameters too, so it is held like the value
             edges = (*ctx.edges, get_gradient_edge(given) if given.requires_grad else None)
             inputs = (*ctx.saved_tensors, gradient)
             parts = [

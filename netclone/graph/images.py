@@ -1,4 +1,4 @@
-"""What is no batch of images: each check gives a reason in words, and the caller raises."""
+"""Checks of batches of images: each returns a reason in words, and the caller raises."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 IMAGE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
-"""What a network may be given: floating point values, or indices such as tokens."""
+"""Dtypes that a network may take: floating point values, or indices such as tokens."""
 
 
 def tensor_fault(tensor: Tensor) -> str:
-    """Why a tensor is not plain memory with values; empty where it is.
+    """Why a tensor is not plain memory with values; empty if it is.
 
     Examples
     --------
@@ -27,12 +27,12 @@ def tensor_fault(tensor: Tensor) -> str:
 
 
 def images_fault(images: Tensor, *, values: bool = True) -> str:
-    """Why a tensor is no batch of images ``(N, ...)``; empty where it is one.
+    """Why a tensor is not a batch of images ``(N, ...)``; empty if it is.
 
     Parameters
     ----------
     values
-        Whether images on the meta device, which have no values, are refused.
+        Whether to refuse images on the meta device, which have no values.
 
     Examples
     --------
@@ -45,12 +45,12 @@ def images_fault(images: Tensor, *, values: bool = True) -> str:
         return "on the meta device, without values: give real images" if values else ""
     if images.dtype not in IMAGE_TYPES:
         way = "such as images.float() / 255, normalised" if images.dtype is torch.uint8 else "such as torch.float32"
-        return f"{images.dtype}: give floating point values, prepared as for the network in training, {way}"
+        return f"{images.dtype}: give floating point values, preprocessed as in the network's training, {way}"
     return ""
 
 
 def not_finite(images: Tensor) -> str:
-    """How many values are NaN or infinite, in words; empty where none is.
+    """How many values are NaN or infinite, in words; empty if none is.
 
     Examples
     --------

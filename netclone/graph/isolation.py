@@ -1,7 +1,7 @@
-"""isolated(): capture a model while other threads run theirs; the one file that replaces parts of torch.
+"""isolated(): capture a model while other threads run theirs. Only this file replaces parts of torch.
 
-torch traces by replacing ``nn.Module.__call__`` and ``nn.Module.__getattr__`` for the whole process, says to all
-threads that they are being compiled, and switches off oneDNN for all of them, which moves their bits.
+While torch traces, it replaces ``nn.Module.__call__`` and ``nn.Module.__getattr__`` for the whole process. It also
+tells all threads that they are being compiled, and switches off oneDNN for all of them, which changes their bits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ONE_CAPTURE = threading.RLock()
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Wait for other captures; inside, what torch replaces to trace acts in this thread only, and is put back after.
+    """Wait for other captures. Inside the block, torch's replacements act in this thread only, and are undone after.
 
-    Captures by netclone wait for each other. One that torch does by itself in another thread (``torch.compile``,
-    ``torch.fx.symbolic_trace``) does not wait.
+    Captures by netclone wait for each other. Those that torch makes on its own in another thread (``torch.compile``,
+    ``torch.fx.symbolic_trace``) do not wait.
 
     Examples
     --------
@@ -37,13 +37,13 @@ def isolated() -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch._C, "_select_conv_backend", _convolutions_without_onednn()))
         for owner, name, replacement in _REPLACED:
             if not hasattr(owner, name):
-                continue  # this torch has no such part, and so nothing to replace
+                continue  # this torch has no such part, so there is nothing to replace
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
 
 
 class _PatcherOfOneThread(symbolic._Patcher):
-    """What replaces functions and methods while torch traces; other threads get what was there before."""
+    """Replaces functions and methods while torch traces; other threads get the original ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _TrueInOneThread(int):
 
 @contextlib.contextmanager
 def _compiling_in_one_thread() -> Iterator[None]:
-    """``torch.compiler.is_compiling()`` and ``is_exporting()`` are true here; modules choose other kernels by them."""
+    """Make ``torch.compiler.is_compiling()`` and ``is_exporting()`` true here; modules choose kernels by them."""
     flag = _TrueInOneThread()
     with (
         mock.patch.object(torch.compiler, "_is_compiling_flag", flag),
@@ -97,7 +97,7 @@ def _compiling_in_one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_cudnn() -> Iterator[None]:
-    """In place of switching oneDNN and NNPACK off too, without which threads on the CPU compute other bits."""
+    """Leaves oneDNN and NNPACK on, which torch would switch off; other threads on the CPU would get other bits."""
     before = torch.backends.cudnn.set_flags(False)
     try:
         yield
@@ -106,7 +106,7 @@ def _without_cudnn() -> Iterator[None]:
 
 
 def _convolutions_without_onednn() -> Callable[..., Any]:
-    """What torch asks which kernel a convolution will take; oneDNN's answer would fix the batch size of an export."""
+    """Answers torch which kernel a convolution will take; oneDNN's answer would fix the batch size of an export."""
     thread, asked = threading.get_ident(), torch._C._select_conv_backend
 
     @functools.wraps(asked)
@@ -121,11 +121,11 @@ def _convolutions_without_onednn() -> Callable[..., Any]:
 
 class _NoHook:
     def remove(self) -> None:
-        """There is nothing to remove."""
+        """Do nothing, since there is nothing to remove."""
 
 
 def _no_hook(root: nn.Module, assigned: dict[str, str]) -> _NoHook:
-    """In place of a hook that every module of the process calls, for buffers of the exported root: it has none."""
+    """Replaces a hook for the exported root's buffers, which every module of the process would call; it has none."""
     return _NoHook()
 
 

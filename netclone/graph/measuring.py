@@ -1,4 +1,4 @@
-"""measure(graph, *inputs): the shape that every node of a graph gives and the MACs it takes, by running it once."""
+"""measure(graph, *inputs): the output shape and the MACs of every node of a graph, by running it once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from netclone.runtime.entering import deterministic
 
 @dataclass(frozen=True)
 class Measured:
-    """What a node gives, without the batch dimension, and its MACs; the shape is None where it is not one tensor."""
+    """The shape of a node's output, without the batch (None if it is not one tensor), and its MACs."""
 
     shape: tuple[int, ...] | None
     macs: int
 
 
 class _Meter(fx.Interpreter):
-    """An interpreter that counts the MACs of every node; those of a module's call are all of the module's."""
+    """An interpreter that counts the MACs of every node; a call of a module counts all of the module."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -39,7 +39,7 @@ class _Meter(fx.Interpreter):
 
 
 def measure(graph: fx.GraphModule, *inputs: Tensor) -> dict[str, Measured]:
-    """Shape and MACs by the name of the node, for the given inputs; what could not be run is not in it.
+    """Shape and MACs by the name of the node, for the given inputs; nodes that fail are left out.
 
     The graph is run in eval mode; its modes and flags are restored.
 
@@ -54,14 +54,14 @@ def measure(graph: fx.GraphModule, *inputs: Tensor) -> dict[str, Measured]:
     with running(graph):
         try:
             meter.run(*(tensor.clone() for tensor in inputs))
-        except Exception:  # torch's counter trips over some operators: nodes before are measured, the others are not
+        except Exception:  # torch's counter fails on some operators: only the nodes before are measured
             return meter.found
     return meter.found
 
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run without gradient and reproducibly, in eval mode; modes and random state are restored."""
+    """Run in eval mode, without gradient and reproducibly; modes and random states are restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -74,7 +74,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(model: nn.Module) -> Iterator[None]:
-    """As in eval mode, with no parameter asking for a gradient: torch's counter of MACs trips over some that do.
+    """As :func:`in_eval_mode`, with no parameter that requires a gradient, which torch's counter may fail on.
 
     Modes, flags and random state are restored.
     """

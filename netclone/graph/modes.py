@@ -1,4 +1,4 @@
-"""Mode: a way to call a network in which torch may choose other kernels, and sets of these to compare networks in."""
+"""Mode: a way to call a network, for which torch may choose other kernels; and sets of modes to compare in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to call: with gradients or without, for a batch of so many, in a dtype, a layout, on so many threads.
+    """One way to call a network: kind of gradients, batch size, dtype, layout, and number of threads.
 
-    ``gradients`` is ``"plain"``, ``"no_grad"`` or ``"inference_mode"``. None is whatever there is: the network's own
-    dtype, torch's number of threads.
+    ``gradients`` is ``"plain"``, ``"no_grad"`` or ``"inference_mode"``. None leaves a setting as it is: the network's
+    own dtype, or torch's number of threads.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class Mode:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Call here what is to be called in this mode; torch is as it was afterwards."""
+        """Apply the mode inside the block; torch's settings are restored afterwards."""
         threads = torch.get_num_threads()
         try:
             if self.threads is not None:
@@ -63,14 +63,14 @@ def _all(
 
 
 QUICK = tuple(Mode(gradients, batch) for gradients in GRADIENTS for batch in (1, 2))
-"""Those that :func:`netclone.inject` compares in: the network as it is, called as networks are called."""
+"""The modes in which :func:`netclone.inject` compares: the network as it is, called in the usual ways."""
 
 COVERING = (
     *_all((1, 3), DTYPES, (False, True), threads=1),
     *_all((2, 4, 5, 6, 7, 8, 9), (torch.float32,), (False,), threads=1),
     *_all((1, 3), DTYPES, (False,), threads=2),
 )
-"""Each dtype in each layout, each batch of 1 to 9, one and two threads, always with gradients and without."""
+"""Each dtype in each layout, each batch size from 1 to 9, and one and two threads, with each kind of gradients."""
 
 _KINDS = tuple(itertools.product(DTYPES, (False, True), GRADIENTS))
 SPREAD = (
@@ -78,7 +78,7 @@ SPREAD = (
     *(Mode(tuple(GRADIENTS)[n % 3], n, torch.float32, False, 1) for n in (2, 4, 5, 6, 7, 8, 9)),
     *(Mode(g, (1, 3)[n % 2], dtype, False, 2) for n, (g, dtype) in enumerate(zip(GRADIENTS, DTYPES, strict=True))),
 )
-"""Each dtype in each layout and each kind of gradients; each batch and number of threads in one of them: for many."""
+"""Each dtype in each layout and kind of gradients, but each batch size and number of threads in only one of them."""
 
 EVERY = tuple(mode for threads in (1, 2) for mode in _all(tuple(range(1, 10)), DTYPES, (False, True), threads))
 """Every combination of these."""

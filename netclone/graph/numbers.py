@@ -1,7 +1,7 @@
-"""numbers_digests(traced): what stands for the very numbers of a network, as it is and cast to other dtypes.
+"""numbers_digests(traced): digests of a network's weights, as they are and cast to other dtypes.
 
-A clone's classifier reads the target's logits, so it belongs to the target's numbers. The digest does not depend on
-their device, on how they lie in memory, or on what no logit depends on: BatchNorm's counters, and buffers that the
+A clone's classifier reads the target's logits, so it belongs to these very weights. The digest does not depend on their
+device, on their layout in memory, or on tensors that no logit depends on: BatchNorm's counters, and buffers that every
 constructor computes anew.
 """
 
@@ -21,7 +21,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def numbers_digests(traced: fx.GraphModule) -> tuple[tuple[str, str], ...]:
-    """By dtype, the digest of a network's numbers: first as they are, then cast to each other floating dtype.
+    """Digests of a network's weights by dtype: first as they are, then cast to each other floating dtype.
 
     Examples
     --------
@@ -39,14 +39,14 @@ def numbers_digests(traced: fx.GraphModule) -> tuple[tuple[str, str], ...]:
 
 
 def numbers_digest(traced: fx.GraphModule, dtype: torch.dtype | None = None, without: Collection[str] = ()) -> str:
-    """SHA-256 of names, shapes, dtypes and bits, cast to a floating dtype (None: as they are).
+    """SHA-256 of the names, shapes, dtypes and bits of all tensors, cast to a floating dtype (None: as they are).
 
-    ``without`` names modules that are none of the network's own.
+    ``without`` names modules that do not belong to the network itself.
 
     Raises
     ------
     ArgumentError
-        If the tensors have no memory, and so no numbers.
+        If the tensors are on the meta device and hold no values.
     """
     derived = traced.meta.get(FACTS, {}).get("derived", ())
     tensors: dict[str, Tensor] = {
@@ -58,7 +58,7 @@ def numbers_digest(traced: fx.GraphModule, dtype: torch.dtype | None = None, wit
         if name.endswith(_COUNTER) or name in derived or name.partition(".")[0] in without:
             continue
         if tensor.is_meta:
-            raise ArgumentError(f"target: tensor '{name}' is on the meta device, so it has no numbers to compare")
+            raise ArgumentError(f"target: tensor '{name}' is on the meta device and holds no values to compare")
         tensor = tensor.detach()
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
@@ -73,7 +73,7 @@ def dtype_of(traced: fx.GraphModule) -> torch.dtype:
 
 
 def dtype_name(traced: fx.GraphModule) -> str:
-    """The same in a word, ``"float32"``."""
+    """The name of that dtype, such as ``"float32"``."""
     return _name(dtype_of(traced))
 
 

@@ -1,10 +1,10 @@
-"""What netclone knows about operators: one table, by kind.
+"""The table of operators, by kind.
 
-A kind says what an operator does with the elements it is given. The rest follows from it: which labels its output has
-and how its literal arguments change (:mod:`netclone.channels.oprules`), whether another spelling of it has to be found
-(:mod:`netclone.graph.spelling`), which of its arguments are weights (:data:`WEIGHTS`), and so what is folded, refitted
-and counted against a budget. To add a spelling of a kind there is, add its name to :data:`KINDS`.
-Operators that torch's own tags call elementwise or reductions need no entry.
+A kind says what an operator does with its elements. The rest follows: which labels its output has and how its literal
+arguments change (:mod:`netclone.channels.oprules`), whether it has to be decomposed (:mod:`netclone.graph.spelling`),
+which of its arguments are weights (:data:`WEIGHTS`), and so what is folded, refitted and counted against a budget. To
+add an operator of an existing kind, add its name to :data:`KINDS`. Operators that torch's own tags call elementwise or
+reductions need no entry.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ KINDS: dict[str, str] = {
     "sum with product": "baddbmm",
     "einsum": "einsum",
     "attention": "scaled_dot_product_attention",
-    # known as they are, though torch could take some apart: what they touch stays
+    # kept whole, though torch could decompose some of them: the channels that they touch stay
     "kept whole": """
         lstm.input gru.input rnn_tanh.input rnn_relu.input lstm.data gru.data rnn_tanh.data rnn_relu.data col2im
         scatter.src cross copy one_hot fill.Tensor
@@ -126,7 +126,7 @@ def _table() -> dict[Any, str]:
     def add(kind: str, name: str) -> None:
         packet, _, overload = name.partition(".")
         function = getattr(getattr(aten, packet, None), overload or "default", None)
-        if function is not None:  # an operator this torch does not have needs no kind
+        if function is not None:  # an operator that this torch lacks needs no kind
             found[function] = kind
 
     for kind, names in KINDS.items():
@@ -145,7 +145,7 @@ _TABLE = _table()
 
 @functools.cache
 def kind_of(function: Any) -> str | None:
-    """The kind of an operator: the table's, or what torch's own tags say of a pure one; None where it is not known.
+    """The kind of an operator, from the table or, for a pure one, from torch's own tags; None if it is not known.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Preparation: the size, mean, standard deviation and interpolation of the images a network was trained on.
+"""Preparation: the preprocessing of a network's images: size, mean, standard deviation, interpolation.
 
-Where a source's differ from its target's, :func:`converted` puts the conversion in front of the source, as operators of
-its graph, so that a clone that reads the target's images carries it along.
+If source and target differ in it, :func:`converted` puts a conversion in front of the source, as operators of its
+graph. A clone that reads the target's images then carries the conversion along.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from netclone.runtime.text import is_plain_text
 
-INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch does on tensors as on pictures; others become bicubic
+INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch computes on tensors as on images; others become bicubic
 _WORDS = ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", "random")  # those that timm reads
 _MOST_VALUES = 2**26  # of an image
 _MOST = 100_000  # of a size or a number
@@ -45,12 +45,12 @@ IMAGES: dict[str, Callable[[Any], bool]] = {
     "crop_pct": _is_positive,
     "crop_mode": lambda value: is_plain_text(value) and len(value) <= _MOST,
 }
-"""What is known about how a network wants its images, by timm's names, and what is a value of each, as data."""
+"""The fields of a network's preprocessing, by timm's names, and the check of each one's value."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared: ``size`` is ``(C, H, W)``; values are ``(pixel / 255 - mean) / std`` per channel."""
+    """Preprocessing of images: ``size`` is ``(C, H, W)``; values are ``(pixel / 255 - mean) / std`` per channel."""
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -60,7 +60,7 @@ class Preparation:
     crop_mode: str
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """timm's own transform of a picture, as in evaluation."""
+        """timm's own transform of an image, as for evaluation."""
         from timm.data import create_transform  # slow to import, and not needed to read a clone
 
         made: Callable[[Any], Tensor] = create_transform(
@@ -74,7 +74,7 @@ class Preparation:
         return made
 
     def as_config(self) -> dict[str, Any]:
-        """The same as data, by timm's names."""
+        """The same as plain data, by timm's names."""
         return {
             "input_size": list(self.size),
             "mean": list(self.mean),
@@ -85,13 +85,13 @@ class Preparation:
         }
 
     def __str__(self) -> str:
-        """In a line, for messages."""
+        """One line for messages."""
         size = "x".join(map(str, self.size[1:]))
         mean, std = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         return f"{size} px, mean {mean}, std {std}, {self.interpolation}, crop {self.crop_pct:.4g}"
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Prepared images ``(N, C, H, W)`` as they are looked at: values in [0, 1]."""
+        """Preprocessed images ``(N, C, H, W)`` turned back into pixels in [0, 1]."""
         std, mean = (
             torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
             for values in (self.std, self.mean)
@@ -100,7 +100,7 @@ class Preparation:
 
 
 def preparation(network: nn.Module) -> Preparation:
-    """How a network wants its images, as timm resolves it; one that does not say is taken to want ImageNet's.
+    """The preprocessing of a network's images, as timm resolves it; ImageNet's if the network does not record it.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def preparation(network: nn.Module) -> Preparation:
 
 
 def said_preparation(network: nn.Module, size: tuple[int, ...] = ()) -> Preparation | None:
-    """How a network says that it wants its images, at another size perhaps; None where it does not say."""
+    """The preprocessing that a network records, perhaps at another size; None if it records none."""
     about = getattr(network, "pretrained_cfg", None)
     if not isinstance(about, Mapping) or not about.get("mean") or not about.get("std"):
         return None
@@ -133,7 +133,7 @@ def said_preparation(network: nn.Module, size: tuple[int, ...] = ()) -> Preparat
 
 
 def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
-    """Make a network say, by timm's conventions, that it wants its images like this; the rest of it stays.
+    """Record preprocessing in a network's ``pretrained_cfg``, as timm does; everything else stays.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
     if not images:
         return
     about = dict(getattr(network, "pretrained_cfg", None) or {})
-    if "input_size" in images:  # what is recommended for a test is that of other weights
+    if "input_size" in images:  # timm's recommendation for testing belongs to other weights
         for name in ("test_input_size", "pool_size", "test_pool_size"):
             about.pop(name, None)
     values = {name: tuple(value) if name in ("input_size", "mean", "std") else value for name, value in images.items()}
@@ -155,7 +155,7 @@ def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
 
 
 class Converted(nn.Module):
-    """A network behind the conversion of images ``(N, C, H, W)`` that were prepared for another one."""
+    """A network behind a conversion of images ``(N, C, H, W)`` that were preprocessed for another network."""
 
     scale: Tensor
     shift: Tensor
@@ -171,7 +171,7 @@ class Converted(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the network gives for the same pictures, prepared as it wants them."""
+        """The network's output for the same images, preprocessed for it."""
         images = images * self.scale + self.shift
         if self.size is not None:
             images = nn.functional.interpolate(images, self.size, mode=self.mode, align_corners=False, antialias=True)
@@ -180,9 +180,9 @@ class Converted(nn.Module):
 
 
 def converted(network: nn.Module, given: Preparation) -> nn.Module:
-    """The network itself if it wants its images prepared that way, or else behind a conversion.
+    """The network itself if its preprocessing is the given one, else the network behind a conversion.
 
-    Cropping is the given one's: what lies outside of its crop is not there any more.
+    The crop is the given one's, since pixels outside of it are gone.
     """
     own = preparation(network)
     if (own.size, own.mean, own.std) == (given.size, given.mean, given.std):

@@ -1,9 +1,9 @@
-"""Which operators a file may call: those that compute tensors from their arguments and do nothing else.
+"""Which operators a file may call: those that compute tensors from their arguments, and do nothing else.
 
-An operator is *pure* where its schema and its tags say that it writes into nothing and draws nothing, and where the
-shape of its result follows from the shapes and numbers it is given. For some that depends on their arguments:
-:func:`impurity` looks at these. In-place operators are no pure ones; one of them may stand for its functional twin
-where nothing else reads the memory it overwrites, which is for the graph to show (:func:`functional_twin`).
+An operator is *pure* if its schema and tags say that it writes into nothing and draws nothing at random, and if the
+shape of its result follows from the shapes and numbers of its arguments. For some operators that depends on the
+arguments, which :func:`impurity` checks. In-place operators are not pure. One of them may stand for its functional twin
+if nothing else in the graph reads the memory that it overwrites (:func:`functional_twin`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"operator.{f.__name__}": f for f in (operator.mod, operator.neg, operator.truediv)},
     "math.floor": math.floor,
 }
-"""What is computed with sizes, by name; ``operator.getitem`` takes one tensor of several, and is beside these."""
+"""Functions of sizes, by name. ``operator.getitem`` is allowed besides: it takes one tensor of several."""
 
 _FUNCTIONS = {**SIZE_FUNCTIONS, "operator.getitem": operator.getitem}
 _SIZES = ("sym_size.int", "sym_numel.default")
@@ -106,7 +106,7 @@ def _transforms(arguments: Mapping[str, Any]) -> str:
     return "" if all(isinstance(axis, int) and axis >= 0 for axis in axes) else "takes no axes counted from the end"
 
 
-# Operators whose tags refuse them, or ought to, and what their arguments must not ask for.
+# Operators that are pure for some arguments only, and the check of these.
 _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scaled_dot_product_attention": _drops,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _trains("train")),
@@ -128,7 +128,7 @@ def _public_names() -> frozenset[str]:
 
 
 def find_operator(name: object) -> Any:
-    """What an archive means by a name, ``"aten.relu.default"``; None where it may not hold that.
+    """The operator of a name in a file, such as ``"aten.relu.default"``; None if a file may not hold it.
 
     In-place operators are found too, under the condition of :func:`functional_twin`.
 
@@ -153,7 +153,7 @@ def find_operator(name: object) -> Any:
 
 @functools.cache
 def may_be_archived(function: Any) -> bool:
-    """Whether an operator is pure, for some arguments at least, and takes and gives only what a file can hold.
+    """Whether an operator is pure, at least for some arguments, and takes and returns only what a file can hold.
 
     Examples
     --------
@@ -190,7 +190,7 @@ def _is_of_a_network(packet: str, name: str) -> bool:
 
 @functools.cache
 def functional_twin(function: Any) -> Any:
-    """The pure operator that an in-place one is but for its memory; None where there is none, or it is not in place.
+    """The pure operator that computes what an in-place one writes; None if there is none, or it is not in place.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def functional_twin(function: Any) -> Any:
 
 
 def impurity(function: Any, arguments: Mapping[str, Any]) -> str:
-    """What a call does beside computing, by all its arguments' names, defaults too; empty where there is nothing.
+    """The side effect of a call, given all arguments by name, defaults too; empty if it has none.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def impurity(function: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def type_of(argument: Any) -> tuple[str, bool, bool]:
-    """The type that torch really expects of an argument of a schema; whether a list of it; whether it may be None.
+    """The type that torch really expects for a schema's argument, whether it is a list, and whether it may be None.
 
     Examples
     --------

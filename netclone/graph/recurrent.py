@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN as one operator each: torch works their shapes out step by step of the sequence, in minutes."""
+"""LSTM, GRU and RNN as one operator each; torch would derive their shapes step by step, which takes minutes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 GATES: dict[Any, int] = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
-"""The operators, and of how many times its width each one's weights are."""
+"""The operators, and how many times the width their weights have as rows."""
 
 
 def recurrent_by_shape(source: Tensor, state: Any, *rest: Any, **options: Any) -> tuple[Tensor, ...]:
-    """The shapes a recurrent operator returns, ``state`` as it takes it: two tensors for an LSTM, one for others.
+    """The shapes that a recurrent operator returns; ``state`` is two tensors for an LSTM, one for the others.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def _lstm(  # noqa: PLR0913 - torch's own signature
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM in a program that is being exported; in the graph, torch's own operator takes its place."""
+    """Stands for an LSTM during an export; the graph gets torch's own operator."""
     out: tuple[Tensor, Tensor, Tensor] = aten.lstm.input(
         source, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
@@ -73,7 +73,7 @@ def _recurrent(  # noqa: PLR0913 - torch's own signature
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As ``_lstm``, of a GRU or RNN, by the name of torch's operator."""
+    """As ``_lstm``, for a GRU or RNN, by the name of torch's operator."""
     out: tuple[Tensor, Tensor] = getattr(aten, kind).input(
         source, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
@@ -90,7 +90,7 @@ _KINDS = {function: function.__name__ for function in (torch.gru, torch.rnn_tanh
 
 
 def exported_by_shape(function: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
-    """What to export in place of a recurrent function of torch; None for any other, or of a packed sequence."""
+    """The replacement for a recurrent function of torch during an export; None for others, or a packed sequence."""
     if function is torch.lstm:
         return _lstm if isinstance(args[1], (list, tuple)) else None
     if function in _KINDS and isinstance(args[2], (list, tuple)):
@@ -99,7 +99,7 @@ def exported_by_shape(function: Any, args: Sequence[Any]) -> Callable[..., Any] 
 
 
 def as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
-    """Turn an exported recurrent operator into torch's, any other node stays; zeros to start from take its dtype."""
+    """Replace an exported recurrent operator by torch's own; zero states get its dtype, and other nodes stay."""
     if node.target is torch.ops.netclone.lstm.default:
         source, state, *rest = node.args
         started: Any = [_started(graph, node, source, start) for start in state]  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _started(graph: fx.Graph, reader: fx.Node, source: Any, start: Any) -> Any:
-    """A state to start from, made in the input's dtype where it is zeros."""
+    """An initial state, in the input's dtype if it is zeros."""
     if not isinstance(start, fx.Node) or start.target is not aten.zeros.default:
         return start
     with graph.inserting_before(reader):

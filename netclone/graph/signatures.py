@@ -1,6 +1,6 @@
-"""bind(operator, args, kwargs): the arguments of a call by name, each of the type that torch really expects.
+"""bind(operator, args, kwargs): a call's arguments by name, checked to have the types that torch really expects.
 
-Torch itself takes a whole number where it expects a dtype, a layout or a memory format, and may crash on it.
+Torch itself accepts an integer where it expects a dtype, a layout or a memory format, and may crash on it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from netclone.errors import ArchiveError
 from netclone.graph.purity import type_of
 
 MAX_ITEMS = 1024
-"""Most items in one list of arguments, and most tensors that an operator may take one apart into."""
+"""The most items in one list of arguments, and the most tensors that an operator may split one into."""
 
 _MAX_SIZE = 2**31
 _TO_THE_END = ("slice", "slice_copy", "slice_scatter")  # whose end may be the largest integer
 
-# Strings that stand for a choice, by the argument's name; all others that operators take are listed by the whole word.
+# Strings that stand for a choice, by the argument's name; every string that operators take is listed here.
 _WORDS: dict[str, frozenset[str]] = {
     "padding": frozenset({"valid", "same"}),
     "mode": frozenset({"constant", "reflect", "replicate", "circular"}),
@@ -40,12 +40,12 @@ _EQUATION = re.compile(r"[A-Za-z,. ]{1,200}(->[A-Za-z. ]{0,60})?", re.ASCII)
 
 
 def bind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """All arguments of an operator by name, in the schema's order, defaults too.
+    """All arguments of an operator by name, in the schema's order, with defaults.
 
     Raises
     ------
     ArchiveError
-        If one is missing, unknown, given twice or of another type than the schema's; ``where`` names the node.
+        If an argument is missing, unknown, given twice, or not of the schema's type; ``where`` names the node.
     """
     schema = function._schema.arguments
     positional = [argument for argument in schema if not argument.kwarg_only]
@@ -74,7 +74,7 @@ def bind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], where: s
 
 
 def _problem(function: Any, argument: Any, value: Any) -> str:
-    """What is wrong with the value of an argument; empty if it is one the schema allows."""
+    """What is wrong with an argument's value; empty if the schema allows it."""
     kind, many, optional = type_of(argument)
     if value is None and optional:
         return ""
@@ -93,13 +93,13 @@ def _problem(function: Any, argument: Any, value: Any) -> str:
 
 
 def _fits(function: Any, name: str, kind: str, value: Any) -> bool:
-    if kind == "Tensor" and type(value) in (int, float):  # where torch does not take it as a tensor, it says so
+    if kind == "Tensor" and type(value) in (int, float):  # torch raises by itself if it does not take it as a tensor
         return name != "self" or torch.Tag.pointwise in function.tags  # ``to.other`` takes some numbers, and not others
     if kind == "int" and type(value) is int and abs(value) > _MAX_SIZE:
         return value == 2**63 - 1 and function._schema.name.partition("::")[2] in _TO_THE_END
     if kind == "int" and name in _CHOICES:
         return type(value) is int and value in _CHOICES[name]
-    if kind == "number" and name in ("self", "exponent"):  # of a truth value, shapes and numbers give other dtypes
+    if kind == "number" and name in ("self", "exponent"):  # for booleans, shapes and numbers give other dtypes
         return type(value) in (int, float)
     if kind == "str":
         return isinstance(value, str) and _is_word(name, value)

@@ -1,8 +1,8 @@
-"""spell(graph): other spellings of operators become those that netclone has rules for.
+"""spell(graph): decompose operators without a rule into operators that have rules.
 
-``torch.hstack`` is ``cat``, ``F.cosine_similarity`` a few sums and products. No list says so: torch itself computes
-these from others, and is asked what it computes. Each is taken apart until all of its parts have rules; one that does
-not come down to such parts stays what it is, and keeps its channels.
+``torch.hstack`` is ``cat``, and ``F.cosine_similarity`` is a few sums and products. No list says so: torch itself
+computes them from other operators, which are recorded while it does. Each operator is decomposed until all its parts
+have rules. One that cannot be decomposed so far stays whole and keeps its channels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ aten = torch.ops.aten
 
 
 class _NoSpelling(Exception):
-    """An operator cannot be written as others in the graph."""
+    """An operator cannot be decomposed into others."""
 
 
 def spell(graph: fx.Graph) -> dict[str, str]:
-    """Take apart, in place, operators of no known kind; returns names that are gone, with those that stand for them.
+    """Decompose operators of no known kind, in place; returns the names that are gone with those that replace them.
 
     Parameters
     ----------
     graph
-        Of functional operators, whose nodes say in ``meta["val"]`` what they give.
+        A graph of functional operators whose nodes have their value in ``meta["val"]``.
     """
     moved: dict[str, str] = {}
     for node in list(graph.nodes):
@@ -53,7 +53,7 @@ def _spelled(graph: fx.Graph, node: fx.Node) -> dict[str, str]:
         parts: list[Any] = [recording.node_of(part) for part in (result if several else [result])]
         if not _is_better(node, recording.made):
             raise _NoSpelling
-    except (_NoSpelling, RuntimeError, NotImplementedError, TypeError):  # what torch raises where it cannot either
+    except (_NoSpelling, RuntimeError, NotImplementedError, TypeError):  # torch cannot decompose it either
         for made in reversed(recording.made):
             graph.erase_node(made)
         return {}
@@ -77,25 +77,25 @@ def _spelled(graph: fx.Graph, node: fx.Node) -> dict[str, str]:
 
 
 def _is_better(node: fx.Node, made: Sequence[fx.Node]) -> bool:
-    """Whether all parts have rules; failing that, whether a file may hold them but not what they are parts of."""
-    kinds = [kind_of(part.target) for part in made if part.all_input_nodes]  # others are folded into constants
+    """Whether all parts have rules or, failing that, a file may hold the parts but not the whole."""
+    kinds = [kind_of(part.target) for part in made if part.all_input_nodes]  # all others are folded into constants
     if all(kind not in (None, KEPT_WHOLE) for kind in kinds):
         return True
     return not may_be_archived(node.target) and all(may_be_archived(part.target) for part in made)
 
 
 class _Recording(TorchDispatchMode):
-    """Writes down, before a node, the operators that torch computes it from."""
+    """Records the operators that torch computes a node from, in the graph before that node."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
         super().__init__()
         self.graph = graph
         self.before = node
         self.made: list[fx.Node] = []
-        self.known: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity; tensors are held, so that it stays theirs
+        self.known: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity; the tensors are held, so that ids stay unique
 
     def of(self, node: fx.Node) -> Any:
-        """What a node gives, computed from others."""
+        """Compute a node's value from other operators."""
         given: list[fx.Node] = node.all_input_nodes
         for source in given:
             value = source.meta["val"]
@@ -109,14 +109,14 @@ class _Recording(TorchDispatchMode):
             return self._parts(node.target, args, kwargs)
 
     def node_of(self, value: Any) -> fx.Node:
-        """The node that gives a tensor."""
+        """The node whose value is this tensor."""
         if not isinstance(value, Tensor) or id(value) not in self.known:
             raise _NoSpelling
         return self.known[id(value)][1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # asks a tensor for its device, say
+        if func.namespace == "prim":  # such as a query of a tensor's device
             return func(*args, **kwargs)
         if kind_of(func) is None and (is_composite(func) or func in _AS_OTHERS):
             with self:
@@ -134,7 +134,7 @@ class _Recording(TorchDispatchMode):
         return value
 
     def _functional(self, func: Any, args: Any) -> Any:
-        """The twin of an in-place operator that overwrites a new tensor which nothing has read yet."""
+        """The functional twin of an in-place operator that overwrites a new tensor, which nothing has read yet."""
         twin = functional_twin(func)
         changed = self.node_of(args[0])
         makes = isinstance(changed.target, torch._ops.OpOverload) and changed in self.made
@@ -179,7 +179,7 @@ class _Recording(TorchDispatchMode):
         return value
 
     def _size(self, size: Any) -> Any:
-        """A size as sums and products of the sizes of inputs."""
+        """A size, as sums and products of the inputs' sizes."""
         if size.is_Integer:
             return int(size)
         if size.is_Symbol:
@@ -198,7 +198,7 @@ class _Recording(TorchDispatchMode):
 
 
 def _assigned(source: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """``source[mask] = number`` chooses by the mask, which may leave out axes before and after its own."""
+    """``source[mask] = number`` as a choice by the mask, which may lack axes before and after its own."""
     masks = [index for index in indices if index is not None]
     if accumulate or len(masks) != 1 or masks[0].dtype != torch.bool or values.numel() != 1 or values.dim() > 1:
         return NotImplemented
@@ -211,7 +211,7 @@ def _assigned(source: Tensor, indices: Sequence[Tensor | None], values: Tensor, 
 
 
 def _sloped(source: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Any:
-    """``rrelu`` draws its slopes in training alone."""
+    """``rrelu``, which draws its slopes at random only in training."""
     return NotImplemented if training else aten.leaky_relu.default(source, (lower + upper) / 2)
 
 
@@ -222,4 +222,4 @@ _AS_OTHERS: dict[Any, Callable[..., Any]] = {
     aten.unsafe_split.Tensor: aten.split.Tensor,
     aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
 }
-"""What torch computes in one go and others compute as well; NotImplemented for arguments with which they do not."""
+"""Decompositions that torch itself does not have; they return NotImplemented for arguments that they cannot take."""

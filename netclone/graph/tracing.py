@@ -26,11 +26,11 @@ from netclone.runtime.entering import entered
 
 _log = logging.getLogger(__package__)
 INPUT = "input"
-"""The position before everything: a clone there reads the images and is the whole slim source."""
+"""The position before all layers: a clone there reads the images and contains the whole slim source."""
 
 
 class _Shapes(fx.Interpreter):
-    """Notes at every node what tensors it gave, as torch's ShapeProp does; that one prints every failure, too."""
+    """Records the tensors that every node returns, like torch's ShapeProp, but without printing every failure."""
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
@@ -46,7 +46,7 @@ def _metadata(value: Any) -> Any:
 
 
 class _PositionTracer(fx.Tracer):
-    """Symbolic tracer with timm's leaf registry that notes which node every module path returned."""
+    """Symbolic tracer with timm's leaf registry that records which node every module path returned."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
@@ -60,7 +60,7 @@ class _PositionTracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
-        """A node, but none called ``self``, as the module that code is generated for is."""
+        """Create a node that is not called ``self``, which is the generated function's own argument."""
         name = "self_" if name is None and target == "self" else name
         return super().create_node(kind, target, args, kwargs, name, type_expr)
 
@@ -74,7 +74,7 @@ class _PositionTracer(fx.Tracer):
         return out
 
     def _newest(self, node: fx.Node) -> fx.Node:
-        """The node that last worked in place on what ``node`` gave, and so gives what it holds now."""
+        """The last node that worked in place on the value of ``node``, and so has its present value."""
         writers = [user for user in node.users if user.args[:1] == (node,) and self._works_in_place(user)]
         return self._newest(writers[-1]) if writers else node
 
@@ -87,26 +87,26 @@ class _PositionTracer(fx.Tracer):
 
 @entered()
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
-    """Copy a model into a graph whose nodes know their shapes; the model is untouched.
+    """Copy a model into a graph whose nodes know their shapes; the model is not changed.
 
-    The graph is traced symbolically, so that module paths stay and the input size is free; where that fails,
-    ``torch.export`` is used. The result is checked: it computes bitwise what the model computes (in eval mode). What a
-    timm model says of itself (``num_classes``, ``pretrained_cfg``, ...) the graph says too.
+    The model is traced symbolically, which keeps module paths and leaves the input size free. If that fails,
+    ``torch.export`` is used. Either result is checked to compute the same bits as the model in eval mode. The graph
+    also gets a timm model's descriptive attributes (``num_classes``, ``pretrained_cfg``, ...).
 
     Parameters
     ----------
     model
         Any module that takes one tensor ``(N, ...)``. A traced graph is copied.
     example_inputs
-        One tensor ``(N, C, H, W)``, or a tuple holding it. May be left out for timm models that say their input
-        size (``default_cfg``).
+        One tensor ``(N, C, H, W)``, or a tuple of it. May be left out for timm models, which record their input size
+        (``default_cfg``).
 
     Raises
     ------
     TraceError
-        If neither capture takes the model, with the reason of each.
+        If neither capture works; the message gives the reason of each.
     ArgumentError
-        If no example was given and the model does not say its input size, or the model is spread over devices.
+        If no example was given and the model does not record its input size, or the model is spread over devices.
 
     Examples
     --------
@@ -175,12 +175,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
 
 
 def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph) -> None:
-    """Say which modules do more in train mode than the graph, which was traced in eval mode, holds."""
+    """Warn of modules that do more in train mode than the graph, which was traced in eval mode."""
     with deterministic():
         try:
             with isolated():
                 trained = _PositionTracer().trace(copied(model).train())
-        except Exception:  # any model code may run here; what it does in train mode, the graph does not hold
+        except Exception:  # any model code may run here, and the graph does not depend on its train mode
             lost: tuple[str, ...] = ("",)
         else:
             lost = differing(evaluated, trained)
@@ -197,23 +197,23 @@ def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph) -> None:
 
 
 def _way_out(model: nn.Module, example: Tensor) -> str:
-    """What to do about a model that neither capture takes, where its own message does not say it."""
+    """A hint for a model that neither capture takes, unless the error itself says what to do."""
     if other_dtype(model, (example,)) or isinstance(model, torch.jit.ScriptModule):
         return ""
     return (
-        "\nWay out: move control flow that depends on data out of forward(), or register the module that holds it as a "
+        "\nMove control flow that depends on data out of forward(), or register the module that holds it as a "
         "leaf with timm.layers.register_notrace_module."
     )
 
 
 def _shapes(traced: fx.GraphModule) -> dict[str, tuple[int, ...]]:
-    """What shapes the nodes of a symbolic graph had on the example."""
+    """The shapes of a symbolic graph's nodes on the example."""
     noted = {node.name: node.meta.get("tensor_meta") for node in traced.graph.nodes}
     return {name: tuple(meta.shape) for name, meta in noted.items() if isinstance(meta, TensorMetadata)}
 
 
 def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Give a graph the model's own values again: tracing and running it may have changed its buffers."""
+    """Restore the model's own values in a graph, since tracing and running it may have changed its buffers."""
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
@@ -221,7 +221,7 @@ def _restore_tensors(traced: fx.GraphModule, model: nn.Module) -> None:
                 continue
             if tensor.shape == theirs[name].shape:
                 tensor.copy_(theirs[name])
-            else:  # a buffer that forward() makes anew for another size of input, in a module that is a leaf
+            else:  # a buffer of a leaf module that forward() creates anew for each input size
                 path, _, leaf = name.rpartition(".")
                 setattr(traced.get_submodule(path), leaf, theirs[name].detach().clone())
 
@@ -232,8 +232,8 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     Raises
     ------
     PositionError
-        If there is no such position (the closest names are suggested), its output is not one tensor, or the first
-        axis of that is not the batch (frames or windows folded into it, a sequence before it).
+        If there is no such position (the closest names are suggested), its output is not one tensor, or the tensor's
+        first axis is not the batch (frames or windows are folded into it, or it is a sequence).
 
     Examples
     --------
@@ -248,7 +248,7 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
     paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
     model = type(traced).__name__
-    if at == INPUT:  # even where a module has that name: its node can still be named
+    if at == INPUT:  # even if a module has that name, whose node can still be named
         return next(node for node in traced.graph.nodes if node.op == "placeholder")
     if at in facts.get("not_tensors", {}):
         raise PositionError(
@@ -270,19 +270,19 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
         )
     if (why := no_batch(traced, node)) is not None:
         raise PositionError(
-            f"position '{at}' (node '{node.name}') of {model} cannot be cut at or read: {why}; choose a position "
-            "before or behind the part of the network that is laid out so"
+            f"position '{at}' (node '{node.name}') of {model} cannot be cut or read: {why}; choose a position "
+            "before or behind the part of the network with this layout"
         )
     return node
 
 
 def no_batch(graph_module: fx.GraphModule, node: fx.Node) -> str | None:
-    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None where it is."""
+    """Why a node's tensor is not ``(N, ...)`` for every batch size N; None if it is."""
     return why_no_batch(node, graph_module.meta.get(FACTS, {}).get("without_batch", {}))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Shape of a node's output without the batch dimension, or None where it is not one tensor."""
+    """Shape of a node's output without the batch dimension, or None if it is not one tensor."""
     meta = node.meta.get("tensor_meta")
     if isinstance(meta, TensorMetadata):
         return tuple(int(size) for size in meta.shape[1:])
@@ -291,7 +291,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def logits_node(traced: fx.GraphModule) -> fx.Node:
-    """The node that gives the model's one output, a tensor ``(N, classes)``.
+    """The node that computes the model's one output, a tensor ``(N, classes)``.
 
     Raises
     ------
@@ -319,7 +319,7 @@ def logits_node(traced: fx.GraphModule) -> fx.Node:
 
 
 def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> Tensor:
-    """One example batch ``(2, ...)``: the caller's (first two images), or one the model's ``default_cfg`` describes."""
+    """One example batch ``(2, ...)``: the caller's first two images, or one that fits the model's ``default_cfg``."""
     if isinstance(example_inputs, (tuple, list)):
         if len(example_inputs) != 1:
             raise ArgumentError(f"example_inputs: netclone takes models of one input, got {len(example_inputs)} inputs")
@@ -342,7 +342,7 @@ def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | Non
     size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
     if size is None:
         raise ArgumentError(
-            f"example_inputs: {type(model).__name__} does not say its input size; pass one batch, such as "
+            f"example_inputs: {type(model).__name__} does not record its input size; pass one batch, such as "
             "example_inputs=torch.randn(2, 3, 224, 224)"
         )
     parameter = next(model.parameters(), torch.zeros(()))
@@ -351,7 +351,7 @@ def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | Non
 
 
 def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
-    """Refuse a model whose parameters lie on several devices or in several floating dtypes."""
+    """Raise if a model's parameters are on several devices or in several floating dtypes."""
     first: tuple[str, Tensor] | None = None
     for name, parameter in model.named_parameters():
         if first is None:
@@ -364,7 +364,7 @@ def check_one_device_and_dtype(model: nn.Module, what: str) -> None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal to the last bit (NaN equals NaN); of those without memory only shape and dtype."""
+    """Whether two tensors are equal to the last bit (NaN equals NaN); on device meta only shape and dtype count."""
     alike = a.shape == b.shape and a.dtype == b.dtype and a.is_meta == b.is_meta
     return alike and (a.is_meta or bool(((a == b) | (a.isnan() & b.isnan())).all()))
 

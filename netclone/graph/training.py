@@ -1,4 +1,4 @@
-"""differing(evaluated, trained): which modules do in train mode what a trace in eval mode does not hold."""
+"""differing(evaluated, trained): which modules do more in train mode than a trace in eval mode shows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import fx
 def differing(evaluated: fx.Graph, trained: fx.Graph) -> tuple[str, ...]:
     """Paths of the modules whose nodes differ between a model's symbolic graphs in eval and in train mode.
 
-    The model itself is ``""``. Modules that are kept as modules are the same in both; dropout at a rate of zero is
-    none.
+    The model itself is ``""``. Modules that stay modules in the graph are the same in both. Dropout with a rate of zero
+    does not count.
     """
     found = Counter(map(_said, _working(evaluated)))
     other = Counter(map(_said, _working(trained)))
@@ -24,7 +24,7 @@ def _working(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _said(node: fx.Node) -> tuple[str, str, str, str]:
-    """Whose node it is, what it calls, and with which literals; not which nodes it reads."""
+    """A node's module, what it calls, and its literals, but not the nodes that it reads."""
     arguments: Any = fx.node.map_arg((node.args, sorted(node.kwargs.items())), lambda read: "node")
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__qualname__", repr(node.target))
     return _owner(node), node.op, target, repr(arguments)
@@ -32,7 +32,7 @@ def _said(node: fx.Node) -> tuple[str, str, str, str]:
 
 def _owner(node: fx.Node) -> str:
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    if node.op == "call_module":  # the innermost is the module that is called
+    if node.op == "call_module":  # the innermost module is the one that is called
         stack = stack[:-1]
     return str(stack[-1][0]) if stack else ""
 

@@ -1,4 +1,4 @@
-"""unchanged(model): run a caller's model and leave it as it was, whatever its forward() writes."""
+"""unchanged(model): run a caller's model and restore what its forward() changes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back buffers and other tensors that are no parameters, and attributes, of all modules of a model.
+    """Restore buffers, other tensors that are not parameters, and attributes of all modules of a model.
 
-    What a forward writes into a parameter stays: a copy of all of them would take as much memory again.
+    Parameters are not restored: copies of all of them would double the memory.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> list[Any]:
-    """What a module keeps lists, sets and dictionaries in; its buffers are one of these."""
+    """The lists, sets and dictionaries of a module; its buffers are one of them."""
     return [value for value in module.__dict__.values() if isinstance(value, (MutableMapping, list, set))]
 
 
@@ -56,7 +56,7 @@ def _tensors(model: nn.Module, modules: list[nn.Module]) -> list[Tensor]:
 
 
 def _differ(table: Any, before: Any) -> bool:
-    """Whether other objects are in a list, a set or a dictionary than there were."""
+    """Whether a list, set or dictionary holds other objects than before."""
     if len(table) != len(before):
         return True
     if isinstance(table, MutableMapping):
