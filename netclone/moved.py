@@ -1,4 +1,4 @@
-"""Modules by the names that they had before the rooms: imported as ever, with a DeprecationWarning, until 0.2."""
+"""Modules by their old names, from before the rooms: they still import, with a DeprecationWarning, until 0.2."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ MOVED = {
 
 
 class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its old name: it is the same module."""
+    """Finds a module under its old name; the two names give the same module."""
 
     def __init__(self) -> None:
         self._specs: dict[str, importlib.machinery.ModuleSpec | None] = {}
@@ -87,17 +87,17 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """The module under its new name."""
         new = f"netclone.{MOVED[spec.name.partition('.')[2]]}"
-        warnings.warn(f"{spec.name} is now {new}; the old name goes with 0.2", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{spec.name} is now {new}; the old name works until 0.2", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
         self._specs[new] = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: it has run. Only its own spec, which importing replaces, is put back."""
+        """Do not run the module again; only restore its own spec, which importing has replaced."""
         module.__spec__ = self._specs.pop(module.__name__)
 
 
 def keep_old_names() -> None:
-    """Let modules be imported by their old names."""
+    """Make the old names of modules importable."""
     if not any(type(finder).__qualname__ == Moved.__qualname__ for finder in sys.meta_path):
         sys.meta_path.append(Moved())

@@ -141,7 +141,7 @@ def test_findings_are_plain_files(tmp_path):
     assert len(other) == 0 and path.exists()
     again.forget()
     assert not path.exists()
-    with pytest.raises(ArchiveError, match="where what was found is kept"):
+    with pytest.raises(ArchiveError, match="intermediate results: "):
         Findings(tmp_path / "none" / "x.part").keep("mask", {})
 
 

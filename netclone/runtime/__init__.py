@@ -1,1 +1,1 @@
-"""How a run is carried out, whatever the networks: devices, processes, progress, files that appear whole."""
+"""How a run is carried out, for any networks: devices, processes, progress, resuming, and writing files."""

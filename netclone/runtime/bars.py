@@ -1,4 +1,4 @@
-"""Bars: progress bars, one for each step, with the time left; and the columns that every bar of netclone has."""
+"""Bars: progress bars, one per step, with the time left; and the columns that all bars of netclone share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def progress(console: Console | None, period: float = 30) -> Progress:
 
 
 class Bars:
-    """One bar for each step, made when the step begins.
+    """One bar per step, created when the step begins.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Bars:
         self.progress.stop()
 
     def tell(self, what: str, done: int, total: int) -> None:
-        """What :func:`netclone.clone` calls."""
+        """The callback to pass to :func:`netclone.clone` as ``progress``."""
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total)
         self.progress.update(self.tasks[what], completed=done, total=total)

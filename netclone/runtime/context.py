@@ -1,4 +1,4 @@
-"""Run: how a run is carried out, whatever it computes."""
+"""Run: how a run is carried out, which its result does not depend on."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """Where and by whom a run is carried out, who is told of its progress, and where its findings are kept.
+    """How a run is carried out: its device, its processes, its progress, and where it keeps intermediate results.
 
     Parameters
     ----------
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or another device: networks are copied there, and each batch is moved. None:
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or another device. Networks are copied there, and each batch is moved. None:
         where the networks are; the data have to be there too.
     progress
         Called with ``(what, done, total)``.
     workers
-        The processes that share the work (see :func:`netclone.runtime.sharing.share`): each is given the same data,
-        and gets the same result.
+        The processes that share the work (see :func:`netclone.runtime.sharing.share`). Each has to be given the same
+        data and gets the same result.
     findings
-        Where to keep what is found on the way (mask, refitted source, each position tried), and to go on from.
+        Where to keep intermediate results (mask, refitted source, each position tried), and to continue from.
 
     Raises
     ------
@@ -54,23 +54,23 @@ class Run:
         object.__setattr__(self, "place", device_named(self.device))
 
     def begun(self) -> Run:
-        """The same, with a place in memory for what is found, where no file keeps it."""
+        """The same run, which keeps intermediate results in memory if no file was given."""
         return self if self.findings is not None else replace(self, findings=Findings())
 
     @property
     def found(self) -> Findings:
-        """Where a run that has begun keeps what it finds."""
+        """The intermediate results of a run that has begun."""
         assert self.findings is not None, "begun() comes first"
         return self.findings
 
     def tell(self, what: str, done: int, total: int) -> None:
-        """Tell of progress, if anyone asked."""
+        """Report progress, if anyone asked for it."""
         if self.progress is not None:
             self.progress(what, done, total)
 
 
 class RunFields(TypedDict, total=False):
-    """The fields of a :class:`Run`, each of which :func:`netclone.clone` takes by itself too."""
+    """The fields of a :class:`Run`, which :func:`netclone.clone` also takes as keywords."""
 
     device: str | torch.device | None
     progress: Progress | None

@@ -1,7 +1,7 @@
-"""code_digest(*modules): a digest of the source of modules of netclone and of all of netclone that they import.
+"""code_digest(*modules): a digest of the source of some netclone modules and all netclone modules they import.
 
-Results that are kept between runs are kept under it: they are made again where the code that makes them has changed,
-and not where other code has.
+It is part of the key of results that are kept between runs. So a result is computed again if its own code has changed,
+and not if other code has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1]
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """SHA-256, as hexadecimal digits, of what the modules and all that they import from netclone read like.
+    """SHA-256, as hexadecimal digits, of the source of the modules and of all they import from netclone.
 
     Examples
     --------

@@ -14,9 +14,9 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def device_named(name: str | torch.device | None) -> torch.device | None:
-    """The device of a name; ``"auto"`` is the accelerator that torch finds, or else the CPU; None stays None.
+    """The device of a name. ``"auto"`` is the accelerator that torch finds, or else the CPU. None stays None.
 
-    Certificates and least squares need float64. ``"auto"`` passes over an accelerator without it, such as ``mps``.
+    Certificates and least squares need float64, so ``"auto"`` skips an accelerator without it, such as ``mps``.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def _refusal(device: torch.device) -> Exception | None:
 
 
 def model_on(model: _AnyModule, device: torch.device | None) -> _AnyModule:
-    """A copy of a model on a device, or the model itself where it is there already or none is asked for."""
+    """A copy of a model on a device; the model itself if it is there already, or if no device was asked for."""
     if device is None or not isinstance(model, nn.Module):
         return model
     if all(_same(tensor.device, device) for tensor in [*model.parameters(), *model.buffers()]):
@@ -73,5 +73,5 @@ def on_device(inputs: Tensor | tuple[Tensor] | None, device: torch.device) -> Te
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
-    """Whether two devices are one; an accelerator without a number is its first."""
+    """Whether two devices are the same; an accelerator without a number is its first."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)

@@ -1,4 +1,4 @@
-"""content_digest(facts, tensors): one digest over all that a file says and holds."""
+"""content_digest(facts, tensors): one digest over the metadata and tensors of a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def content_digest(facts: Any, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, as hexadecimal digits, of plain data and of names, shapes, dtypes and bits of tensors.
+    """SHA-256, as hexadecimal digits, of plain data and of the names, shapes, dtypes and bits of tensors.
 
-    It tells a damaged file from a whole one. Anyone who changes a file can compute it anew.
+    It detects damage. It does not detect tampering, since anyone who changes a file can compute it again.
 
     Examples
     --------

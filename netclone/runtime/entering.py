@@ -1,6 +1,6 @@
-"""deterministic() and entered(): what a call leaves as it was for its caller, and what it does not take from there.
+"""deterministic() and entered(): how a public function is shielded from its caller's torch state, and the reverse.
 
-This is where it is decided for all public functions: each is decorated with :func:`entered`.
+Every public function is decorated with :func:`entered`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Give Python's, numpy's and torch's random states back as they were: a caller's model may draw from any.
+    """Restore Python's, numpy's and torch's random states afterwards, since a caller's model may draw from any.
 
     Examples
     --------
@@ -37,9 +37,9 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def entered() -> Iterator[None]:
-    """Run a public function: random states come back, and ``no_grad`` around it does not keep it from learning.
+    """Run a public function: restore random states afterwards, and enable gradients even inside ``no_grad``.
 
-    Tensors made inside are normal ones in ``torch.inference_mode()``, too.
+    Inside ``torch.inference_mode()``, new tensors are normal ones too.
 
     Examples
     --------

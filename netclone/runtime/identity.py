@@ -1,4 +1,4 @@
-"""identity(value): a text that is the same in another process if, and only if, the value computes the same."""
+"""identity(value): a digest that is equal in another process if, and only if, the value computes the same."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from netclone.runtime.sharing import digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-_DEEPEST = 32  # levels of values within values, beyond which one counts as unlike any other
+_DEEPEST = 32  # levels of nesting beyond which a value counts as different from any other
 
 
 def identity(value: object) -> str:
-    """SHA-256, as hexadecimal digits, of what a function, an object or plain data compute with.
+    """SHA-256, as hexadecimal digits, of all that a function, an object or plain data computes with.
 
-    A function counts by its code, defaults and what it closes over, a ``functools.partial`` by its parts as well, an
-    object by its class and attributes, a tensor by its bits. What cannot be told apart for certain, such as an open
-    file, is unlike anything else, itself in another call included.
+    A function is described by its code, defaults and closure, a ``functools.partial`` by its parts, an object by its
+    class and attributes, a tensor by its bits. A value that cannot be described for certain, such as an open file, is
+    different from everything, even from itself in another call.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def identity(value: object) -> str:
 
 
 def _described(value: Any, above: tuple[int, ...]) -> Any:
-    """Nested tuples of plain values that stand for a value; ``above`` holds the ids of the values around it."""
+    """Nested tuples of plain values that describe a value; ``above`` holds the ids of the values that contain it."""
     if id(value) in above:
         return "around", above.index(id(value))
     if len(above) > _DEEPEST:
@@ -75,7 +75,7 @@ def _described(value: Any, above: tuple[int, ...]) -> Any:
 
 
 def _numbers(value: Any) -> tuple[Any, ...] | None:
-    """What stands for many numbers; None where a value is something else."""
+    """A description of a tensor or array; None for any other value."""
     if isinstance(value, Tensor):
         return "tensor", str(value.device), digest([value])
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
@@ -86,7 +86,7 @@ def _numbers(value: Any) -> tuple[Any, ...] | None:
 
 
 def _function(function: types.FunctionType, inner: Any) -> Any:
-    """A function by its code and by the values that the code reads from around it."""
+    """A function, described by its code and the outer values that the code reads."""
     code = function.__code__
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     read = {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
@@ -101,13 +101,13 @@ def _function(function: types.FunctionType, inner: Any) -> Any:
 
 
 def _code(code: types.CodeType, inner: Any) -> Any:
-    """What code does, and not where it stands."""
+    """Code, described by what it does and not by where it is."""
     constants = [value for value in code.co_consts if not isinstance(value, str) or value != code.co_name]
     return "code", code.co_code.hex(), code.co_names, code.co_varnames, tuple(inner(value) for value in constants)
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """Names that code, and the functions within it, may read from a module."""
+    """Names that code, and the functions inside it, may read from a module."""
     within = (name for value in code.co_consts if isinstance(value, types.CodeType) for name in _names(value))
     return sorted({*code.co_names, *within})
 
@@ -120,7 +120,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _is_of_a_library(value: object) -> bool:
-    """Whether a value is named by a module that is installed, whose version says what it does."""
+    """Whether a value belongs to an installed library, whose version determines what it does."""
     if isinstance(value, types.ModuleType):
         return True
     module = getattr(value, "__module__", None)
@@ -135,7 +135,7 @@ def _is_of_a_library(value: object) -> bool:
 
 
 def _source(kind: type) -> str | None:
-    """The text of a class; None where there is none to read."""
+    """The source text of a class, or None if it cannot be read."""
     if kind.__module__ == "builtins":
         return kind.__qualname__
     try:

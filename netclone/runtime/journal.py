@@ -1,4 +1,4 @@
-"""Journal: what has been run, a line each, so that a benchmark that was killed goes on where it was."""
+"""Journal: finished runs, one per line, so that a benchmark that was killed continues where it stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Journal:
-    """Records, one line of JSON each, by key; the last of a key counts, and a last line torn by a kill is dropped."""
+    """Records by key, one line of JSON each. The last of a key counts; an incomplete last line is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class Journal:
                 continue
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record, to the disk."""
+        """Write a record, and flush it to the disk."""
         with self.path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""each(task, names, limits): call a function for every name in a process of its own, several at once, under limits."""
+"""each(task, names, limits): call a function for every name, each in a process of its own, under limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import torch
 from netclone.errors import ArgumentError
 
 _TOO_LARGE = 77  # exit code of a process that stopped itself for its memory
-_MEGABYTES = 1024 if sys.platform != "darwin" else 1024**2  # in a unit of ru_maxrss
+_MEGABYTES = 1024 if sys.platform != "darwin" else 1024**2  # bytes in a unit of ru_maxrss
 
 Task = Callable[[str], dict[str, Any]]
-"""A function of a module (or a partial of one): name to what JSON can hold."""
+"""A function of a module (or a partial of one) that maps a name to plain JSON data."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class _Running:
 
 
 def each(task: Task, names: Sequence[str], limits: Limits) -> Iterator[Outcome]:
-    """Outcomes in the order in which they are done; a task that raises, crashes or is too large ends alone.
+    """Outcomes in the order in which they finish. A task that raises, crashes or exceeds a limit ends alone.
 
-    What is imported here (torch, timm) is imported once, and every process is a fork of that.
+    Modules such as torch and timm are imported once, here; every process is a fork.
     """
     limits.check()
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -91,15 +91,15 @@ def each(task: Task, names: Sequence[str], limits: Limits) -> Iterator[Outcome]:
 
 
 def _outcome(one: _Running, limits: Limits) -> Outcome | None:
-    """That of a process that is done, or that has had its time; None if it is to go on."""
+    """The outcome of a process that has finished or exceeded its time; None if it is still running."""
     took = time.monotonic() - one.started
     if one.result.poll():
         try:
             told = json.loads(one.result.recv_bytes())
-            one.process.join(timeout=10)  # killed at once, it would leave its locks to be cleaned up, with a warning
+            one.process.join(timeout=10)  # killing it at once would leave its locks behind, with a warning
             _end(one)
             return Outcome(one.name, told["value"], told["reason"], took, told["peak_mb"])
-        except EOFError:  # it ended without a word
+        except EOFError:  # it ended without sending a result
             one.process.join()
             why = (
                 f"stopped: more than the limit of {limits.memory_mb:.0f} MB"
@@ -126,14 +126,14 @@ def _child(result: Connection, task: Task, name: str, memory_mb: float) -> None:
     value, reason = None, ""
     try:
         value = task(name)
-    except Exception as error:  # told, not raised: the parent goes on
+    except Exception as error:  # sent, not raised: the parent goes on
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     result.send_bytes(json.dumps({"value": value, "reason": reason, "peak_mb": round(_peak_mb())}).encode())
     result.close()
 
 
 def _watch(memory_mb: float) -> None:
-    """End this process once it takes too much memory, or nobody is there to hear its result."""
+    """End this process if it takes too much memory, or if its parent is gone."""
     parent = multiprocessing.parent_process()
     while _peak_mb() <= memory_mb:
         if parent is not None and not parent.is_alive():

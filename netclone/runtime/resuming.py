@@ -20,21 +20,21 @@ from netclone.runtime.sharing import ALONE, Workers
 from netclone.runtime.writing import write_file
 
 FORMAT_VERSION = 1
-PERIOD = 10.0  # seconds between two writes of an unfinished stage, by one process
-EVERY = 25  # steps between them, by several: they have to agree on when
+PERIOD = 10.0  # seconds between two writes of an unfinished stage, for one process
+EVERY = 25  # steps between them, for several processes, which have to agree on the moment
 _KEY = "netclone_partial"
 _DAMAGED = (
     *(RecursionError, OverflowError, ValueError, KeyError, TypeError, IndexError, AttributeError),
     safetensors.SafetensorError,
-)  # what reading something else than a file of findings may raise
-_UNFINISHED = ", unfinished"  # after the name of a stage
+)  # errors that reading any other file may raise
+_UNFINISHED = ", unfinished"  # suffix of a stage's name
 
 
 class Findings:
-    """Stages of a run by name, each a few tensors and a number; kept on disk where there is a ``path``.
+    """Stages of a run by name, each with a few tensors and a number; kept on disk if there is a ``path``.
 
-    Plain data in one ``.safetensors`` file, written whole or not at all by the main worker, which also reads it for the
-    others. A file of another run, or one that is damaged, counts as none.
+    The file is one ``.safetensors`` file of plain data. The main worker writes it, completely or not at all, and reads
+    it for the others. A damaged file, or one of another run, is ignored.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class Findings:
         resumed: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.path, self.workers = path, workers
-        self.resumed = resumed  # told what an earlier run has found, if it has
+        self.resumed = resumed  # called with the stages of an earlier run, if there are any
         self.key = ""
         self._stages: dict[str, tuple[dict[str, Tensor], float]] = {}
 
@@ -60,7 +60,7 @@ class Findings:
         return len(self._stages)
 
     def open(self, key: str) -> None:
-        """Look for what an earlier run of the same key has found; the key stands for all that the result depends on."""
+        """Look for results of an earlier run with the same key, which describes all that the result depends on."""
         self.key = key
         if self.path is None:
             return
@@ -74,15 +74,15 @@ class Findings:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of what has been found so far, in order."""
+        """Names of the finished stages, in order."""
         return tuple(self._stages)
 
     def recall(self, name: str) -> tuple[dict[str, Tensor], float] | None:
-        """What was found at a stage; None if the stage is still to come."""
+        """The result of a stage; None if it is not finished."""
         return self._stages.get(name)
 
     def keep(self, name: str, tensors: Mapping[str, Tensor], number: float = 0.0) -> None:
-        """Keep what was found at a stage.
+        """Store the result of a stage.
 
         Raises
         ------
@@ -100,14 +100,14 @@ class Findings:
                 try:
                     write_file(self.path, self._content())
                 except ArchiveError as error:
-                    raise ArchiveError(f"where what was found is kept: {error}") from error
+                    raise ArchiveError(f"intermediate results: {error}") from error
 
     def unfinished(self, name: str) -> Unfinished | None:
-        """Where to keep what is learned within a stage; None where there is no file."""
+        """Where to keep the state of the learning within a stage; None if there is no file."""
         return None if self.path is None else Unfinished(self, name + _UNFINISHED)
 
     def forget(self) -> None:
-        """Remove the file, where this run has read or written it: its result is there."""
+        """Remove the file, if this run has read or written it, because the final result exists."""
         if self.path is not None and self._stages and self.workers.main:
             self.path.unlink(missing_ok=True)
 
@@ -125,7 +125,7 @@ class Findings:
 
 @dataclass
 class Unfinished:
-    """A stage under way, kept now and then: an optimizer with its tensors, the last batch and the generator's state."""
+    """A stage in progress, stored now and then: the optimizer with its tensors, last batch and generator state."""
 
     findings: Findings
     name: str
@@ -137,7 +137,7 @@ class Unfinished:
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
     ) -> tuple[int, tuple[Tensor, Tensor] | None]:
-        """Put everything back to where an earlier run was; its number of steps (0: none) and its last batch."""
+        """Restore the state of an earlier run; returns its number of steps (0 if there is none) and its last batch."""
         found = self.findings.recall(self.name)
         if found is None:
             return 0, None
@@ -164,7 +164,7 @@ class Unfinished:
         generator: torch.Generator,
         batch: tuple[Tensor, Tensor],
     ) -> None:
-        """Keep the state after so many steps, if it is time to."""
+        """Store the state after so many steps, if it is time."""
         alone = self.findings.workers.count == 1
         if time.monotonic() - self._written < PERIOD if alone else steps % EVERY:
             return
@@ -196,4 +196,4 @@ def _stages_from(content: bytes, key: str) -> dict[str, tuple[dict[str, Tensor],
             stages[names[int(number)]][0][name] = tensor
         return stages
     except _DAMAGED:
-        return {}  # none, torn, or something else: the run begins from the start
+        return {}  # missing, incomplete or another file: start anew

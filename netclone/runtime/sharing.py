@@ -1,7 +1,7 @@
 """Sharing a run among processes: which rows each worker does, and how results are gathered and summed.
 
-The only module that knows accelerate. Every worker holds all of the data and the same networks, and does the same in
-the same order; what takes time is divided: batches of a forward pass, rows of a step's batch, pictures to read.
+Only this module knows accelerate. Every worker holds all data and the same networks, and does the same in the same
+order. Slow work is divided: the batches of a forward pass, the rows of a step's batch, the images to read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from netclone.errors import NetcloneError, WorkerError, first_line
 
-PATIENCE = 600.0  # seconds that a worker waits for the others, should one hang without being gone
-_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
+PATIENCE = 600.0  # seconds that a worker waits for the others, in case one hangs
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # that accelerate reads
 _NUMBERS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run: this one's ``number``, of ``count``. One alone is the identity, and costs nothing.
+    """The processes of a run: this one's ``number`` (its rank), of ``count``. A single one needs no work.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class Workers:
         return self.number == 0
 
     def team(self, items: int) -> Workers:
-        """All, where there is an item for each; or else this one alone: every worker does all of it, to the same end.
+        """All workers if there is an item for each. Otherwise this one alone: every worker does all the work.
 
         Examples
         --------
@@ -58,11 +58,11 @@ class Workers:
         return self if items >= self.count else ALONE
 
     def own(self, items: int) -> slice:
-        """Which of so many items are this worker's: a run of them, as even as can be, in the order of the workers."""
+        """The items that belong to this worker: consecutive ones, divided as evenly as possible."""
         return slice(items * self.number // self.count, items * (self.number + 1) // self.count)
 
     def portion(self, items: int, most: int) -> int:
-        """How many of so many items to do at once, so that there is work for each worker; ``most`` for one alone.
+        """How many items to do at once so that each worker has work; ``most`` for a single one.
 
         Examples
         --------
@@ -77,7 +77,7 @@ class Workers:
         Raises
         ------
         WorkerError
-            If another worker is gone; so do all the following.
+            If another worker is gone, as for all the following methods.
         """
         if self.count == 1:
             return rows
@@ -114,7 +114,7 @@ class Workers:
         met = None
         try:
             yield
-        except Exception as error:  # raised again, once the others know
+        except Exception as error:  # raised again once the others know
             met = error
         said = self.told(None if met is None else f"{type(met).__name__}: {first_line(met)}")
         if met is not None:
@@ -143,7 +143,7 @@ class Workers:
 
 
 ALONE = Workers()
-"""One process: all rows are its own."""
+"""A single process, to which all rows belong."""
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -173,15 +173,15 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def share(patience: float = PATIENCE) -> Iterator[Workers]:
-    """Be one of the processes that accelerate, torchrun or mpirun started; alone where there is only one.
+    """Join the processes that accelerate, torchrun or mpirun started; a single process is alone.
 
-    They talk over gloo, through the memory of the CPU. When the launcher ends this process because another one is
-    gone, that is a :class:`~netclone.errors.WorkerError` too.
+    They communicate over gloo, through CPU memory. When the launcher stops this process because another one is gone,
+    that is a :class:`~netclone.errors.WorkerError` too.
 
     Parameters
     ----------
     patience
-        Seconds to wait for the others, each time, before giving them up.
+        Seconds to wait for the others, each time, before giving up.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def share(patience: float = PATIENCE) -> Iterator[Workers]:
             "pip install netclone[distributed], or start one process"
         ) from error
     with warnings.catch_warnings(), _wire():
-        warnings.simplefilter("ignore")  # of how many threads it has chosen
+        warnings.simplefilter("ignore")  # about the number of threads that it has chosen
         state = PartialState(cpu=True, timeout=timedelta(seconds=patience))
     try:
         with _ended_by_the_launcher():
@@ -213,7 +213,7 @@ def share(patience: float = PATIENCE) -> Iterator[Workers]:
     except NetcloneError:
         _leave(state)
         raise
-    with contextlib.suppress(RuntimeError):  # whoever is gone by now had nothing left to do
+    with contextlib.suppress(RuntimeError):  # a worker that is gone by now had nothing left to do
         state.wait_for_everyone()
     _leave(state)
 
@@ -249,7 +249,7 @@ def _wire() -> Iterator[None]:
         yield
     except NetcloneError:
         raise
-    except RuntimeError as error:  # gloo's and the store's are
+    except RuntimeError as error:  # the type of errors of gloo and the store
         raise WorkerError(f"another worker is gone or does not answer ({first_line(error)}); run it again") from error
 
 

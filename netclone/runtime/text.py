@@ -5,14 +5,14 @@ from __future__ import annotations
 import unicodedata
 
 MOST_LETTERS = 10_000
-_JOINERS = "\u200c\u200d"  # within words of Persian or Hindi, and emoji
+_JOINERS = "\u200c\u200d"  # used within words of Persian or Hindi, and in emoji
 
 
 def is_plain_text(value: object) -> bool:
-    """Whether a value is text of moderate length without control characters, halves of characters or line ends.
+    """Whether a value is text of moderate length without control characters, lone surrogates or line breaks.
 
-    Characters that turn the direction of what follows, and those of no width, count as control characters; but for the
-    two joiners, without which words of some languages cannot be written.
+    Characters that change the writing direction, and those of zero width, count as control characters, except for the
+    two joiners, which some languages need.
 
     Examples
     --------
@@ -23,7 +23,7 @@ def is_plain_text(value: object) -> bool:
 
 
 def as_plain_text(value: str) -> str:
-    """The text with a question mark in place of each character that is not plain, cut to a moderate length.
+    """The text with a question mark for each character that is not plain, cut to a moderate length.
 
     Examples
     --------

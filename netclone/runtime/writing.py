@@ -1,7 +1,7 @@
-"""check_place, write_file, write_text: a file that appears whole or not at all, where the user asked for it.
+"""check_place, write_file, write_text: write a file completely or not at all.
 
-Everything that netclone writes for a user goes through here. What is written goes to a temporary file in the same
-folder, which then takes the place of the old one in one step.
+Everything that netclone writes for a user goes through here. The content goes to a temporary file in the same folder,
+which then replaces the old file in one step.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def check_place(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Make ``path`` hold the content in one step: a crash leaves the old file or the new one, never a part.
+    """Write a file in one step: a crash leaves the old file or the new one, never a part.
 
-    A file that was there keeps its mode. Where the path is a link, the file it leads to is written. Temporary files
-    that dead processes left in the folder are removed.
+    An existing file keeps its mode. If the path is a link, the file that it leads to is written. Temporary files that
+    dead processes left in the folder are removed.
 
     Raises
     ------
     ArchiveError
-        If it cannot be written; whatever was there before is still there.
+        If it cannot be written; the old file is then unchanged.
     """
     with _typed(path):
         place, old = _place(path)
@@ -91,19 +91,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where there is none.
+    """Create a folder, and those above it, if it does not exist.
 
     Raises
     ------
     ArchiveError
-        If it cannot be made.
+        If it cannot be created.
     """
     with _typed(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def is_of_files(error: BaseException) -> bool:
-    """Whether an error is the local file system's, and not the network's.
+    """Whether an error comes from the local file system rather than the network.
 
     Examples
     --------
@@ -125,14 +125,14 @@ def _typed(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArchiveError(f"cannot write '{path}': {reason(error)}") from error
-    except ValueError as error:  # a NUL in the name, or half of a surrogate pair
+    except ValueError as error:  # a NUL in the name, or a lone surrogate
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"cannot write {str(path)!r}: no file can have this name ({error})") from error
 
 
 def _place(path: Path) -> tuple[Path, os.stat_result | None]:
-    """The file to write once links are followed, and what is known about the one that is there."""
+    """The file to write after following links, and the status of the existing one."""
     place = Path(os.path.realpath(path))
     try:
         old = os.lstat(place)
@@ -153,13 +153,13 @@ def _place(path: Path) -> tuple[Path, os.stat_result | None]:
 def _set_owner_and_mode(path: Path, old: os.stat_result) -> None:
     new = os.stat(path)
     if hasattr(os, "chown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        with suppress(PermissionError):  # who may not give files away keeps them
+        with suppress(PermissionError):  # without the right to give files away, the file stays the user's own
             os.chown(path, old.st_uid, old.st_gid)
     os.chmod(path, stat.S_IMODE(old.st_mode))
 
 
 def _clear(folder: Path) -> None:
-    """Remove temporary files whose process, on this machine, is gone."""
+    """Remove temporary files of processes that are gone from this machine."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name.startswith(".netclone-")]
     for entry in found:
@@ -170,12 +170,12 @@ def _clear(folder: Path) -> None:
 
 
 def _host() -> str:
-    """Stands for this machine: what others write into a shared folder is theirs."""
+    """A name for this machine, since other machines may write into a shared folder."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # where signal 0 would end it
+    if os.name != "posix":  # on Windows signal 0 would end it
         return True
     try:
         os.kill(process, 0)
