@@ -1,7 +1,7 @@
-"""The words of each closed choice that a caller has, as types, and the one check of them.
+"""The choices that arguments allow, as types, and the one check of them.
 
-Python's signatures and the command line use the same types. Importing them is cheap: no torch, so that ``--help`` and
-completion in the shell stay quick.
+Python's signatures and the command line use the same types. This module does not import torch, so ``--help`` and shell
+completion stay fast.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any, Literal, get_args
 from netclone.errors import ArgumentError
 
 Budget = Literal["channels", "params", "macs"]
-"""What ``keep`` is a share of: the units of every channel group, the parameters, or the multiply-accumulates."""
+"""What ``keep`` is a share of: the units of every channel group, the parameters, or the MACs."""
 
 Method = Literal["local", "taylor", "magnitude", "random"]
 """How the channels to keep are chosen; see :func:`netclone.localize`."""
 
 Sharing = Literal["global", "uniform"]
-"""How a budget is shared out among channel groups: by score and cost, or the same share of each."""
+"""How a budget is divided among channel groups: by score and cost, or the same share of each."""
 
 Search = Literal["early", "all"]
-"""Which target positions are tried: from the deepest on until validation stops improving, or all."""
+"""Which target positions are tried: from the deepest up until validation stops improving, or all."""
 
 MixedPrecision = Literal["no", "bf16"]
-"""What learning computes in, by accelerate's names; float16 would need its losses scaled."""
+"""The precisions of training, by accelerate's names; float16 is missing because it would need loss scaling."""
 
 Ablation = Literal["adapter_start", "target_stream", "calibration"]
-"""Parts of the method that can be left out, to see what they are worth."""
+"""Parts of the method that can be left out, for ablations."""
 
 
 def words(choice: Any) -> tuple[str, ...]:
-    """The words of a choice, in the order in which messages and help list them.
+    """The words of a choice, in the order of messages and help.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def check_choice(value: object, choice: Any, what: str) -> None:
     Raises
     ------
     ArgumentError
-        With the argument's name, ``what``, and the words.
+        If it is none of them; the message names the argument, ``what``, and the words.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""confusion, by_class, changes: what a clone changed, for classes and for single samples, from logits alone."""
+"""confusion, by_class, changes: what a clone changed, per class and per sample, computed from logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often samples of one class (rows) were taken for another (columns).
+    """How often samples of one class (rows) were predicted as another (columns).
 
-    ``columns`` are the classes shown, old ones first. Where not all are, ``others`` is how many were left out, and the
-    last row and column of ``counts`` sum over those.
+    ``columns`` are the classes shown, old ones first. ``others`` is how many classes were left out. If there are any,
+    the last row and column of ``counts`` sum over them.
     """
 
     columns: tuple[int, ...]
@@ -24,7 +24,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class OfClass:
-    """A class: its column, its number of samples, and the share that is right without and with the clone."""
+    """A class: its column, its number of samples, and its accuracy without and with the clone."""
 
     column: int
     is_new: bool
@@ -35,7 +35,7 @@ class OfClass:
 
 @dataclass(frozen=True)
 class Change:
-    """A sample without and with the clone: the probability of its label, and what it is taken for."""
+    """A sample without and with the clone: the probability of its label, and its predicted class."""
 
     index: int
     label: int
@@ -46,14 +46,14 @@ class Change:
 
     @property
     def gain(self) -> float:
-        """What the probability of the label gained by the clone, in [-1, 1]."""
+        """The increase of the label's probability by the clone, in [-1, 1]."""
         return self.grafted - self.before
 
 
 def confusion(labels: Tensor, predicted: Tensor, old: Sequence[int], new: Sequence[int], most: int) -> Confusion:
     """Count labels ``(N,)`` against predictions ``(N,)``, for at most ``most`` old and ``most`` new classes.
 
-    Of more than that, those are shown that have a part in most mistakes.
+    If there are more, the classes that are involved in most mistakes are shown.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def by_class(labels: Tensor, before: Tensor, grafted: Tensor, new: Sequence[int]
 def changes(labels: Tensor, before: Tensor, grafted: Tensor, old: Sequence[int]) -> tuple[Change, ...]:
     """All samples in order, from labels ``(N,)``, logits ``(N, len(old))`` and logits ``(N, columns)``.
 
-    Without the clone a new class has no column, and so probability zero.
+    Without the clone, a new class has no column and therefore probability zero.
 
     Examples
     --------

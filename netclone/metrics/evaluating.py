@@ -28,19 +28,19 @@ BINS = 15  # of confidence, for the calibration error
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies in [0, 1]; None where there is no sample of that kind.
+    """Accuracies in [0, 1]; None if there is no sample of that kind.
 
-    ``locality_open`` is the share of old-class samples whose prediction over all columns differs from the one over
-    the old columns alone; ``locality_closed`` the share whose prediction over the old columns differs from the
-    reference's (None without a reference): 0 for a grafted model.
+    ``locality_open`` is the share of old-class samples whose prediction over all columns differs from the one over the
+    old columns alone. ``locality_closed`` is the share whose prediction over the old columns differs from that of the
+    reference (None without a reference); it is 0 for a grafted model.
 
     ``calibration_error`` is the expected calibration error of the softmax over all columns: the mean distance between
     confidence and accuracy over 15 bins of confidence of equal width, in [0, 1].
 
-    ``similarity`` is Pearson's correlation, in [-1, 1], between a clone's logits and the source's for the cloned
-    classes, over the clone's own samples and all its classes, each class's mean logit taken off; so it is defined for
-    a single class too, and neither a common scale nor an offset per class moves it. None without a source, a clone, or
-    logits that vary.
+    ``similarity`` is Pearson's correlation, in [-1, 1], between the clone's and the source's logits of the cloned
+    classes, over samples of these classes, after subtracting each class's mean logit. So it is defined for a single
+    class too, and neither a common scale nor an offset per class changes it. None without a source, a clone, or logits
+    that vary.
     """
 
     old: float | None
@@ -55,9 +55,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions whose confidence lies in (low, high]: their number, mean confidence and share that is right.
+    """Predictions whose confidence lies in (low, high]: their number, mean confidence and accuracy.
 
-    Both are None where there is no prediction.
+    The last two are None if there is no prediction.
     """
 
     low: float
@@ -69,9 +69,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, MACs and median latency in ms of one forward pass at the given input; bytes of a clone's archive.
+    """Parameters; MACs and median latency in ms of one forward pass on the given input; bytes of a clone's file.
 
-    ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for all but a CloneModule.
+    ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for anything but a CloneModule.
     """
 
     parameters: int
@@ -94,40 +94,40 @@ def evaluate(  # noqa: PLR0913 - public
     device: str | torch.device | None = None,
     workers: Workers = ALONE,
 ) -> Scores:
-    """Accuracy of a model over its old, its new and all classes, its locality, calibration and likeness to a source.
+    """A model's accuracy over old, new and all classes, its locality and calibration, and a clone's similarity.
 
     Parameters
     ----------
     model
-        Any classifier; evaluated in eval mode, its modes are restored.
+        Any classifier. It is evaluated in eval mode, and its modes are restored.
     data
         Batches ``(images, labels)``, a ``Dataset`` of samples, or one such pair, in any form that
-        :func:`netclone.clone` takes; labels are columns of the (grafted) model's output. Read once, so it has to end.
+        :func:`netclone.clone` takes. Labels are columns of the (grafted) model's output. Read once, so it has to end.
     old, new
-        Which labels count as old and as new. By default the target's and the clones' columns of a grafted model; all
-        are old for any other model. A label the model has no column for counts as wrong.
+        Which labels count as old and as new. By default, a grafted model's old columns are the target's and its new
+        ones the clones', and all columns of any other model are old. A label without a column counts as wrong.
     reference
-        The target before grafting, for ``locality_closed``; or its logits ``(N, columns)`` for the same images.
+        The target before grafting, or its logits ``(N, columns)`` for the same images, for ``locality_closed``.
     source
-        The network a clone was cloned from, for ``similarity``; it is given the same images.
+        The network that a clone was made from, for ``similarity``. It is given the same images.
     name
-        Which clone that is; may be left out where there is only one.
+        Which clone that is. May be left out if there is only one.
     device
-        Where to run: copies of the networks, and each batch, are moved there. None: where the networks are; the data
-        have to be there too.
+        Where to run; copies of the networks and each batch are moved there. None: where the networks are; the data have
+        to be there too.
     workers
-        The processes that share the batches (see :func:`netclone.runtime.sharing.share`); each gets the same scores.
+        The processes that share the batches (see :func:`netclone.runtime.sharing.share`). Each gets the same scores.
 
     Raises
     ------
     ArgumentError
-        If old and new overlap, or the source has no output for a cloned class.
+        If old and new labels overlap, or the source has no output for a cloned class.
     CloneNameError
-        If there is no clone of that name, or a source but no name and several clones.
+        If there is no clone of that name, or a source was given with several clones and no name.
     DataError
-        If the data are empty, not finite, none that the model takes, or a label is neither old nor new.
+        If the data are empty or not finite, the model fails on them, or a label is neither old nor new.
     OutputError
-        If a model does not return logits ``(N, classes)``, or those given as reference are none.
+        If a model does not return logits ``(N, classes)``, or the reference's logits have another shape.
 
     Examples
     --------
@@ -184,18 +184,18 @@ def score(
     known: Tensor | None = None,
     similarity: float | None = None,
 ) -> Scores:
-    """The figures of :func:`evaluate` from logits ``(N, columns)`` and labels ``(N,)``.
+    """The scores of :func:`evaluate`, from logits ``(N, columns)`` and labels ``(N,)``.
 
     Parameters
     ----------
     logits, labels
-        A label that there is no column for counts as wrong.
+        A label without a column counts as wrong.
     old, new
         Which labels count as old and as new.
     known
         The reference's logits ``(M, columns)`` for the M samples of old classes, for ``locality_closed``.
     similarity
-        What :func:`similarity` measured.
+        The result of :func:`similarity`.
 
     Raises
     ------
@@ -245,13 +245,13 @@ def predict(
 ) -> Tensor:
     """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
 
-    Several workers take whole batches, so that the result is the same to the bit. The images are those from the
-    ``first`` one on of all that messages count.
+    Each of several workers takes whole batches, so the result is the same to the bit. ``first`` is the number of the
+    first image, for messages.
 
     Raises
     ------
     DataError, OutputError
-        If the model does not take the images, or gives no logits for them.
+        If the model fails on the images, or does not return logits for them.
     """
     starts = range(0, len(images), batch_size)
     team = workers.team(len(starts))
@@ -261,7 +261,7 @@ def predict(
 
 
 def _logits(model: nn.Module, images: Tensor, first: int) -> Tensor:
-    """What a model gives for a batch, the images from the ``first`` one on; refused unless it is logits."""
+    """A model's logits for a batch whose first image has the number ``first``; raises for any other output."""
     with taken_by(model, images, f"data, batch of images {first} to {first + len(images) - 1}"):
         out = model(images)
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
@@ -275,7 +275,7 @@ def _logits(model: nn.Module, images: Tensor, first: int) -> Tensor:
 
 @entered()
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
-    """Parameters, MACs and measured latency of a model in eval mode; of a clone, the bytes of its archive too.
+    """Parameters, MACs and measured latency of a model in eval mode, and the size of a clone's file.
 
     Raises
     ------
@@ -326,9 +326,9 @@ def _classes(model: nn.Module, name: str) -> tuple[int, ...]:
 
 
 def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:
-    """How often predictions are right by how sure they are: bins of equal width, from unsure to sure.
+    """Accuracy of predictions by confidence, in bins of equal width, from low to high.
 
-    ``logits`` are ``(N, columns)``; ``right`` ``(N,)`` says which predictions are.
+    ``logits`` are ``(N, columns)``; ``right`` ``(N,)`` says which predictions are correct.
 
     Examples
     --------
@@ -338,7 +338,7 @@ def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:
     Reference: Guo et al., arXiv 1706.04599, section 2.
     """
     confidence = logits.double().softmax(1).amax(1)
-    numbers = (confidence * BINS).ceil().clamp(1, BINS).nan_to_num(BINS)  # NaN logits are seen in the result
+    numbers = (confidence * BINS).ceil().clamp(1, BINS).nan_to_num(BINS)  # NaN logits make the result NaN
     found = []
     for number in range(1, BINS + 1):
         inside = numbers == number
@@ -348,7 +348,7 @@ def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:
 
 
 def _calibration_error(logits: Tensor, right: Tensor) -> float:
-    """Expected calibration error (Guo et al., arXiv 1706.04599, equation 3); ``right`` ``(N,)`` says what was hit."""
+    """Expected calibration error (Guo et al., arXiv 1706.04599, equation 3); ``right`` ``(N,)``: which are correct."""
     gaps = [
         part.samples * abs(part.accuracy - part.confidence)
         for part in reliability(logits, right)
@@ -382,7 +382,7 @@ class _Cloned:
     columns: range
 
     def own(self, labels: Tensor) -> Tensor:
-        """Which samples are of its classes."""
+        """Which samples belong to its classes."""
         return (labels >= self.columns.start) & (labels < self.columns.stop)
 
 
@@ -399,7 +399,7 @@ def _cloned(model: nn.Module, of_clones: dict[str, range], name: str | None) -> 
 
 
 def _of_source(source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers) -> Tensor:
-    """The source's logits ``(M, K)`` of the cloned classes for those samples that show one."""
+    """The source's logits ``(M, K)`` of the cloned classes, for samples of these classes."""
     own = samples.images[cloned.own(samples.labels)]
     if not len(own):
         return torch.empty(0, len(cloned.classes), dtype=own.dtype, device=own.device)
@@ -419,7 +419,7 @@ def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -
 
 
 def _correlation(one: Tensor, two: Tensor) -> float | None:
-    """Pearson's r over all entries of two ``(N, K)``, each column's mean taken off; None if one does not vary."""
+    """Pearson's r over all entries of two ``(N, K)``, less each column's mean; None if one does not vary."""
     one, two = one.double(), two.double()
     centred = one - one.mean(0), two - two.mean(0)
     norms = [part.norm() for part in centred]
