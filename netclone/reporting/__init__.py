@@ -1,4 +1,4 @@
-"""A grafted network, drawn: the page of a report, and plots."""
+"""Drawings of a grafted network: the page of a report, and plots."""
 
 import lazy_loader  # type: ignore[import-untyped]
 

@@ -1,7 +1,8 @@
-"""lay_out(grafted, name, image) -> Drawing: the target's graph with a clone beside it, as boxes and lines to be drawn.
+"""lay_out(grafted, name, image) -> Drawing: the target's graph with a clone beside it, as boxes and lines.
 
-The target runs from top to bottom on the left, the branch on the right, from the height of its tap down; what a box
-says is measured: shapes and MACs by running the graph once for one image. What could not be measured is left out.
+The target runs from top to bottom on the left. The branch is on the right, and starts at the height of its tap. Shapes
+and MACs in the boxes are measured by running the graph once for one image. Values that cannot be measured are left
+out.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from netclone.graph.tracing import INPUT
 from netclone.reporting.plotting import Stage, merged, reads, rows, shortened, stages
 
 MOST_BOXES = 24
-"""Boxes of a lane; neighbours are joined where a network has more stages."""
+"""The most boxes in a lane; neighbours are joined if a network has more stages."""
 
 WIDTH = 464
-"""Of a drawing, in pixels at its natural size."""
+"""Width of a drawing, in pixels at its natural size."""
 
 _BOX, _HEIGHT, _GAP, _EDGE = 184, 66, 30, 16  # width and height of a box, space below it, margin
-_LETTERS = 21  # of a box's heading, which is set in letters of one width
+_LETTERS = 21  # of a box's heading, which is set in monospace
 _ADAPTER, _CLASSIFIER = "adapter", "classifier"
 
 
 @dataclass(frozen=True)
 class Box:
-    """A stretch of a network: where it is drawn, what it is called, what it gives and takes.
+    """A part of a network: its place in the drawing, its label, its output shape and its cost.
 
     ``kind`` is ``"images"``, ``"target"``, ``"source"``, ``"trained"`` (adapter, classifier) or ``"logits"``.
-    ``kept`` is the share of the source's units that it holds; None where it is not of the source.
+    ``kept`` is the share of the source's units that it holds; None if it does not come from the source.
     """
 
     kind: str
@@ -54,7 +55,7 @@ class Box:
 
     @property
     def short(self) -> str:
-        """The label, shortened in its middle to the width of the box."""
+        """The label, shortened in the middle to the width of the box."""
         return shortened(self.label, int(_LETTERS * self.width / _BOX))
 
 
@@ -68,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Boxes, lines, and the point where the clone is tapped with its name, on a sheet of so many pixels."""
+    """Boxes, lines, and the clone's tap with its name, on a sheet of ``width`` by ``height`` pixels."""
 
     width: float
     height: float
@@ -143,9 +144,9 @@ def lay_out(grafted: fx.GraphModule, name: str, image: Tensor, most: int = MOST_
 
 
 def branch_boxes(module: CloneModule, most: int = MOST_BOXES) -> tuple[Box, ...]:
-    """The stretches of a clone in order (adapter, blocks of the source, classifier), not yet placed.
+    """The parts of a clone in order (adapter, blocks of the source, classifier), not yet placed.
 
-    A node belongs to the module whose tensors it reads, or else to that of what it was given last.
+    A node belongs to the module whose tensors it reads, or else to the module of its last argument.
     """
     nodes = _stretches(module)
     kind = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.zeros(()))
@@ -180,7 +181,7 @@ _Key = tuple[bool, str]  # whether it was fitted to the target, and its name
 
 
 def _stretches(module: CloneModule) -> dict[_Key, list[fx.Node]]:
-    """The nodes of a clone that compute something, by the stretch they belong to, the classifier last."""
+    """The computing nodes of a clone by the part that they belong to, with the classifier last."""
     last: _Key = (True, _CLASSIFIER)
     tensors = {node: str(node.target) for node in module.body.graph.nodes if node.op == "get_attr"}
     fitted = module.spec.feature_shape is not None
@@ -207,18 +208,18 @@ def _stretches(module: CloneModule) -> dict[_Key, list[fx.Node]]:
 
 
 def _common(paths: Sequence[list[str]]) -> int:
-    """How many parts all paths of modules begin with; those of no part are passed over."""
+    """The number of leading parts that all module paths share; paths without parts are ignored."""
     levels = list(zip(*(path for path in paths if path), strict=False))
     return next((depth for depth, level in enumerate(levels) if len(set(level)) > 1), len(levels))
 
 
 def _of_source(tensor: str) -> bool:
-    """Whether a tensor of a fitted clone was the source's: it lies beside those of adapter and classifier."""
+    """Whether a tensor of a fitted clone comes from the source, and not from adapter or classifier."""
     return tensor.startswith("body.")
 
 
 def _key(tensor: str, fitted: bool, common: int) -> _Key | None:
-    """Adapter, classifier, or the block of the source that a tensor belongs to, by its name, ``common`` parts aside."""
+    """The adapter, classifier or source block of a tensor, by its name without its ``common`` leading parts."""
     if fitted:
         top, _, rest = tensor.partition(".")
         if not _of_source(tensor):
@@ -235,14 +236,14 @@ def _is_within(group: str, label: str) -> bool:
 
 
 def _parameters(module: CloneModule, nodes: Sequence[fx.Node]) -> int:
-    """Parameters that some nodes read."""
+    """The number of parameters that some nodes read."""
     read = {str(given.target) for node in nodes for given in node.all_input_nodes if given.op == "get_attr"}
     tensors = {id(tensor): tensor for tensor in (tensor_at(module.body, name) for name in read)}
     return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
 
 
 def _macs(measured: Mapping[str, Measured], nodes: Sequence[str]) -> int | None:
-    """MACs of some nodes; None where one of them was not measured."""
+    """The MACs of some nodes; None if one of them was not measured."""
     if any(node not in measured for node in nodes):
         return None
     return sum(measured[node].macs for node in nodes)

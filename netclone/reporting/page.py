@@ -1,6 +1,6 @@
-"""report(grafted, data, path) -> Report: one HTML page about a clone in its target, which needs nothing but itself.
+"""report(grafted, data, path) -> Report: one self-contained HTML page about a clone in its target.
 
-Facts are gathered first, as plain data, from the networks themselves; the page shows them and computes nothing.
+All facts are first measured on the networks and gathered as plain data; the page only shows them.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from netclone.runtime.entering import entered
 from netclone.runtime.writing import check_place, write_file
 
 MOST_BYTES = 2_000_000
-"""A page is smaller."""
+"""A page has to be smaller than this."""
 
 MOST_CONFUSED = 10
-"""Old and new classes, each, that the confusion matrix shows."""
+"""The most old classes, and the most new ones, in the confusion matrix."""
 
 MOST_CLASSES = 200
-"""Classes that the table of classes shows."""
+"""The most classes in the table of classes."""
 
 MOST_LAYERS = 200
-"""Layers that the table of layers shows; those of a block are summed where there are more."""
+"""The most layers in the table of layers; layers of a block are summed if there are more."""
 
 MOST_PICTURES = 12
-"""Images helped and images hurt, each, that are shown."""
+"""The most images shown as helped, and the most shown as hurt."""
 
-_LEAST_CHANGE = 0.001  # of a probability, for an image to count as helped or hurt: what a page shows
+_LEAST_CHANGE = 0.001  # change of a probability from which an image counts as helped or hurt, as rounded on the page
 _LONGEST = 60  # letters of a class's name
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample, and its image as a ``data:`` URI; empty where the images are no pictures."""
+    """A sample, and its image as a ``data:`` URI; empty if it cannot be shown as an image."""
 
     change: Change
     uri: str
@@ -71,12 +71,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """What a page says about a clone.
+    """The content of a page about a clone.
 
-    ``labels`` names every column of the grafted network; ``old`` and ``new`` are the columns without and of the clone.
-    ``scores`` and ``costs`` go by network. ``compared`` logits were compared bit by bit, the grafted network's own old
-    ones with those of the network the clone was removed from, and ``differing`` of them differ. ``classes`` are those
-    whose accuracy changed most where there are more than the page shows, of ``classes_seen``.
+    ``labels`` names every column. ``new`` are the clone's columns, ``old`` all others. ``scores``
+    and ``costs`` are by network. ``compared`` old logits of the grafted network were compared bit by bit with those of
+    the network after removal, and ``differing`` of them differ. ``classes`` are those whose accuracy changed most, if
+    there are more than the page shows, out of ``classes_seen``.
     """
 
     path: Path
@@ -114,7 +114,7 @@ class Report:
 
     @property
     def cost_of(self) -> dict[str, Cost]:
-        """Costs by network: ``"target"``, ``"grafted"``, ``"clone"`` and, where it was given, ``"source"``."""
+        """Costs by network: ``"target"``, ``"grafted"``, ``"clone"`` and, if it was given, ``"source"``."""
         return dict(self.costs)
 
 
@@ -132,33 +132,33 @@ def report(  # noqa: PLR0913 - public
     title: str = "",
     progress: Progress | None = None,
 ) -> Report:
-    """Measure a clone in its target and write what was found as one HTML page of less than 2 MB.
+    """Measure a clone in its target, and write the findings as one HTML page of less than 2 MB.
 
-    The page loads nothing, can be sorted and zoomed, and is written whole or not at all. *Before* are the old logits
-    that the grafted network itself gives, *removed* those of what :func:`netclone.remove` leaves; the page says
-    whether they are the same bits. The same arguments give the same page, but for its date and the latencies.
+    The page loads nothing, can be sorted and zoomed, and is written completely or not at all. *Before* stands for the
+    old logits of the grafted network itself, and *removed* for the network that :func:`netclone.remove` leaves. The
+    page says whether the two have the same bits. The same arguments give the same page, except for date and latencies.
 
     Parameters
     ----------
     grafted
-        What :func:`netclone.inject` returned; untouched.
+        The graph that :func:`netclone.inject` returned. It is not changed.
     data
-        As for :func:`netclone.evaluate`: batches ``(images, labels)``, labels being columns of ``grafted``.
+        As for :func:`netclone.evaluate`: batches ``(images, labels)`` whose labels are columns of ``grafted``.
     path
         The HTML file to write.
     name
-        The clone; may be left out where there is only one. Everything else counts as old, other clones too.
+        The clone. May be left out if there is only one. Everything else counts as old, other clones too.
     old_names
-        Names of the target's own columns; empty: their numbers.
+        Names of the target's own columns. Empty: their numbers.
     source
-        The network that the clone was cloned from, for its cost and the similarity; it is given the same images.
+        The network that the clone was made from, for its cost and the similarity. It is given the same images.
     pixels
-        Maps a batch of images as the target takes them to RGB ``(N, 3, H, W)`` in [0, 1], to be shown. None: each
-        image from its darkest to its brightest value.
+        Maps a batch of the target's input images to RGB ``(N, 3, H, W)`` in [0, 1], to be shown. None: scale each image
+        from its darkest to its brightest value.
     commands
-        What has to be run to get the same, shown as it is.
+        Commands that reproduce the page, shown as they are.
     title
-        Heading of the page; empty: the clone's name.
+        Heading of the page. Empty: the clone's name.
     progress
         Called with ``(what, done, total)``.
 
@@ -171,7 +171,7 @@ def report(  # noqa: PLR0913 - public
     ArchiveError
         If the page cannot be written.
     DataError
-        If the data are empty, not finite, or a label is no column.
+        If the data are empty or not finite, or a label is not a column.
 
     Examples
     --------
@@ -227,7 +227,7 @@ def _gathered(
     pixels: Callable[[Tensor], Tensor] | None,
     tell: Progress,
 ) -> Report:
-    """All facts but those about the page itself."""
+    """All facts except those about the page itself."""
     module = grafted.get_submodule(name)
     assert isinstance(module, CloneModule)
     labels = samples.labels.cpu()
@@ -247,7 +247,7 @@ def _gathered(
     is_old = torch.isin(labels, torch.tensor(old))
     alike = None if source is None else similarity(grafted, name, source, samples, logits.to(samples.images.device))
     after = score(logits, labels, old=old, new=new, known=known[is_old], similarity=alike)
-    place = torch.empty(width, dtype=labels.dtype)  # of a column where the clone's have gone: these come last
+    place = torch.empty(width, dtype=labels.dtype)  # of a column once the clone's are moved to the end
     place[[*old, *new]] = torch.arange(width, dtype=labels.dtype)
     kept, gone = range(len(old)), range(len(old), width)
     scores = (
@@ -311,7 +311,7 @@ def _gathered(
 
 
 def _names(grafted: fx.GraphModule, width: int, old_names: Sequence[str]) -> tuple[str, ...]:
-    """A name for every column: as given for the target's, then what each clone calls its classes."""
+    """A name for every column: the given names of the target's, then each clone's class names."""
     of_clones = columns(grafted)
     count = width - sum(map(len, of_clones.values()))
     if isinstance(old_names, str) or (len(old_names) and len(old_names) != count):

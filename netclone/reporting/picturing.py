@@ -1,4 +1,4 @@
-"""thumbnails(images): small pictures of a batch as data URIs, for a page that loads nothing."""
+"""thumbnails(images): small versions of a batch's images as data URIs, for a page that loads nothing."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 from netclone.errors import ArgumentError
 
 SIDE = 112
-"""Longest side of a thumbnail in pixels; smaller pictures stay as they are."""
+"""Longest side of a thumbnail in pixels; smaller images stay as they are."""
 
-_LOSSLESS = 48  # longest side up to which a picture is a PNG; above, a JPEG
+_LOSSLESS = 48  # longest side up to which a thumbnail is a PNG; above, a JPEG
 
 
 def thumbnails(images: Tensor, pixels: Callable[[Tensor], Tensor] | None = None) -> tuple[str, ...]:
-    """Pictures of images ``(N, C, H, W)`` as ``data:`` URIs; empty where the images are no pictures.
+    """Thumbnails of images ``(N, C, H, W)`` as ``data:`` URIs; empty for images that cannot be shown.
 
     Parameters
     ----------
     pixels
-        Maps the batch to RGB ``(N, 3, H, W)`` in [0, 1]. None: each image from its darkest to its brightest value;
-        images of one channel are grey, and those of other than one or three are no pictures.
+        Maps the batch to RGB ``(N, 3, H, W)`` in [0, 1]. None: scale each image from its darkest to its brightest
+        value. One channel is shown as grey; other numbers of channels than one and three cannot be shown.
 
     Raises
     ------
     ArgumentError
-        If ``pixels`` returns something else.
+        If ``pixels`` returns anything else.
 
     Examples
     --------

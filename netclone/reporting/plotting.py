@@ -1,4 +1,4 @@
-"""draw(grafted, name, path): a picture of a grafted graph, and of how much of each layer was cloned."""
+"""draw(grafted, name, path): plot a grafted graph, and how much of each layer was cloned."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from netclone.reporting.rendering import times
 from netclone.runtime.writing import write_file
 
 SIZE = (1600, 900)
-"""Width and height of the picture in pixels."""
+"""Width and height of the plot in pixels."""
 
 MOST_STAGES = 7
-"""Stages a picture has room for; neighbours are joined where a target has more."""
+"""Stages that a plot has room for; neighbours are joined if a target has more."""
 
 MOST_ROWS = 14
-"""Layers of a clone that a picture has room for; layers of a block are summed where there are more."""
+"""Layers of a clone that a plot has room for; layers of a block are summed if there are more."""
 
 _DPI = 100
-_SMALLEST = 8.0  # of letters, in points
-# Okabe and Ito's colours, told apart by the colour-blind; light tints of them as fills.
+_SMALLEST = 8.0  # font sizes in points
+# Okabe and Ito's colours, which the colour-blind can tell apart; light tints of them as fills.
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072B2", "#E69F00", "#009E73", "#8A8A8A", "#1F2933"
 _TAP, _BROWN, _FAINT = "#D55E00", "#8A5A00", "#4A5560"
 _PALE = {_BLUE: "#DCEBF5", _ORANGE: "#FBEBCB", _GREEN: "#D5EFE6", _GREY: "#EFEFEF"}
@@ -41,7 +41,7 @@ _PALE = {_BLUE: "#DCEBF5", _ORANGE: "#FBEBCB", _GREEN: "#D5EFE6", _GREY: "#EFEFE
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the target's graph: the module paths it runs from and to, its last node and that node's shape."""
+    """A part of the target's graph: its first and last module paths, its last node and that node's shape."""
 
     first: str
     last: str
@@ -51,13 +51,13 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """The stage in words, one line or two."""
+        """The stage in words, on one line or two."""
         return self.first if self.first == self.last else f"{self.first} to\n{self.last}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A layer (or block) of the source: units that were cloned, and units there are."""
+    """A layer (or block) of the source: its cloned units, and all its units."""
 
     label: str
     kept: int
@@ -70,7 +70,7 @@ def draw(grafted: fx.GraphModule, name: str, path: str | os.PathLike[str]) -> Fi
     Parameters
     ----------
     grafted
-        What :func:`netclone.inject` returned.
+        The graph that :func:`netclone.inject` returned.
     name
         The clone to draw.
     path
@@ -121,9 +121,9 @@ def draw(grafted: fx.GraphModule, name: str, path: str | os.PathLike[str]) -> Fi
 
 
 def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple[Stage, ...]:
-    """The target's part of a grafted graph as at most ``most`` stages in order; one of them ends at the clone's tap.
+    """The target's part of a grafted graph in at most ``most`` stages; one of them ends at the clone's tap.
 
-    A clone at the input is tapped before the first stage: none ends there.
+    A clone at the input has its tap before the first stage, so that no stage ends there.
     """
     own, tap, features = reads(grafted, name)
     positions = grafted.meta[FACTS]["positions"]
@@ -131,7 +131,7 @@ def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple
     names: dict[str, str] = {}
 
     def call(node: str, path: str) -> None:
-        """Name a node, unless it has a name that says more (fewer dots, then fewer letters)."""
+        """Name a node, unless it has a better name (fewer dots, then fewer letters)."""
         if node not in names or (path.count("."), len(path)) < (names[node].count("."), len(names[node])):
             names[node] = path
 
@@ -155,9 +155,9 @@ def stages(grafted: fx.GraphModule, name: str, most: int = MOST_STAGES) -> tuple
 
 
 def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
-    """Units of each of the source's layers that a clone holds, in order; 0 for a layer before the cut.
+    """The units that a clone holds of each of the source's layers, in order; 0 for a layer before the cut.
 
-    Layers are the groups of ``module.spec.kept``; those of a block are summed where there are more than ``most``.
+    Layers are the groups of ``module.spec.kept``; those of a block are summed if there are more than ``most``.
     """
     held = [key.removeprefix("body.").removeprefix("body.") for key in module.state_dict()]
     found: list[Row] = []
@@ -184,7 +184,7 @@ def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
 
 
 def reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, fx.Node | None]:
-    """The target's own nodes, the one a clone is tapped from, and the one with the features it reads, if any."""
+    """The target's own nodes, the one that a clone taps, and the node of its second input, if any."""
     nodes = own_nodes(grafted)
     own = [node for node in nodes[: nodes.index(_logits(grafted)) + 1] if node.op != "placeholder"]
     tap, *features = read_by(grafted, name)
@@ -192,7 +192,7 @@ def reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, f
 
 
 def _logits(grafted: fx.GraphModule) -> fx.Node:
-    """The node with the target's own logits: the first that the cat at the end joins, held by a node between."""
+    """The node with the target's own logits: the first input of the cat at the end, behind the node that holds it."""
     joined = next(node for node in grafted.graph.nodes if node.op == "output").args[0]
     assert isinstance(joined, fx.Node)
     logits = joined.args[0][0].args[0]  # type: ignore[index, union-attr]
@@ -215,7 +215,7 @@ def _is_stage(path: str, positions: Mapping[str, str]) -> bool:
 
 
 def parameters_of(grafted: fx.GraphModule, nodes: Sequence[fx.Node]) -> int:
-    """How many parameters the nodes read; one that is read twice counts once."""
+    """The number of parameters that the nodes read; one that is read twice counts once."""
     found = {}
     for node in nodes:
         if node.op == "call_module":
@@ -227,7 +227,7 @@ def parameters_of(grafted: fx.GraphModule, nodes: Sequence[fx.Node]) -> int:
 
 
 def merged(found: list[Stage], keep: set[str], most: int) -> tuple[Stage, ...]:
-    """Join neighbours: a layer and what only normalises it, then, until ``most`` are left, those that differ least."""
+    """Join neighbours: first a layer with its norm, then those that differ least, until ``most`` are left."""
 
     def price(index: int) -> tuple[bool, int]:
         first, second = found[index], found[index + 1]
@@ -248,7 +248,7 @@ def merged(found: list[Stage], keep: set[str], most: int) -> tuple[Stage, ...]:
 
 
 class _Sheet:
-    """A sheet of 16 x 9 units, one unit 100 pixels, on which text is fitted to the width it is given."""
+    """A sheet of 16 x 9 units of 100 pixels, which fits text to a given width."""
 
     def __init__(self, figure: Figure) -> None:
         self.axes = figure.add_axes((0, 0, 1, 1))
@@ -269,7 +269,7 @@ class _Sheet:
         mono: bool = False,
         align: str = "left",
     ) -> None:
-        """Write words centred on ``y``, smaller or shortened in the middle where they are wider than ``width``."""
+        """Write words centred on ``y``; words wider than ``width`` become smaller, or are shortened in the middle."""
         text = self.axes.text(
             x,
             y,
@@ -304,7 +304,7 @@ class _Sheet:
         )
 
     def bar(self, x: float, y: float, width: float, height: float, share: float) -> None:
-        """What was cloned of a layer (filled), and what was left in the source (hatched)."""
+        """A bar for a layer: its cloned units (filled) and the others (hatched)."""
         self.axes.add_patch(
             Rectangle((x, y), width, height, facecolor="white", edgecolor="#B9B9B9", hatch="////", lw=0, zorder=4)
         )
@@ -447,7 +447,7 @@ def _cells(sheet: _Sheet, top: float, height: float, labels: Sequence[str], summ
 
 
 def _module_panel(sheet: _Sheet, module: CloneModule, name: str, begin: float, end: float) -> None:
-    """What was cut out of the source, layer by layer."""
+    """The cloned part of the source, layer by layer."""
     bottom, top = 0.95, 4.15
     sheet.box(begin, bottom, end - begin, top - bottom, _ORANGE)
     found = rows(module)
@@ -506,7 +506,7 @@ def _lines(sheet: _Sheet, x: float, y: float, width: float, words: Sequence[str]
 
 
 def _trained(module: CloneModule) -> dict[str, nn.Parameter]:
-    """Parameters of the adapter and the classifier that were fitted to a target; a plain extract has none."""
+    """Parameters of adapter and classifier, which were fitted to a target; a plain extract has none."""
     if module.spec.feature_shape is None:
         return {}
     parts = ("body.adapter.", "body.classifier.")
@@ -518,7 +518,7 @@ def _count(weights: Mapping[str, nn.Parameter], prefix: str) -> int:
 
 
 def shortened(line: str, most: int) -> str:
-    """A line of at most ``most`` letters, with its middle left out."""
+    """A line of at most ``most`` letters, shortened in the middle."""
     if len(line) <= most:
         return line
     head = (most - 1) // 2

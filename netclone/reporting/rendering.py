@@ -1,4 +1,4 @@
-"""render(template, **facts): an HTML page from a template of this package, in which every fact is escaped."""
+"""render(template, **facts): fill an HTML template of this package; every fact is escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def render(template: str, **facts: Any) -> str:
-    """Fill a template, named by its path in the package; it may include others.
+    """Fill a template, named by its path in the package. It may include others.
 
     Examples
     --------
@@ -33,12 +33,12 @@ def render(template: str, **facts: Any) -> str:
 
 
 def digest(script: str) -> str:
-    """The digest by which a content security policy lets one script run, and no other."""
+    """The digest of a script, with which a content security policy allows this script alone."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def percent(share: float | None) -> str:
-    """A share in percent; a dash where there is none.
+    """A share in percent, or a dash if there is none.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def percent(share: float | None) -> str:
 
 
 def points(after: float | None, before: float | None) -> str:
-    """What a share gained or lost, in points; empty where either is unknown.
+    """The difference of two shares in points; empty if either is unknown.
 
     Examples
     --------
