@@ -229,7 +229,7 @@ def test_what_is_not_there_is_said(made: Made, tmp_path: Path) -> None:
     found = report(plain, [(images, torch.arange(6) % 5)], tmp_path / "plain.html")
     said = found.path.read_text(encoding="utf-8")
     assert found.score_of["grafted"].new is None and not found.helped
-    for words in ("no such sample", "No position was searched", "No commands were given", "No image of a new class"):
+    for words in ("no samples", "No position was searched", "No commands were given", "No image of a new class"):
         assert words in said
     assert "Similarity" not in said
 
