@@ -191,7 +191,7 @@ def test_a_clone_that_changed_the_target_would_be_noticed(monkeypatch):
     inject = checking.inject
     monkeypatch.setattr(checking, "inject", clumsy)
     row = checking.check("timm/test_resnet", source=False)
-    assert row.target.reason == "CheckFailed: removal left other tensors than the target's"
+    assert row.target.reason == "CheckFailed: after removal, tensors differ from the target's"
 
 
 @pytest.mark.long
@@ -204,8 +204,8 @@ def test_a_removal_that_left_something_would_be_noticed(monkeypatch):
     remove = checking.remove
     monkeypatch.setattr(checking, "remove", forgetful)
     row = checking.check("timm/test_resnet")
-    assert row.target.reason.startswith("CheckFailed: removal left names, shapes, flags or code")
-    assert row.source.reason == "CheckFailed: in the fixed target: removal left something"
+    assert row.target.reason.startswith("CheckFailed: after removal, names, shapes, flags or code")
+    assert row.source.reason == "CheckFailed: in the fixed target: removal left a difference"
 
 
 def test_the_probe_fits_any_shape_and_reads_all_of_it():

@@ -1,9 +1,9 @@
-"""The zoo: which networks netclone takes, as targets and as sources, each checked and one row of a table.
+"""The zoo: which networks work as targets and as sources. Each one is checked and becomes a row of a table.
 
     netclone zoo "resnet*" "torchvision/*" --out zoo
 
-``naming`` says which networks there are, ``building`` gives them weights on which no check is empty, ``checking``
-checks one, ``sweeping`` many in ``processes`` of their own, ``tabulating`` writes them up.
+``naming`` lists the networks, ``building`` gives them random weights, ``checking`` checks one, ``sweeping`` checks
+many, each in a process of its own, and ``tabulating`` writes the table.
 """
 
 from netclone.runtime.processes import Limits, Outcome, each

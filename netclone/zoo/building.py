@@ -1,4 +1,4 @@
-"""build(name) -> Network: a network to be checked, its images, and weights on which no check is empty."""
+"""build(name) -> Network: a network to check, its images, and random weights that make every check meaningful."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from netclone.models.loading import load_model
 from netclone.zoo.naming import TRANSFORMERS, kind, known
 
 CLASSES = 10
-_LARGE = 384  # pixels; beyond, images are made smaller where the network takes any size
+_LARGE = 384  # pixels; above, images are made smaller if the network takes any size
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """How many it has."""
+        """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def images(self, count: int, seed: int = 0) -> Tensor:
-        """Noise to look at, in the dtype and on the device of the network."""
+        """Noise as images, in the dtype and on the device of the network."""
         some = next(self.model.parameters())
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.size, generator=generator, dtype=torch.float32).to(some.device, some.dtype)
 
 
 class Averaged(nn.Module):
-    """Columns from what is no classifier: all its maps ``(N, C, ...)``, averaged over positions, side by side.
+    """Columns from a network that is not a classifier: its maps ``(N, C, ...)``, averaged over positions, side by side.
 
-    Of a segmentation network the first map, its result; of a detector's backbone all of the pyramid; of an encoder its
-    tokens ``(N, T, C)``, each averaged.
+    For a segmentation network that is its first map, the result. For a detector's backbone it is the whole pyramid, and
+    for an encoder its tokens ``(N, T, C)``.
     """
 
     def __init__(self, network: nn.Module, first: bool) -> None:
@@ -72,16 +72,16 @@ class Logits(nn.Module):
 
 
 def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
-    """The network of a name with random weights, on the CPU or without memory (``"meta"``), and its size of images.
+    """The named network with random weights, on the CPU or without values (``"meta"``), and its image size.
 
-    Classifiers get ten classes. Images are of the size that timm or torchvision states, but small where that is over
-    384 pixels and any will do. What is no classifier is wrapped to return columns: segmentation networks, encoders
-    without a head, and of detectors the backbone.
+    Classifiers get ten classes. Images have the size that timm or torchvision states, or a smaller one if that is over
+    384 pixels and the network takes any. Other networks are wrapped to return columns: segmentation networks, encoders
+    without a head, and the backbones of detectors.
 
     Raises
     ------
     ArgumentError, LoadError
-        If the library is unknown; if it has no such network.
+        If the library is unknown, or has no such network.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
     except LoadError:
         if device == "cpu":
             raise
-    network = _built(name, "cpu", seed)  # some constructors compute with tensors, which takes memory
+    network = _built(name, "cpu", seed)  # some constructors compute with tensors, which needs memory
     network.model.to(device)
     return network
 
@@ -103,7 +103,7 @@ def build(name: str, device: str = "cpu", seed: int = 0) -> Network:
 def _built(name: str, device: str, seed: int) -> Network:
     library = name.partition("/")[0]
     with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a constructor warns of is not what is checked
+        warnings.simplefilter("ignore")  # warnings of constructors do not matter for the check
         torch.manual_seed(seed)
         if library == "transformers":
             return Network(name, Logits(_of_transformers(name)).eval(), (3, 64, 64))
@@ -112,14 +112,14 @@ def _built(name: str, device: str, seed: int) -> Network:
         if library == "timm":
             model = load_model(name, weights=None, num_classes=CLASSES)
             size = _affordable(model.pretrained_cfg)  # type: ignore[arg-type]
-            if model.num_classes == 0:  # an encoder, which takes no head
+            if model.num_classes == 0:  # an encoder, which has no head
                 model = Averaged(model, first=True).eval()
             return Network(name, model, size)
     raise ArgumentError(f"name: no library '{library}' in the zoo; expected timm/, torchvision/ or transformers/")
 
 
 def _affordable(preparation: Mapping[str, Any]) -> tuple[int, ...]:
-    """The size of images that timm states; of large ones, if the network takes any, a small multiple of the least."""
+    """The image size that timm states; if it is large and the network takes any, a small multiple of the least size."""
     channels, *sides = preparation["input_size"]
     if preparation.get("fixed_input_size") or max(sides) <= _LARGE:
         return (channels, *sides)
@@ -128,9 +128,9 @@ def _affordable(preparation: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
-    """The network with the fewest parameters of each family, of those given; the first of equals.
+    """The smallest of the given networks in each family, by parameters; the first of equals.
 
-    Every network is built without memory for its weights, which takes minutes for all of timm.
+    Every network is built on device meta, which takes minutes for all of timm.
 
     Examples
     --------
@@ -160,16 +160,16 @@ def _of_torchvision(name: str) -> Network:
     options: dict[str, Any] = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
     network = load_model(name, weights=None, num_classes=CLASSES, **options)
     weights = models.get_model_weights(model)["DEFAULT"]
-    # a ViT is built for one size, which need not be that of its best weights
+    # a ViT is built for one size, perhaps not that of its best weights
     crop = getattr(network, "image_size", weights.transforms.keywords["crop_size"])
     size = (crop, crop) if isinstance(crop, int) else tuple(crop[-2:])
-    if what == "video":  # those that take clips of any size get small ones
+    if what == "video":  # networks that take clips of any size get small ones
         return Network(name, network, (3, 4, 32, 32) if weights.meta["min_size"] == (1, 1) else (3, 16, *size))
     return Network(name, network, (3, *size))
 
 
 def _of_transformers(name: str) -> nn.Module:
-    """A small classifier of Hugging Face, from its configuration alone."""
+    """A small classifier of Hugging Face, built from a config, without weights."""
     import transformers
 
     labels: dict[str, Any] = {"num_labels": CLASSES}
@@ -203,11 +203,11 @@ def _of_transformers(name: str) -> nn.Module:
 
 
 def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
-    """The model, with everything that starts as a constant made random, in place.
+    """The same model with all constant initial values made random, in place.
 
-    Freshly built networks hide faults: statistics of BatchNorm are 0 and 1, layer scales are tiny, heads and tokens are
-    zero. Here the statistics become those of the images (so that the signal neither dies nor explodes on its way), each
-    then moved at random; affine weights, biases, layer scales, gains, tokens and zero heads are drawn.
+    New networks hide faults: BatchNorm's statistics are 0 and 1, layer scales are tiny, heads and tokens are zero. Here
+    the statistics become those of the images, so that the signal neither dies nor explodes, and are then shifted at
+    random. Affine weights, biases, layer scales, gains, tokens and zero heads are drawn at random.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
                 start = float(parameter.flatten()[0])
                 parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
             elif parameter.dim() > 1 and parameter.numel() and float(parameter.std()) < 1e-3:
-                parameter.mul_(0.02 / float(parameter.std()))  # heads that start as next to nothing
+                parameter.mul_(0.02 / float(parameter.std()))  # heads that start close to zero
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0

@@ -1,4 +1,4 @@
-"""check(name) -> Row: one network as a target (grafted at three positions, and back) and as a source (slimmed)."""
+"""check(name) -> Row: one network as a target (graft at three positions, remove) and as a source (slim)."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ from netclone.metrics.evaluating import cost
 from netclone.zoo.building import Network, build, randomised
 from netclone.zoo.naming import known
 
-KEEP = 0.5  # of every group of channels, by magnitude
-REAL = 60_000_000  # parameters up to which a network gets weights; beyond, it is checked as a target without memory
+KEEP = 0.5  # share of every channel group that is kept, by magnitude
+REAL = 60_000_000  # most parameters of a network that gets weights; larger ones are checked as targets on device meta
 FIXED_TARGET = "timm/test_resnet"
-_REPEATS = 5  # of a forward pass, to time it
-_REASONS = 4  # how many reasons for unprunable parameters are told
+_REPEATS = 5  # repetitions of a forward pass, to time it
+_REASONS = 4  # how many reasons for unprunable parameters are listed
 
 
 @dataclass(frozen=True)
 class TargetResult:
-    """How a network did as a target: the capture it took, where the fixed module was put, seconds, or why it failed.
+    """The result of a network as a target: its capture, where the fixed module was grafted, seconds; or why it failed.
 
-    ``modes`` is in how many modes of deployment old logits were compared, all to the bit, and ``unsupported`` in how
-    many the network itself fails. Without weights both are 0: there the target's operators and flags were compared.
+    ``modes`` is the number of modes of deployment in which old logits were compared and equal to the bit, and
+    ``unsupported`` the number in which the network itself fails. Without weights both are 0, since operators and flags
+    were compared instead.
     """
 
     passed: bool
@@ -58,12 +59,12 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """How a network did as a source.
+    """The result of a network as a source.
 
-    ``error`` is max |masked - slim| / max |masked| in float64 on fresh images; ``prunable``, ``parameters`` and
-    ``macs`` are shares of the network's own; ``latency`` is slim over full, in float32; ``seconds`` of capture,
-    grouping and slimming; ``stays`` says what keeps the largest parts of the rest, and why. ``prunable_through_norms``
-    and its ``error`` are those of ``channel_groups(through_norms=True)``.
+    ``error`` is max |masked - slim| / max |masked| in float64 on new images. ``prunable``, ``parameters`` and ``macs``
+    are shares of the network's own. ``latency`` is that of the slim network over the full one, in float32. ``seconds``
+    is the time of capture, grouping and slimming. ``stays`` gives the reasons why the largest other parts stay.
+    ``prunable_through_norms`` and its ``error`` are those of ``channel_groups(through_norms=True)``.
     """
 
     passed: bool
@@ -82,7 +83,7 @@ class SourceResult:
 
 @dataclass(frozen=True)
 class Row:
-    """One network; ``source`` is None where it was not asked for or has no weights. Seconds are of all."""
+    """One network. ``source`` is None if it was not checked or has no weights. ``seconds`` is the total time."""
 
     name: str
     family: str
@@ -96,7 +97,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was asked for holds."""
+        """Whether all its checks passed."""
         return self.target.passed and (self.source is None or self.source.passed)
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Row:
-        """What :meth:`as_dict` gave, perhaps by way of JSON."""
+        """The row of a dictionary from :meth:`as_dict`, perhaps read from JSON."""
         target, source = values["target"], values["source"]
         return cls(
             **{
@@ -118,22 +119,22 @@ class Row:
 
 
 class CheckFailed(Exception):
-    """Something that netclone promises does not hold for a network."""
+    """A promise of netclone does not hold for a network."""
 
 
 def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[Mode] = SPREAD) -> Row:
-    """Check one network; nothing is raised, what fails is in the row.
+    """Check one network. Nothing is raised; failures are in the row.
 
     Parameters
     ----------
     name
-        As in :func:`netclone.zoo.names`.
+        A name from :func:`netclone.zoo.names`.
     source
         Whether to check it as a source too, if it has at most ``real`` parameters.
     real
-        Up to how many parameters it gets (random) weights, so that outputs are compared too.
+        The most parameters of a network that gets (random) weights, so that outputs are compared too.
     modes
-        In which modes of deployment old logits are compared.
+        The modes of deployment in which old logits are compared.
 
     Examples
     --------
@@ -153,7 +154,7 @@ def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[M
     target = _attempted(lambda: _as_target(network, modes), TargetResult)
     as_source = None
     if source and small:
-        gc.collect()  # graphs are cycles: what the check as a target held goes before this one takes as much
+        gc.collect()  # graphs are reference cycles: free the memory of the check as a target first
         as_source = _attempted(lambda: _as_source(network), SourceResult)
     return Row(
         name=name,
@@ -170,12 +171,12 @@ def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[M
 def _attempted(attempt: Callable[[], Any], result: Callable[..., Any]) -> Any:
     try:
         return attempt()
-    except Exception as error:  # of netclone, or of the network's own code
+    except Exception as error:  # an error of netclone, or of the network's own code
         return result(False, _reason(error))
 
 
 def _reason(error: Exception) -> str:
-    """One line; where the error is not netclone's own, with the place it comes from."""
+    """The error in one line, with its place in the code unless it is netclone's own."""
     line = " ".join(str(error).split())[:400] or "no message"
     if isinstance(error, (NetcloneError, CheckFailed)):
         return f"{type(error).__name__}: {line}"
@@ -192,7 +193,7 @@ def _holds(condition: bool, claim: str) -> None:
 
 
 class Probe(nn.Module):
-    """The fixed capability that targets are given: two logits from 16 averages over whatever features there are."""
+    """The fixed module that is grafted onto targets: two logits from 16 averages over any features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class Probe(nn.Module):
 
 @cache
 def probe(shape: tuple[int, ...]) -> CloneModule:
-    """The fixed capability as a module that takes features ``(N, *shape)``."""
+    """The fixed module for features ``(N, *shape)``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Probe().eval()
@@ -215,7 +216,7 @@ def probe(shape: tuple[int, ...]) -> CloneModule:
 
 
 def three_positions(traced: fx.GraphModule) -> tuple[str, ...]:
-    """A quarter, a half and three quarters along the positions of a graph that are tensors with features."""
+    """The positions at a quarter, a half and three quarters of all those of a graph that have features."""
     paths: dict[str, str] = {}
     for path, name in traced.meta[FACTS]["positions"].items():
         if path not in traced.meta[FACTS]["not_tensors"]:
@@ -229,17 +230,17 @@ def three_positions(traced: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _batch(node: fx.Node) -> str:
-    """The size of the first axis of a node's floating point tensor, a symbol in an exported graph; else nothing."""
+    """The first size of a node's floating point tensor (a symbol in an exported graph), or None."""
     value = node.meta.get("tensor_meta") or node.meta.get("val")
     return str(value.shape[0]) if value is not None and value.dtype.is_floating_point else ""
 
 
 def _as_target(network: Network, modes: Sequence[Mode]) -> TargetResult:
-    """Trace, inject the fixed module at three positions, remove in another order: all is as it was, to the bit."""
+    """Trace, inject the fixed module at three positions, remove it in another order, and compare every bit."""
     started = time.perf_counter()
     model, images = network.model, network.images(2)
     if not images.is_meta:
-        model = randomised(copied(model), images)  # as it is built, much of it may be zero and hide what differs
+        model = randomised(copied(model), images)  # as built, much of it may be zero and hide differences
     traced = trace(model, images)
     before = _state(traced)
     places = three_positions(traced)
@@ -256,15 +257,15 @@ def _as_target(network: Network, modes: Sequence[Mode]) -> TargetResult:
     for name in (*names[1:], names[0]):
         back = remove(back, name)
         _let_go(some)
-    _holds(_state(back) == before, "removal left names, shapes, flags or code that are not the target's")
+    _holds(_state(back) == before, "after removal, names, shapes, flags or code differ from the target's")
     held, own = back.state_dict(), traced.state_dict()
-    _holds(all(same_bits(held[n], own[n]) for n in own), "removal left other tensors than the target's")
-    with torch.no_grad():  # comes last: a forward pass may move a network's own state
+    _holds(all(same_bits(held[n], own[n]) for n in own), "after removal, tensors differ from the target's")
+    with torch.no_grad():  # last, since a forward pass may change a network's own state
         want, got, again = (network(images.clone()) for network in (model, grafted, back))
     width = want.shape[1]
     _holds(got.shape == (2, width + 2 * len(names)), f"the grafted output has shape {tuple(got.shape)}")
-    _holds(same_bits(got[:, :width], want), "the target's logits are not bitwise what they were")
-    _holds(same_bits(again, want), "after removal the logits are not what they were")
+    _holds(same_bits(got[:, :width], want), "the target's logits have changed bits")
+    _holds(same_bits(again, want), "after removal, the logits have changed bits")
     del back
     found = _in_modes(modes, grafted, model, network.images(9))
     return TargetResult(
@@ -279,7 +280,7 @@ def _as_target(network: Network, modes: Sequence[Mode]) -> TargetResult:
 
 
 def _in_modes(modes: Sequence[Mode], grafted: fx.GraphModule, model: nn.Module, images: Tensor) -> Verification:
-    """Old logits in modes of deployment; nothing is compared where there is no memory."""
+    """Compare old logits in modes of deployment; networks on device meta are not compared."""
     if images.is_meta:
         return Verification(())
     found = compare(grafted, model, images, modes)
@@ -293,7 +294,7 @@ def _in_modes(modes: Sequence[Mode], grafted: fx.GraphModule, model: nn.Module, 
 
 
 def _operators(graph: fx.GraphModule) -> tuple[Any, ...]:
-    """What torch chooses kernels by: a target's nodes, what they read, and which parameters ask for gradients."""
+    """All that decides on torch's kernels: the target's nodes, their inputs, and which parameters require gradients."""
     of_clones = tuple(f"{name}." for name in clones(graph)) if isinstance(graph, GraftedModule) else ()
     own = [node for node in own_nodes(graph) if node.op != "output"]
     return (
@@ -304,13 +305,13 @@ def _operators(graph: fx.GraphModule) -> tuple[Any, ...]:
 
 
 def _let_go(tensor: Tensor) -> None:
-    """Collect graphs that are no longer needed: they are cycles, and what comes next takes as much memory again."""
+    """Collect graphs that are no longer needed: they are reference cycles, and the next step needs as much memory."""
     if not tensor.is_meta:
         gc.collect()
 
 
 def _state(traced: fx.GraphModule) -> tuple[Any, ...]:
-    """All of a graph but the values of its tensors."""
+    """All of a graph except the values of its tensors."""
     tensors = [*traced.named_parameters(), *traced.named_buffers()]
     return (
         traced.code,
@@ -323,7 +324,7 @@ def _state(traced: fx.GraphModule) -> tuple[Any, ...]:
 
 
 def _as_source(network: Network) -> SourceResult:
-    """Capture, group, slim; masked and slim are one function in float64; slim, it runs in a fixed target."""
+    """Capture, group and slim; compare masked and slim in float64; graft the slim network onto a fixed target."""
     model = randomised(network.model.double(), network.images(2, seed=1).double())
     images = network.images(2).double()
     started = time.perf_counter()
@@ -344,7 +345,7 @@ def _as_source(network: Network) -> SourceResult:
     latency = _latency_ratio(module.float(), model.float(), fresh[:1].float())
     del module
     model.to("meta")
-    gc.collect()  # the two are as large as what comes next
+    gc.collect()  # the next step needs as much memory
     through = channel_groups(groups.graph_module, through_norms=True)
     mask_through = localize(through, method="magnitude", keep=KEEP)
     error_through = _difference(_masked(through, mask_through, fresh), extract(through, mask_through), fresh)
@@ -367,7 +368,7 @@ def _masked(groups: ChannelGroups, mask: ChannelMask, images: Tensor) -> Tensor:
     """The masked network's logits."""
     with torch.no_grad():
         logits: Tensor = mask.apply(groups)(images.clone())
-    gc.collect()  # the masked copy: graphs are cycles
+    gc.collect()  # the masked copy: graphs are reference cycles
     _holds(bool(logits.isfinite().all()), "the masked network's logits are not finite")
     return logits
 
@@ -394,20 +395,20 @@ def _fixed_target() -> nn.Module:
 
 def _in_fixed_target(module: CloneModule, images: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3:
-        return  # what is fixed looks at pictures in colour
+        return  # the fixed target takes images in colour
     target = _fixed_target()
     traced = trace(target, images)
     grafted = inject(traced, module, at=INPUT)
     with torch.no_grad():
         want, new, got = target(images.clone()), module(images.clone()), grafted(images.clone())
     width = want.shape[1]
-    _holds(same_bits(got[:, :width], want), "in the fixed target: its logits are not bitwise what they were")
-    _holds(same_bits(got[:, width:], new), "in the fixed target: the new logits are not the module's")
-    _holds(_state(remove(grafted)) == _state(traced), "in the fixed target: removal left something")
+    _holds(same_bits(got[:, :width], want), "in the fixed target: its logits have changed bits")
+    _holds(same_bits(got[:, width:], new), "in the fixed target: the new logits differ from the module's")
+    _holds(_state(remove(grafted)) == _state(traced), "in the fixed target: removal left a difference")
 
 
 def _latency_ratio(slim: nn.Module, full: nn.Module, images: Tensor) -> float | None:
-    """Median of slim over full, timed in turn; None for a graph with float64 in it, which float32 does not fit."""
+    """Median latency of slim over full, timed in turn; None for a graph with float64 in it, which float32 breaks."""
     ratios = []
     with torch.no_grad():
         try:
@@ -425,7 +426,7 @@ def _latency_ratio(slim: nn.Module, full: nn.Module, images: Tensor) -> float | 
 
 
 def _stays(groups: ChannelGroups) -> tuple[str, ...]:
-    """The reasons for what is not prunable, those of most channels first."""
+    """The reasons why channels are not prunable, sorted by the number of channels."""
     sizes: dict[str, int] = {}
     for item in groups.unprunable:
         sizes[item.reason] = sizes.get(item.reason, 0) + item.size

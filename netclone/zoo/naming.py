@@ -1,4 +1,4 @@
-"""names(patterns): the networks of timm, torchvision and transformers that match, and what is known of them."""
+"""names(patterns): the matching networks of timm, torchvision and transformers, with their families and kinds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KINDS = (
     "segmentation",
     "video",
     "detection",
-)  # of torchvision; not quantised ones, not optical flow
+)  # of torchvision, without quantised networks and optical flow
 
 
 @cache
 def known() -> dict[str, str]:
-    """Every name, and the family it belongs to: the module of its library that defines it."""
+    """Every name, with its family: the module of its library that defines it."""
     found: dict[str, str] = {}
     for family in timm.list_modules():
         found |= {f"timm/{name}": f"timm/{family}" for name in timm.list_models(module=family)}
@@ -34,7 +34,7 @@ def known() -> dict[str, str]:
 
 
 def kind(name: str) -> str:
-    """What a network does: ``"classification"``, or the name of torchvision's package it lies in."""
+    """What a network does: ``"classification"``, or the name of its package in torchvision."""
     library, _, model = name.partition("/")
     if library != "torchvision":
         return "classification"

@@ -1,4 +1,4 @@
-"""sweep(names, out) -> rows: many networks, each in a process of its own under limits, resumable."""
+"""sweep(names, out) -> rows: check many networks, each in a process of its own, with limits; resumable."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def sweep(
     limits: Limits | None = None,
     console: Console | None = None,
 ) -> tuple[Row, ...]:
-    """Check networks, several at once; what is done is kept in ``out``, and the same call goes on after a kill.
+    """Check networks, several at once. Finished rows are kept in ``out``; the same call continues after a kill.
 
-    Every network is checked in a process of its own: one that crashes, takes too long or too much memory is a row that
-    says so, and is tried again by the next call.
+    Every network is checked in a process of its own. If that crashes or exceeds a limit of time or memory, its row says
+    so, and the next call tries it again.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def sweep(
         one = bar.add_task("", total=len(names), completed=len(names) - len(todo))
         task = partial(checked, source=source, real=real)
         for done, outcome in enumerate(each(task, todo, limits), len(names) - len(todo) + 1):
-            finished = outcome.value is not None  # else it was stopped, and is tried again by the next call
+            finished = outcome.value is not None  # otherwise it was stopped, and the next call tries it again
             row = _row(outcome).as_dict()
             journal.append({"key": outcome.name, "digest": digest, "finished": finished, "row": row})
             bar.update(one, completed=done, description=outcome.name)
@@ -87,6 +87,6 @@ def _row(outcome: Outcome) -> Row:
 
 
 def _digest(source: bool, real: int) -> str:
-    """What a row depends on besides its network: the code, the versions and what is asked for."""
+    """A digest of all that a row depends on besides its network: code, versions and options."""
     versions = [torch.__version__, timm.__version__, torchvision.__version__, str(source), str(real)]
     return hashlib.sha256("\n".join([*versions, code_digest("netclone.zoo.checking")]).encode()).hexdigest()

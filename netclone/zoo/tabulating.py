@@ -1,4 +1,4 @@
-"""write(rows, out): zoo.json, the table in zoo.md, and zoo.html, in which one can search and sort."""
+"""write(rows, out): zoo.json, the table in zoo.md, and zoo.html, which can be searched and sorted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OF_SOURCES = range(HEADINGS.index("source"), HEADINGS.index("slimming, s") + 1)
 
 
 def write(rows: Sequence[Row], out: Path, command: str) -> None:
-    """Write the three files, each whole or not at all.
+    """Write the three files, each completely or not at all.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def read(out: Path) -> tuple[tuple[Row, ...], str]:
     Raises
     ------
     ArgumentError
-        If it is not there, or is none.
+        If it does not exist, or is not one.
     """
     try:
         facts = json.loads((out / "zoo.json").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def _facts(rows: Sequence[Row], command: str) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many passed, and medians and extremes over the sources that did."""
+    """How many networks passed, and medians and extremes over the sources that did."""
     asked = [row.source for row in rows if row.source is not None]
     good = [source for source in asked if source.passed]
     numbers: dict[str, Any] = {
@@ -120,22 +120,21 @@ def _told(facts: dict[str, Any]) -> list[str]:
     """The summary in sentences."""
     s = facts["summary"]
     lines = [
-        f"{s['targets']} of {s['networks']} networks pass as targets: traced, a fixed module injected at three "
-        "positions and removed in another order; the target's logits bitwise as before where it has weights, and code, "
-        "names, shapes and flags after removal (values too where it has weights).",
+        f"{s['targets']} of {s['networks']} networks pass as targets. Each is traced, and a fixed module is injected "
+        "at three positions and removed in another order. After removal, code, names, shapes and flags are as before. "
+        "For networks with weights so are all values, and the target's logits are equal to the bit throughout.",
         f"Old logits were compared to the bit on {s['targets_in_modes']} of them, with every constant randomised, in "
         f"{s['modes']} modes (plain, no_grad and inference_mode, in float32, bfloat16 and float16, channels last, for "
-        "batches of 1 to 9, on one and two threads) but those in which the network itself fails or that its images do "
-        "not have. Networks without weights have "
-        "no bits: on those it was compared that the grafted graph has the target's operators and flags, which is what "
-        "torch chooses kernels by.",
+        "batches of 1 to 9, on one and two threads), without those in which the network itself fails or that do not "
+        "apply to its images. Networks without weights have no bits to compare. For them the operators and flags of "
+        "the grafted graph were compared with the target's, since torch chooses kernels by these.",
     ]
     if s["sources_asked"]:
         lines.append(
-            f"{s['sources']} of {s['sources_asked']} pass as sources: captured, grouped and slimmed to half of every "
-            "group's channels by magnitude; masked and slim are one function, to 1e-9 in float64 on fresh images with "
-            "every constant randomised; the batch size is free; in a fixed target, that one's logits are bitwise its "
-            "own."
+            f"{s['sources']} of {s['sources_asked']} pass as sources. Each is captured, grouped and slimmed to half of "
+            "every group's channels by magnitude. The masked and the slim network agree to 1e-9 in float64 on new "
+            "images, with every constant randomised. The batch size is free. When it is grafted onto a fixed target, "
+            "that one's logits keep every bit."
         )
     if "prunable" in s:
         latency = f", at {s['latency']['median']:.0%} of the latency (float32, one image)" if "latency" in s else ""
@@ -144,14 +143,14 @@ def _told(facts: dict[str, Any]) -> list[str]:
             f"{s['parameters']['median']:.0%} of the parameters and {s['macs']['median']:.0%} of the MACs are "
             f"left{latency}. Capture, grouping and slimming take {s['seconds']['median']:.1f} s, at most "
             f"{s['seconds']['most']:.1f} s, on one thread. The largest error is {s['error']['most']:.0e}. With "
-            "channels that norms are over (through_norms=True, the same check) "
+            "through_norms=True, which also removes channels that a norm averages over, "
             f"{s['prunable_through_norms']['median']:.0%} are prunable."
         )
     return lines
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, under HEADINGS."""
+    """A row as text, in the order of HEADINGS."""
     source = row.source
     figures = [""] * 7
     if source is not None and source.passed:
@@ -184,7 +183,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def _bits(row: Row) -> str:
-    """In how many modes old logits were compared; without weights there are no bits, only what decides on them."""
+    """The number of modes in which old logits were compared; without weights, what was compared instead."""
     if not row.target.passed:
         return "failed"
     if row.weights == "meta":
@@ -194,7 +193,7 @@ def _bits(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and cells; without the columns of sources where none was asked for."""
+    """Headings and cells, without the columns for sources if none was checked."""
     asked = any(row.source is not None for row in rows)
     shown = [column for column in range(len(HEADINGS)) if asked or column not in _OF_SOURCES]
     return tuple(HEADINGS[c] for c in shown), [tuple(cells(row)[c] for c in shown) for row in rows]
@@ -213,7 +212,7 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
 
 
 def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    """The summary and the table as one HTML page that needs nothing else."""
+    """The summary and the table as one self-contained HTML page."""
     headings, body = table(rows)
     return render(
         "zoo/table.html.jinja",
