@@ -2,8 +2,8 @@
 
     python -m netclone bench digits --seeds 1 --out bench-digits
 
-``suites`` says what is run on, ``networks`` what no library supplies, ``training`` trains and keeps these, ``planning``
-lists the runs, ``running`` makes them, ``reporting`` writes them up.
+``suites`` has data, networks and classes, ``networks`` the architectures that no library supplies, ``training`` trains
+networks and keeps them, ``planning`` lists the runs, ``running`` carries them out, ``reporting`` writes the results.
 """
 
 from netclone.benchmarking.reporting import report

@@ -1,4 +1,4 @@
-"""Bars: what a benchmark is at, and how long it will take."""
+"""Bars: the progress of a benchmark, with the time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from netclone.runtime.bars import progress
 
 
 class Bars:
-    """Two progress bars: all runs, with the time left, and what the present one is at."""
+    """Two progress bars: one for all runs, with the time left, and one for the present run."""
 
     def __init__(self, console: Console) -> None:
         self.progress = progress(console, period=1200)
@@ -27,7 +27,7 @@ class Bars:
         self.progress.update(self.all, description=what, completed=done, total=total)
 
     def tell(self, what: str, done: int, total: int) -> None:
-        """What :func:`netclone.clone` calls, and all else that takes long."""
+        """The callback for :func:`netclone.clone`, and for everything else that takes long."""
         if what != self.what:
             self.what = what
             self.progress.reset(self.one, total=total, description=what)

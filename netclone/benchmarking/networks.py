@@ -1,4 +1,4 @@
-"""ResNet and train_network(): the networks of the benchmark that nobody else supplies, and how they are trained."""
+"""ResNet and train_network(): the benchmark's own networks, and how they are trained."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class ResNet(nn.Module):
 class Training:
     """How a source or target is trained: SGD with Nesterov momentum 0.9 or AdamW, one cycle of the learning rate.
 
-    ``channels_last`` is faster on CPUs. Not for narrow networks: torch 2.15 aborted in the backward pass of a ResNet
-    of widths 4, 8 and 16 with it, on a CPU; from 8 channels on it was not seen to.
+    ``channels_last`` is faster on CPUs. Do not use it for narrow networks: with it, torch 2.15 aborted in the backward
+    pass of a ResNet of widths 4, 8 and 16 on a CPU. That was not seen with 8 channels or more.
     """
 
     epochs: int
@@ -140,7 +140,7 @@ def train_network(
 
 
 def cropped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(N, C, H, W)``, mirrored or not, and moved by up to 4 pixels; what comes in is the edge repeated.
+    """Images ``(N, C, H, W)``, flipped at random and shifted by up to 4 pixels; new pixels repeat the edge.
 
     Examples
     --------

@@ -18,12 +18,12 @@ REFITS: dict[str, Options] = {
     "refitted": {"distill_steps": 0},
     "refitted and distilled": {},
 }
-"""What is done to a slim source after its mask: nothing, least squares, or least squares and distillation."""
+"""What follows the mask of a slim source: nothing, least squares, or least squares and distillation."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a method, with its options, in a setting, with a share of the training images, for a seed."""
+    """One run: a method with its options, a setting, a share of the training images, and a seed."""
 
     study: str
     setting: Setting
@@ -33,22 +33,22 @@ class Job:
     options: tuple[tuple[str, Any], ...] = ()
 
     def key(self, suite: Suite) -> str:
-        """What names this run in ``runs.jsonl``."""
+        """The name of this run in ``runs.jsonl``."""
         return "|".join([suite.name, str(self.seed), self.setting.name, f"{self.fraction:g}", self.study, self.method])
 
     @property
     def part(self) -> tuple[str, str, float]:
-        """The table it goes into."""
+        """The table that it belongs to."""
         return self.study, self.setting.group, self.fraction
 
 
 def bound(suite: Suite) -> str:
-    """The name of what a suite is bounded by."""
+    """The name of a suite's upper bound."""
     return GIVEN if suite.source.weights else JOINT
 
 
 def sized(keep: float) -> str:
-    """The name of a clone that keeps a share of the source's parameters."""
+    """The name of a clone that keeps this share of the source's parameters."""
     return f"netclone {100 * keep:g}%"
 
 

@@ -20,9 +20,9 @@ FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "seconds")
 
 @dataclass(frozen=True)
 class Row:
-    """A method over all its runs: the mean over seeds of each figure, and the lowest and highest seed of the mean.
+    """A method over all its runs: each figure's mean over seeds, and the mean accuracy of the lowest and highest seed.
 
-    Runs of one seed (single classes) are averaged first. ``failed`` gives the reasons of runs without a result.
+    Runs of one seed (single classes) are averaged first. ``failed`` lists the reasons of failed runs.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gap:
-    """Ours against the best tuning baseline, and the upper bound; accuracies in [0, 1], losses in points."""
+    """netclone against the best tuning baseline and the upper bound; accuracies in [0, 1], losses in points."""
 
     ours: str
     best: str
@@ -48,7 +48,7 @@ class Gap:
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:
-    """One row per method, the best mean accuracy first; those that always failed last."""
+    """One row per method, sorted by mean accuracy; methods that always failed come last."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run["method"], []).append(run)
@@ -64,9 +64,9 @@ def rows(runs: Iterable[Run]) -> list[Row]:
 
 
 def gap(table: Sequence[Row], ours: str, tuning: Sequence[str], joint: str) -> Gap | None:
-    """What share of the way from the best tuning baseline to joint training is closed; None where a row is missing.
+    """The share of the gap from the best tuning baseline to joint training that is closed; None if a row is missing.
 
-    ``closed`` is None where joint training is not better than the best tuning baseline.
+    ``closed`` is None if joint training is not better than the best tuning baseline.
     """
     by_name = {row.method: row for row in table if row.figures["mean"] is not None}
     best = next((row for row in table if row.method in tuning and row.method in by_name), None)
@@ -86,7 +86,7 @@ def gap(table: Sequence[Row], ours: str, tuning: Sequence[str], joint: str) -> G
 
 
 def write(results: dict[str, Any], out: Path, *, plots: bool = True) -> None:
-    """Write ``results.json``, ``results.md`` and, if asked, the plots, each whole or not at all."""
+    """Write ``results.json``, ``results.md`` and, if asked for, the plots; each completely or not at all."""
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(out / "results.md", markdown(results))
     if plots:
@@ -99,7 +99,7 @@ def report(out: Path) -> dict[str, Any]:
     Raises
     ------
     ArgumentError
-        If it is not there, or is none.
+        If that file does not exist, or is not one of a benchmark.
     """
     try:
         results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -114,9 +114,9 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def overview(suites: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of every method's mean accuracy, with the points of old accuracy it lost, in the first setting.
+    """A Markdown table of every method's mean accuracy, with the lost points of old accuracy, in the first setting.
 
-    One column per suite, the methods by their mean over the suites; in bold the best tuning baseline of each and ours.
+    One column per suite; methods are sorted by their mean over the suites. The best tuning baseline and ours are bold.
     """
     columns = []
     for results in suites:
@@ -142,7 +142,7 @@ def overview(suites: Sequence[dict[str, Any]]) -> str:
 
 
 def tables(results: dict[str, Any]) -> list[tuple[str, float, list[Row]]]:
-    """Group, clone set and rows of each main table, in the order they were run."""
+    """Group, clone set and rows of each main table, in the order of the runs."""
     main = [run for run in results["runs"] if run["study"] == "main"]
     names = dict.fromkeys((run["group"], run["fraction"]) for run in main)
     return [
@@ -166,12 +166,12 @@ def markdown(results: dict[str, Any]) -> str:
         f"thread{'s' * (results['threads'] != 1)}; {versions}. Runs took {seconds['runs']:.0f} s, the search of the "
         f"baselines' recipes {seconds['searches']:.0f} s, training of sources and targets {seconds['networks']:.0f} s.",
         "",
-        "Accuracies are of the test split, means over seeds; in brackets the lowest and highest seed. *mean* is that "
-        "of old and new classes. *old lost*: accuracy on the old classes before minus after, in points. *open "
-        "locality*: old samples whose prediction over all classes is not that over the old ones. *size*: weights that "
-        "are not the target's own, as a share of the source's (LoRA and kernel modulation are merged into the weights, "
-        "which so change). *s*: seconds of one run; of "
-        f"`{facts['joint']}`, of training the source. In bold the best tuning baseline and ours.",
+        "Accuracies are means over seeds on the test split, with the lowest and highest seed in brackets. *mean*: the "
+        "mean of old and new accuracy. *old lost*: accuracy on old classes before minus after, in points. *open "
+        "locality*: the share of old samples whose prediction over all classes differs from that over the old ones. "
+        "*size*: weights that are not the target's, as a share of the source's (LoRA and kernel modulation are merged "
+        "into the target's weights, which therefore count as changed). *s*: seconds of one run; for "
+        f"`{facts['joint']}`, seconds of training the source. The best tuning baseline and ours are bold.",
         "",
         *_how_tuned(results),
     ]
@@ -191,7 +191,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", "## Failed runs", "", *problems]
     warned = dict.fromkeys(text for run in results["runs"] for text in run.get("warnings", ()))
     if warned:
-        lines += ["", "## Warnings that runs gave", "", *(f"- {text}" for text in warned)]
+        lines += ["", "## Warnings of runs", "", *(f"- {text}" for text in warned)]
     return "\n".join(lines) + "\n"
 
 
@@ -212,18 +212,17 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
     lengths = dict.fromkeys((setting["group"], setting["steps"]) for setting in facts["settings"])
     steps = ", ".join(f"{count} ({group})" for group, count in lengths)
     ours = any("training" in network for name, network in results["networks"].items() if name.startswith("source"))
-    trained = ": a network trained on all training images of both" if ours else ", with the weights it came with"
+    trained = ": a network trained on all training images of both" if ours else ", with its own pretrained weights"
     lines = [
-        "Baselines were tuned on the first seed of each setting (of single classes, the first class; the smallest "
-        "clone set): the learning rate, going on by factors of 3 while the best was at an end of the grid, then for "
-        "fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss, and last whether a "
-        f"mistake on an old class weighs {least:g} or {most:g} times one on a new class (with netclone: {most:g}). The "
-        f"recipe was then used in all runs of the setting, for up to {steps} steps. The length is chosen in every run: "
-        "the best of eight moments on the validation split, a fifth of the clone set. All methods see the same clone "
-        "set; `clone()` holds a fifth of it out by itself, and its constants are the same everywhere: they were found "
-        "on the first setting of `fashion` (docs/adr/0005), so for `fashion` that search is not in the figures. "
-        f"`{facts['joint']}` is the source itself, restricted to the old and new "
-        f"classes{trained}.",
+        "Baselines were tuned on the first seed of each setting, with the smallest clone set and, of single classes, "
+        "the first one. The search chose the learning rate (extending the grid by factors of 3 while the best was at "
+        "an end), then for fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss, "
+        f"and last whether a mistake on an old class weighs {least:g} or {most:g} times one on a new class (netclone: "
+        f"{most:g}). All runs of the setting then used this recipe, for up to {steps} steps. Every run keeps the best "
+        "of eight moments on its validation split, a fifth of the clone set. All methods see the same clone set, of "
+        "which `clone()` itself holds out a fifth. Its constants are the same everywhere. They were found on the first "
+        "setting of `fashion` (docs/adr/0005), so for `fashion` the figures do not include that search. "
+        f"`{facts['joint']}` is the source itself, restricted to the old and new classes{trained}.",
     ]
     if results["searches"]:
         lines += ["", "| baseline | setting | recipe found | tried | search, s |", "|---|---|---|---|---|"]
@@ -266,7 +265,7 @@ def _gap_lines(found: Gap, bound: str) -> list[str]:
         times = f"; seconds, ours / best tuning: {found.ours_seconds:.1f} / {found.best_seconds:.1f}"
     return [
         f"Gap closed by {found.ours} between {found.best} and {bound}: {closed} ({100 * found.lead:+.1f} points "
-        f"on {found.best}); old lost, ours / best tuning: {found.ours_lost:.1f} / {found.best_lost:.1f}{times}."
+        f"against {found.best}); old lost, ours / best tuning: {found.ours_lost:.1f} / {found.best_lost:.1f}{times}."
     ]
 
 
@@ -314,7 +313,7 @@ MARKS = "osD^v<>Pp*Xhd"
 
 
 def _draw_size(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Mean accuracy against size: ours as a line, the others as points."""
+    """Plot mean accuracy against size: ours as a line, the others as points."""
     axes = figure.add_subplot()
     first = tables(results)[:1]
     if not first:
@@ -355,7 +354,7 @@ def _draw_size(results: dict[str, Any], figure: Any, path: Path) -> None:
 
 
 def _draw_old_new(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Old against new accuracy, one panel per setting and clone set; single seeds faint."""
+    """Plot old against new accuracy, one panel per setting and clone set; single seeds are faint."""
     found = tables(results)
     if not found:
         return
@@ -389,7 +388,7 @@ def _draw_old_new(results: dict[str, Any], figure: Any, path: Path) -> None:
 
 
 def _draw_search(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Validation score per position, deep to shallow, one line per seed (and class) of our first size."""
+    """Plot validation scores by position, deep to shallow, one line per seed (and class) of our first size."""
     axes = figure.add_subplot()
     facts = results["settings"]
     first = facts["settings"][0]

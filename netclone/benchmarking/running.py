@@ -1,4 +1,4 @@
-"""run(suite, ...) -> results: every method over every seed and clone set, each finished run written down at once."""
+"""run(suite, ...) -> results: every method with every seed and clone set; each finished run is stored at once."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def run(
     console: Console | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run a suite and write ``results.json``, ``results.md`` and plots; give what ``results.json`` holds.
+    """Run a suite, write ``results.json``, ``results.md`` and plots, and return the content of ``results.json``.
 
-    Every finished run is a line of ``runs.jsonl``; started again, runs that are there with the same settings are not
-    repeated. Networks that were trained are kept in ``cache``. The same seeds on as many threads give the same
-    figures, but for times.
+    Every finished run is a line of ``runs.jsonl``. When started again, runs that are there with the same settings
+    are not repeated. Trained networks are kept in ``cache``. The same seeds on the same number of threads give the same
+    figures, except for times.
 
     Parameters
     ----------
     data
-        Folder of the data and weights.
+        Folder with the data and weights.
     cache
-        Folder of trained networks; None: ``cache`` in ``out``.
+        Folder of trained networks. None: ``cache`` in ``out``.
     command
-        What to say of how this was called.
+        The command line of this call, for the results.
 
     Raises
     ------
     ArgumentError
-        If ``seeds`` is not positive, a file of data is missing, or ``out`` cannot be written to.
+        If ``seeds`` is not positive, a data file is missing, or ``out`` cannot be written to.
     """
     if seeds < 1:
         raise ArgumentError(f"seeds: got {seeds}, expected 1 or more")
@@ -119,7 +119,7 @@ def run(
 
 
 class _Bench:
-    """The runs of a suite: makes a network, measures it, writes down what was found."""
+    """The runs of a suite: makes networks, measures them, stores the results."""
 
     def __init__(self, networks: Networks, journal: Journal, tell: Tell) -> None:
         self.networks, self.journal, self.tell = networks, journal, tell
@@ -127,7 +127,7 @@ class _Bench:
         self.bound = bound(self.suite)
 
     def digest(self, job: Job) -> str:
-        """Of everything that a run depends on, the code included: where it differs, the run is made again."""
+        """A digest of everything that a run depends on, code included; if it differs, the run is repeated."""
         suite = self.suite
         parts: list[Any] = [
             _code("cloning" if job.options else "baselines"),
@@ -152,7 +152,7 @@ class _Bench:
         return record is not None and record["digest"] == self.digest(job) and not record["error"]
 
     def problem(self, job: Job) -> Problem:
-        """The clone set, a fifth of it for validation: for each class the first samples of an order set by the seed."""
+        """The clone set, with a fifth for validation: the first samples of each class, in an order set by the seed."""
         known = (*self.suite.old, *job.setting.new)
         train, validation = [], []
         for label in known:
@@ -178,7 +178,7 @@ class _Bench:
         )
 
     def run(self, job: Job) -> None:
-        """Make a network, evaluate it on the test split, and write down what was found, or why it failed."""
+        """Make a network, evaluate it on the test split, and store the result, or the reason of a failure."""
         problem = self.problem(job)
         record: dict[str, Any] = {
             "key": job.key(self.suite),
@@ -220,7 +220,7 @@ class _Bench:
         return model
 
     def _cloned(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
-        """All samples of the clone set: clone() holds a fifth of them out itself."""
+        """All samples of the clone set, since clone() itself holds a fifth of them out."""
         images = torch.cat([problem.train.images, problem.validation.images])
         labels = torch.cat([problem.train.labels, problem.validation.labels])
         new = labels >= problem.old
@@ -242,7 +242,7 @@ class _Bench:
         return inject(problem.target, module, name="bench")
 
     def _trained(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
-        """A tuning baseline with the recipe found on the first seed of the group."""
+        """A tuning baseline with the recipe that was found on the first seed of the group."""
         method, steps = TUNING[job.method], job.setting.search_steps or job.setting.steps
         base = Recipe(lr=1.0, steps=steps, batch_size=self.suite.batch_size)
         first = next(setting for setting in self.suite.settings if setting.group == job.setting.group)
@@ -287,7 +287,7 @@ class _Bench:
         return model
 
     def _figures(self, job: Job, problem: Problem, model: nn.Module) -> dict[str, Any]:
-        """Accuracies on the test split, and the share of weights that are not the target's own."""
+        """Accuracies on the test split, and the share of weights that do not belong to the target."""
         known = (*self.suite.old, *job.setting.new)
         index = find(self.dataset.test_labels, known)
         labels = renamed(self.dataset.test_labels[index], known)
@@ -315,7 +315,7 @@ class _Bench:
         }
 
     def settings(self) -> dict[str, Any]:
-        """The suite as data."""
+        """The suite as plain data."""
         suite = self.suite
         return {
             "source": described(suite.source),
@@ -335,7 +335,7 @@ class _Bench:
         }
 
     def results(self, jobs: list[Job], facts: dict[str, Any]) -> dict[str, Any]:
-        """Everything known of these runs, as plain data."""
+        """Everything that is known about these runs, as plain data."""
         records = [self.journal.records.get(job.key(self.suite)) for job in jobs]
         runs = [record for record in records if record is not None]
         searches = [r for key, r in self.journal.records.items() if key.startswith(f"search|{self.suite.name}|")]
@@ -354,7 +354,7 @@ class _Bench:
 
 
 def changed(target: nn.Module, model: nn.Module) -> int:
-    """Weights of a model that are in no tensor equal to one of the target's, bit by bit: what it adds or changes.
+    """The number of weights that a model adds or changes: those in tensors that equal none of the target's in all bits.
 
     Examples
     --------
@@ -372,7 +372,7 @@ def changed(target: nn.Module, model: nn.Module) -> int:
 
 @functools.cache
 def _code(kind: str) -> str:
-    """A digest of the sources that make a clone; of a baseline, those that are its own, or it would never be kept."""
+    """A digest of the code that makes a clone; for a baseline only its own code, so that its results can be kept."""
     if kind == "cloning":
         benchmarking = (f"netclone.benchmarking.{name}" for name in ("networks", "searching"))
         return code_digest("netclone.cloning.method", "netclone.metrics.evaluating", *benchmarking)
@@ -388,7 +388,7 @@ def _code(kind: str) -> str:
 
 @contextlib.contextmanager
 def _threads() -> Iterator[int]:
-    """As many threads as there are CPUs for this process, unless the user has said otherwise (OMP_NUM_THREADS)."""
+    """Use as many threads as this process has CPUs, unless the user has set OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else before)

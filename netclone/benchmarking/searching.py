@@ -1,4 +1,4 @@
-"""search(method, problem, ...): the recipe of a baseline, found on the validation split."""
+"""search(method, problem, ...): find the recipe of a baseline on the validation split."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from netclone.errors import FitError
 from netclone.learning.data import OLD_WEIGHT
 
 DISTILLATIONS = (0.3, 3.0)
-"""Weights of LwF's distillation loss that are tried beside 1."""
+"""Weights of LwF's distillation loss that are tried besides 1."""
 OLD_WEIGHTS = (1.0, OLD_WEIGHT)
-"""How much a mistake on an old class weighs, against one on a new class."""
+"""Weights of a mistake on an old class that are tried, relative to one on a new class."""
 MOST_FURTHER = 4
-"""Learning rates that a search tries beyond its grid."""
+"""The number of learning rates that a search may try beyond its grid."""
 
 
 def search(
@@ -27,10 +27,10 @@ def search(
     choices: Sequence[tuple[str, Sequence[float]]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
-    """The best learning rate, and then for one option of the recipe after the other the best of some values.
+    """Find the best learning rate, and then the best value of each option, one option after another.
 
-    Of three rates or more, the grid goes on by factors of 3 as long as its best is at an end. What is best is said by
-    the balanced accuracy on the validation split; ties go to the lower cross entropy.
+    A grid of three rates or more is extended by factors of 3 as long as its best is at an end. The best is that of the
+    highest balanced accuracy on the validation split; ties go to the lower cross entropy.
     """
     found: list[Tuned] = []
     scores: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""SUITES: what the benchmark runs on: data, source, target, classes, and how long everything may take."""
+"""SUITES: the data, sources, targets, classes and numbers of steps that the benchmark uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Normalised images ``(N, C, H, W)`` and labels ``(N,)`` of both splits; ``columns`` are the source's, by label."""
+    """Normalised images ``(N, C, H, W)`` and labels ``(N,)`` of both splits; ``columns``: the source's, by label."""
 
     images: Tensor
     labels: Tensor
@@ -36,7 +36,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Network:
-    """Where a network comes from: built for a number of classes and a seed, then trained, or given these weights."""
+    """A network: built for a number of classes and a seed, and then trained, or loaded with given weights."""
 
     name: str
     build: Callable[[int, int], nn.Module]
@@ -46,10 +46,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Setting:
-    """Which classes are taught at once; ``group`` is what tables average over, ``fractions`` the sizes of clone sets.
+    """Classes that are cloned at once. Tables average over a ``group``; ``fractions`` are the sizes of clone sets.
 
-    ``steps`` is the length of every tuning baseline, ``search_steps`` that of the trials in the search of its recipe
-    (0: the same), ``keeps`` the sizes of netclone's modules.
+    ``steps`` is the number of steps of every tuning baseline, and ``search_steps`` that of the trials in its search
+    (0: the same). ``keeps`` are the sizes of netclone's modules.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark: everything it depends on but the seed and the folder of data.
+    """A benchmark: everything it depends on except the seed and the folder of data.
 
-    ``rates`` are the learning rates searched, by baseline; ``depths`` the freezing depths of fine-tuning and LwF.
-    ``clone`` are options of :func:`netclone.clone` in every run, ``curve`` the further sizes, ``ablations`` the changes
-    to single options. Studies (curve, localisation, ablations) run in the first setting and fraction, over
+    ``rates`` are the learning rates to search, by baseline, and ``depths`` the freezing depths of fine-tuning and LwF.
+    ``clone`` are options of :func:`netclone.clone` in every run, ``curve`` the further sizes, and ``ablations`` changes
+    of single options. Studies (curve, localisation, ablations) run in the first setting and fraction, with
     ``study_seeds`` of the seeds.
     """
 
@@ -117,7 +117,7 @@ def suite_named(name: str) -> Suite:
     Raises
     ------
     ArgumentError
-        If there is none.
+        If there is no such suite.
     """
     if name not in SUITES:
         raise ArgumentError(f"suite: got {name!r}, expected one of {', '.join(SUITES)}")
@@ -125,7 +125,7 @@ def suite_named(name: str) -> Suite:
 
 
 def in_development(suite: Suite) -> Suite:
-    """The suite with every tenth training image of a class in place of its test split, to choose constants on."""
+    """The suite with a tenth of the training images as its test split, for choosing constants."""
 
     def load(folder: Path) -> Dataset:
         dataset = suite.load(folder)
@@ -139,12 +139,12 @@ def in_development(suite: Suite) -> Suite:
 
 
 def needed(folder: Path, name: str) -> Path:
-    """The path of a file of data.
+    """The path of a data file.
 
     Raises
     ------
     ArgumentError
-        If it is not there.
+        If it does not exist.
     """
     path = folder / name
     if not path.is_file():
@@ -181,7 +181,7 @@ def _pictures(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def _loaded(folder: Path, name: str, other: str, scale: tuple[tuple[float, ...], tuple[float, ...]]) -> Dataset:
-    """A dataset from its npz file, or where that is missing, from torchvision, which may download it."""
+    """A dataset from its npz file, or, if that is missing, from torchvision, which may download it."""
     if (folder / name).is_file():
         with np.load(folder / name, allow_pickle=False) as file:
             return _dataset(file, scale)
@@ -256,7 +256,7 @@ SUITES: dict[str, Suite] = {
     for suite in (
         Suite(
             name="digits",
-            about="scikit-learn's handwritten digits, tiny networks, few steps: a check of the machinery, no result",
+            about="scikit-learn's handwritten digits, tiny networks, few steps: a check of the machinery, not a result",
             load=_digits,
             source=Network("ResNet-8, width 8", _resnet(1, 1, (8, 16, 32), "conv"), _ADAM),
             target=Network("timm test_resnet", _tiny, _ADAM),
@@ -333,4 +333,4 @@ SUITES: dict[str, Suite] = {
         ),
     )
 }
-"""By name."""
+"""All suites by name."""

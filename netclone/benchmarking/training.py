@@ -1,4 +1,4 @@
-"""Networks: sources and targets of a suite, trained, kept in a folder, or with the weights that were given."""
+"""Networks: the sources and targets of a suite, trained here, loaded from a folder, or with given weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tell = Callable[[str, int, int], None]
 
 
 class Networks:
-    """The sources and targets of a suite by seed; ``facts`` says of each what it is and how long it was trained."""
+    """The sources and targets of a suite by seed; ``facts`` describes each, with its time of training."""
 
     def __init__(self, suite: Suite, dataset: Dataset, folder: Path, cache: Path, tell: Tell) -> None:
         self.suite, self.dataset, self.folder, self.cache, self.tell = suite, dataset, folder, cache, tell
@@ -46,19 +46,19 @@ class Networks:
         return self._network("target", self.suite.target, seed, self.suite.old)
 
     def target_logits(self, seed: int) -> Tensor:
-        """The target's logits of all test images: what old classes are compared with, in every run of a seed."""
+        """The target's logits for all test images, with which every run of a seed is compared."""
         if seed not in self._logits:
             self._logits[seed] = predict(self.target(seed), self.dataset.test_images)
         return self._logits[seed]
 
     def depend_on(self) -> list[str]:
-        """What the networks are made of: the data, how they are trained, the weights that were given."""
+        """All that the networks depend on: data, training and given weights."""
         both = (self.suite.source, self.suite.target)
         weights = [_weights_digest(self.folder, network) for network in both]
         return [self.data_digest, *map(described, both), *weights]
 
     def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
-        """Given weights, or trained ones from the cache, or trained now."""
+        """A network with given weights, or trained ones from the cache, or trained now."""
         if (role, seed) not in self._built:
             if network.weights is not None:
                 model, about = self._given(network, network.weights, seed)
@@ -116,7 +116,7 @@ def renamed(labels: Tensor, known: tuple[int, ...]) -> Tensor:
 
 
 def described(network: Network) -> str:
-    """A network and where its weights come from."""
+    """A network, and the origin of its weights."""
     how = network.weights if network.training is None else asdict(network.training)
     return f"{network.name}: {how}"
 
@@ -127,19 +127,19 @@ def hashed(*parts: str) -> str:
 
 
 def _rows(weights: dict[str, Tensor]) -> int:
-    """Rows of the last matrix: the number of classes."""
+    """The number of classes: the rows of the last matrix."""
     return [len(tensor) for tensor in weights.values() if tensor.dim() == 2][-1]
 
 
 def _weights_digest(folder: Path, network: Network) -> str:
-    """A digest of the weights a network is given; nothing for one that is trained here."""
+    """A digest of a network's given weights; empty for one that is trained here."""
     if network.weights is None:
         return ""
     return hashlib.sha256(needed(folder, network.weights).read_bytes()).hexdigest()
 
 
 def _cached(path: Path, model: nn.Module) -> float | None:
-    """Load a trained network and say how long its training took; None if it is not there whole."""
+    """Load a trained network, with the time of its training; None if its files are missing or incomplete."""
     try:
         with safe_open(path, "pt") as file:
             seconds = float(file.metadata()["seconds"])
