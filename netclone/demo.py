@@ -1,7 +1,7 @@
-"""run() -> DemoResult: three classes of handwritten digits cloned from one network into another, in about a minute.
+"""run() -> DemoResult: clone three classes of handwritten digits from one network into another, in about a minute.
 
-A target (a small ResNet) learns the digits 0 to 6, a source (a small EfficientNet) all ten; the target then gets 7, 8
-and 9 from the source. Every claim is checked where it is made, and a claim that is not true ends the demo.
+A target (a small ResNet) learns the digits 0 to 6, and a source (a small EfficientNet) all ten. The target then gets 7,
+8 and 9 from the source. Every claim is checked, and a claim that is not true ends the demo with an error.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ NAME = "digits"
 """Name of the clone."""
 
 OLD, NEW = tuple(range(7)), (7, 8, 9)
-"""What the target knows, and what it gets."""
+"""The digits that the target knows, and those that it gets."""
 
 SOURCE, TARGET = "test_efficientnet", "test_resnet"
 """timm's names of the two networks."""
 
 LEAST_ACCURACY, MOST_LOST = 0.90, 0.03
-"""The grafted model's accuracy over all ten digits is at least the one, and it loses at most the other on 0 to 6."""
+"""The least accuracy of the grafted model over all ten digits, and the most that it may lose on 0 to 6."""
 
 _FILES = ("grafted.png", "digits.safetensors", "results.json")
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images ``(N, 1, 32, 32)`` about [-1, 1] and labels ``(N,)`` of both splits."""
+    """Images ``(N, 1, 32, 32)`` with values in about [-1, 1], and labels ``(N,)``, of both splits."""
 
     images: Tensor
     labels: Tensor
@@ -71,7 +71,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Check:
-    """A claim the demo makes, whether it is true, and what was seen."""
+    """A claim of the demo, whether it is true, and what was measured."""
 
     claim: str
     holds: bool
@@ -80,7 +80,7 @@ class Check:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured: accuracies by model, costs by model, checked claims, and the files it wrote."""
+    """Results of the demo: accuracies and costs by model, checked claims, and the written files."""
 
     seed: int
     scores: tuple[tuple[str, Scores], ...]
@@ -99,23 +99,23 @@ class DemoResult:
 def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: Console | None = None) -> DemoResult:
     """Clone the digits 7, 8 and 9 into a network that knows 0 to 6, and check every claim.
 
-    The same seed gives the same result, but for latencies, on the same machine: it runs on one thread. The caller's
-    random state and number of threads are left as they were.
+    It runs on one thread, so the same seed gives the same result on the same machine, except for latencies. The
+    caller's random states and number of threads are restored.
 
     Parameters
     ----------
     seed
-        Of both networks, their training and the clone; the split of the data is the same for every seed.
+        Seed of both networks, their training and the clone. The split of the data is the same for every seed.
     out
-        Folder for ``grafted.png``, ``digits.safetensors`` and ``results.json``, made if need be. They appear together,
-        at the end.
+        Folder for ``grafted.png``, ``digits.safetensors`` and ``results.json``, created if necessary. The files appear
+        together, at the end.
     console
-        Where to show progress; None: nowhere.
+        Where to show progress. None: nowhere.
 
     Raises
     ------
     NetcloneError
-        If a claim is not true, with what was seen; nothing is written then.
+        If a claim is not true; the message says what was measured, and nothing is written.
     ArgumentError
         If ``out`` cannot be written to, or ``seed`` is negative.
 
@@ -209,7 +209,7 @@ def load_data() -> Digits:
 
 
 def make_network(name: str, classes: int, seed: int) -> nn.Module:
-    """One of timm's networks for images of one channel, initialised from a seed; the random state is left alone."""
+    """One of timm's networks for images of one channel, initialised from a seed; random states do not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: nn.Module = timm.create_model(name, in_chans=1, num_classes=classes)
@@ -226,7 +226,7 @@ def train_network(
     batch_size: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Train a network in place, on randomly shifted images, and leave it in eval mode."""
+    """Train a network in place on randomly shifted images, and leave it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     steps = len(labels) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
@@ -246,7 +246,7 @@ def train_network(
 
 
 def shifted(images: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """Images ``(N, C, H, W)``, each moved by up to ``most`` pixels; what comes in is as dark as -1.
+    """Images ``(N, C, H, W)``, each shifted by up to ``most`` pixels; new pixels are -1.
 
     Examples
     --------
@@ -263,7 +263,7 @@ def shifted(images: Tensor, generator: torch.Generator, most: int = 2) -> Tensor
 def measure_costs(
     source: nn.Module, target: nn.Module, grafted: nn.Module, module: CloneModule, image: Tensor
 ) -> dict[str, Cost]:
-    """Parameters, MACs and latency for one image ``(1, C, H, W)``; of the module, for the features it reads."""
+    """Parameters, MACs and latency for one image ``(1, C, H, W)``; the module's for the features that it reads."""
     features = [torch.zeros(1, *shape) for shape in (module.spec.input_shape, module.spec.feature_shape) if shape]
     return {
         "target": cost(target, image),
@@ -274,7 +274,7 @@ def measure_costs(
 
 
 def as_data(result: DemoResult, out: str | os.PathLike[str]) -> dict[str, Any]:
-    """What goes to ``results.json``: plain data, with no path but the one the caller gave."""
+    """The content of ``results.json``: plain data, without paths other than the caller's."""
     return {
         "command": f"netclone demo --seed {result.seed} --out {shlex.quote(os.fspath(out))}",
         "seed": result.seed,
@@ -370,7 +370,7 @@ def _check_costs(source: Cost, module: Cost) -> tuple[Check, ...]:
 
 
 def _differences(before: fx.GraphModule, after: fx.GraphModule) -> list[str]:
-    """What of two graphs is not the same: code, names, bits, flags."""
+    """The differences of two graphs: code, names, bits, flags."""
     first, second = before.state_dict(), after.state_dict()
     found = []
     if before.code != after.code:
@@ -399,7 +399,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder whose files move to ``out`` once all is done; after a failure ``out`` is as it was before."""
+    """A folder whose files move to ``out`` at the end; after a failure, ``out`` is unchanged."""
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -413,7 +413,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
-            with suppress(OSError):  # it holds something of someone else's by now
+            with suppress(OSError):  # something else has been put there meanwhile
                 folder.rmdir()
         if isinstance(error, OSError):
             raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
@@ -423,7 +423,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums are added up in an order that depends on the number of threads: use one, then as many as before."""
+    """Use one thread, since the order of sums depends on the number of threads; restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

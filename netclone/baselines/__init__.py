@@ -1,13 +1,13 @@
-"""What netclone.clone is compared with: other ways to teach a target network classes that a source network knows.
+"""Baselines for netclone.clone: other ways to teach a target network classes that a source network knows.
 
 Each method is ``method(problem: Problem, recipe: Recipe) -> nn.Module``: a new network in eval mode with ``K + n``
-logits, the target's K classes first. Target and source are untouched. :func:`tune` chooses among recipes by the
-validation split, in the same way for each.
+logits, the target's K classes first. Target and source are not changed. :func:`tune` chooses among recipes by the
+validation split, in the same way for every method.
 
 ``TUNING`` changes or adds weights in the target by training:
 
-- fine-tune: all layers, or all but the first ``recipe.frozen`` stages. The same call is the upper bound, joint
-  training, when the problem holds all of the data instead of a clone set.
+- fine-tune: all layers, or all but the first ``recipe.frozen`` stages. On a problem with all of the data instead of a
+  clone set, the same call is joint training, the upper bound.
 - LwF: fine-tuning with distillation of the old logits (Li and Hoiem, Learning without Forgetting, ECCV 2016).
 - LoRA: low-rank updates of every layer (Hu et al., ICLR 2022), through the ``peft`` library.
 - kernel modulation: a multiplier per kernel (Hu and Liu, Kernel Modulation, ICPR 2022).
@@ -16,8 +16,8 @@ validation split, in the same way for each.
 ``ENSEMBLES`` run the source beside the target:
 
 - ensemble: logits side by side.
-- calibrated ensemble: scale and bias of the new logits fitted (vector scaling; Guo et al., ICML 2017).
-- pruned ensemble: the same with a source pruned by magnitude (Li et al., ICLR 2017) to ``problem.keep``.
+- calibrated ensemble: with a fitted scale and bias of the new logits (vector scaling; Guo et al., ICML 2017).
+- pruned ensemble: the same, with a source pruned by magnitude (Li et al., ICLR 2017) to ``problem.keep``.
 """
 
 from netclone.baselines.distilling import lwf

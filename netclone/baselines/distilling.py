@@ -1,4 +1,4 @@
-"""lwf(problem, recipe): fine-tuning that keeps the old logits near the frozen target's."""
+"""lwf(problem, recipe): fine-tuning that keeps old logits close to the frozen target's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TEMPERATURE = 2.0
 
 
 def lwf(problem: Problem, recipe: Recipe) -> nn.Module:
-    """Fine-tuning with, added to the loss, the cross entropy between the target's old logits and the new model's.
+    """Fine-tuning whose loss also has the cross entropy between the target's old logits and the new model's.
 
-    Both are softened by a temperature of 2; ``recipe.distillation`` is the weight (1 in the paper). Unlike the paper's
-    setting there are samples of the old classes too, as for every other method here.
+    Both are softened by a temperature of 2. ``recipe.distillation`` is the weight of the term (1 in the paper). Unlike
+    in the paper, there are samples of old classes too, as for every other method here.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from netclone.metrics.evaluating import predict
 
 
 class Columns(nn.Module):
-    """A classifier's logits ``(N, classes)`` cut to some columns ``(N, n)``, in the order given."""
+    """Some columns ``(N, n)`` of a classifier's logits ``(N, classes)``, in the given order."""
 
     columns: Tensor
 
@@ -32,7 +32,7 @@ class Columns(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """A target's logits ``(N, K)``, bitwise, then ``scale * new + bias`` of another network's ``(N, n)``."""
+    """A target's logits ``(N, K)``, to the bit, followed by ``scale * new + bias`` of another network's ``(N, n)``."""
 
     scale: Tensor
     bias: Tensor
@@ -48,7 +48,7 @@ class Ensemble(nn.Module):
 
 
 def ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The target's logits beside the source's for the new classes, as they are; nothing is fitted.
+    """The target's logits followed by the source's for the new classes; nothing is fitted.
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 4 (direct ensemble).
     """
@@ -56,11 +56,11 @@ def ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The ensemble with scale and bias of the new logits fitted on the training samples.
+    """The ensemble with a scale and bias of the new logits, fitted on the training samples.
 
-    Fitted by L-BFGS to the cross entropy, with a scale and a bias for all new columns or for each, and a mistake on an
-    old class weighing as one on a new class or as in :func:`netclone.clone`; of these and the plain ensemble the best
-    on validation stays.
+    L-BFGS minimises the cross entropy. Scale and bias are common to all new columns, or separate for each. A mistake on
+    an old class weighs as much as one on a new class, or as in :func:`netclone.clone`. Of these four fits and the plain
+    ensemble, the best on validation is kept.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling.
     """
@@ -68,14 +68,14 @@ def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def pruned_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The calibrated ensemble with a source pruned by magnitude to ``problem.keep`` of its parameters, and refitted.
+    """The calibrated ensemble with a source that is pruned by magnitude to ``problem.keep`` of its parameters.
 
-    What reads pruned channels is refitted by least squares on the training samples, in place of retraining.
+    Instead of retraining, layers that read pruned channels are refitted by least squares on the training samples.
 
     Raises
     ------
     ArgumentError
-        If so few parameters cannot be reached.
+        If the source cannot be pruned to so few parameters.
 
     Reference: Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017, arXiv 1608.08710).
     """
@@ -110,7 +110,7 @@ def _calibrated(problem: Problem, new: nn.Module) -> Ensemble:
 
 
 class _Rescaled(nn.Module):
-    """The calibration alone, on logits ``(N, K + n)`` computed once."""
+    """The calibration alone, on logits ``(N, K + n)`` that are computed once."""
 
     def __init__(self, old: int, scale: Tensor, bias: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""finetune(problem, recipe): train the extended target on old and new samples, wholly or from some depth on."""
+"""finetune(problem, recipe): train the extended target on old and new samples, completely or from some depth on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from netclone.errors import ArgumentError
 
 
 def finetune(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The extended target, all layers trained but those of the first ``recipe.frozen`` stages.
+    """The extended target with all layers trained, except those of the first ``recipe.frozen`` stages.
 
-    With all stages but the last frozen this is a linear probe. On a problem that holds all of the data it is joint
+    With all stages but the last frozen, this is a linear probe. On a problem that holds all of the data, it is joint
     training, the upper bound.
 
     Raises
@@ -39,7 +39,7 @@ def finetune(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def finetuned(problem: Problem, recipe: Recipe, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> nn.Module:
-    """As :func:`finetune`, with a term ``loss(images, logits)`` more."""
+    """As :func:`finetune`, with a further term of the loss, ``loss(images, logits)``."""
     model = problem.extended_target(recipe)
     parts = stages(model)
     if recipe.frozen >= len(parts):
@@ -57,7 +57,7 @@ def finetuned(problem: Problem, recipe: Recipe, loss: Callable[[Tensor, Tensor],
 
 
 def stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The top-level children that hold parameters, from the input on: freezing depths are 0 to their number less one.
+    """The top-level children with parameters, from the input on. Freezing depths are 0 to their number minus one.
 
     Parameters of the model itself (a class token) belong to the first.
     """

@@ -1,4 +1,4 @@
-"""lora(problem, recipe): low-rank updates of every layer of the frozen target, merged into its weights."""
+"""lora(problem, recipe): low-rank updates of every layer of the frozen target, merged into its weights at the end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ALPHA = 16
 def lora(problem: Problem, recipe: Recipe) -> nn.Module:
     """The extended target with rank-8 updates on all linear and ungrouped convolution layers, and a new classifier.
 
-    The classifier is trained whole, everything else (BatchNorm too) is frozen. The updates start at zero and are
-    merged at the end: the result is a plain module of the target's kind.
+    The classifier is trained completely, and everything else (BatchNorm too) is frozen. The updates start at zero and
+    are merged at the end, so the result is a plain module of the target's kind.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from netclone.errors import ArgumentError
 
 
 class Modulator(nn.Module):
-    """Multiplies kernel ``weight[o, i]`` by ``(1 + a[o]) (1 + b[i])``: ``out + in`` weights a layer, zero at first."""
+    """Multiplies kernel ``weight[o, i]`` by ``(1 + a[o]) (1 + b[i])``: ``out + in`` weights a layer, initially zero."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class Modulator(nn.Module):
 
 
 def kernel_modulation(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The extended target with every kernel of its layers scaled, and a new classifier; all else is frozen.
+    """The extended target with every kernel scaled, and a new classifier; everything else is frozen.
 
-    The paper's modulators are small networks with about 1.4% of the weights. Here the modulator of a layer is the
-    cheapest that still treats each kernel by itself: a factor per output channel times a factor per input channel,
-    which is 0.3% of the weights of a 3x3 convolution with 64 channels, and 1.4% with 16. Linear layers count as
-    convolutions of size 1. The factors start at one and are multiplied into the kernels at the end: the result is a
-    plain module of the target's kind.
+    The paper's modulators are small networks with about 1.4% of the weights. Here a layer's modulator is the cheapest
+    that still treats each kernel separately: a factor per output channel times a factor per input channel. It has 0.3%
+    of the weights of a 3x3 convolution with 64 channels, and 1.4% with 16. Linear layers count as convolutions of size
+    1. The factors start at one and are multiplied into the kernels at the end, so the result is a plain module of the
+    target's kind.
 
     Raises
     ------

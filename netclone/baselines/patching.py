@@ -18,9 +18,9 @@ NARROWING = 4  # width of a patch: a quarter of the channels
 
 
 class Patched(nn.Module):
-    """A block and, added to its output ``y``, a patch ``up(relu(down(y)))``; ``up`` is zero at first.
+    """A block with a patch ``up(relu(down(y)))`` added to its output ``y``; ``up`` is initially zero.
 
-    ``y`` is ``(N, C, H, W)``, and the patch two 1x1 convolutions, or ``(N, T, C)``, and it is two linear layers.
+    The patch is two 1x1 convolutions if ``y`` is ``(N, C, H, W)``, and two linear layers if it is ``(N, T, C)``.
     """
 
     def __init__(self, block: nn.Module, output: Tensor) -> None:
@@ -34,7 +34,7 @@ class Patched(nn.Module):
             nn.init.zeros_(parameter)
 
     def __getattr__(self, name: str) -> Any:
-        """What a model asks of its block besides calling it, the block answers."""
+        """Forward all other attributes to the block, since the model may read some."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -46,14 +46,14 @@ class Patched(nn.Module):
 
 
 def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The extended target with a bottleneck patch after each of its blocks, and a new classifier; all else is frozen.
+    """The extended target with a bottleneck patch after each block, and a new classifier; everything else is frozen.
 
-    Blocks are the stages of the target, and within a stage that is a plain sequence of blocks, those.
+    Blocks are the stages of the target or, if a stage is a plain sequence of blocks, these.
 
     Raises
     ------
     ArgumentError
-        If no block of the target gives a feature map or tokens.
+        If no block of the target returns a feature map or tokens.
     FitError
         If training diverges.
 
@@ -64,7 +64,7 @@ def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
     last = classifier(model, problem.columns)[1]
     outputs = _outputs(model, blocks(model), problem.train.images[:1])
     if not outputs:
-        raise ArgumentError(f"residual_patches: no block of {type(model).__name__} gives (N, C, H, W) or (N, T, C)")
+        raise ArgumentError(f"residual_patches: no block of {type(model).__name__} returns (N, C, H, W) or (N, T, C)")
     patches = []
     with seeded(recipe.seed, problem.train.images.device):
         for path, output in outputs.items():
@@ -77,7 +77,7 @@ def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Paths and modules of what patches may follow: single layers only if the model consists of nothing else."""
+    """Paths and modules that patches may follow; single layers only if the model consists of nothing else."""
     found = {path: block for name, stage in stages(model) for path, block in _blocks(name, stage).items()}
     return {path: block for path, block in found.items() if list(block.children())} or found
 
@@ -90,7 +90,7 @@ def _blocks(path: str, module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _outputs(model: nn.Module, chosen: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    """What each of the modules gives for some images, where that is a feature map or tokens."""
+    """Each module's output for some images, if it is a feature map or tokens."""
     seen: dict[str, Tensor] = {}
 
     def keep(path: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""What every baseline is given: a target, a source, samples of old and new classes, and how to train."""
+"""The input of every baseline: a target, a source, samples of old and new classes, and how to train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from netclone.metrics.evaluating import predict
 
 @dataclass(frozen=True)
 class Problem:
-    """A target to be taught ``n`` classes of a source, and the samples there are for it.
+    """A target that has to learn ``n`` classes of a source, and the samples for it.
 
     Parameters
     ----------
@@ -29,16 +29,16 @@ class Problem:
     train, validation
         Samples of old and new classes; labels are columns of the result: old 0 to K-1, then the new ones.
     keep
-        Share of the source's parameters that a pruned source may have, in (0, 1].
+        The most parameters of a pruned source, as a share of the source's, in (0, 1].
     augment
-        Changes a training batch ``(N, C, H, W)``, drawing from the generator (on the CPU) alone.
+        Changes a training batch ``(N, C, H, W)``. All randomness has to come from the generator, which is on the CPU.
 
     Raises
     ------
     ArgumentError
-        If ``classes`` is empty, repeated or out of the source's range, or ``keep`` is out of range.
+        If ``classes`` is empty, has repetitions or is out of the source's range, or ``keep`` is out of range.
     DataError
-        If a label is no column of the result.
+        If a label is not a column of the result.
     """
 
     target: nn.Module
@@ -62,23 +62,23 @@ class Problem:
 
     @property
     def columns(self) -> int:
-        """K + n, the number of logits that a result has."""
+        """K + n, the number of logits of a result."""
         return self.old + len(self.classes)
 
     def extended_target(self, recipe: Recipe) -> nn.Module:
-        """A copy of the target with a column for each class to clone, checked to have them.
+        """A copy of the target with a column for each class to clone, checked on images.
 
         Raises
         ------
         OutputError
-            If the target has no final linear layer, or does not end in it.
+            If the target has no final linear layer, or does not end in one.
         """
         model = extended(self.target, len(self.classes), old=self.old, seed=recipe.seed)
         ends = "the baselines need a target that ends in that layer"
         what = f"{len(self.classes)} rows added to its last linear layer"
         try:
             width = predict(model, self.train.images[:1]).shape[1]
-        except DataError as error:  # the target itself takes these images
+        except DataError as error:  # the target itself works on these images
             said = error.__cause__ or error
             raise OutputError(f"{type(model).__name__} fails with {what}: {said}; {ends}") from error
         if width != self.columns:
@@ -88,22 +88,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: Adam, a learning rate that rises for a fifth of the steps and falls to zero, and options.
+    """How to train: Adam, with a learning rate that rises for a fifth of the steps and then falls to zero; and options.
 
     Parameters
     ----------
     lr, steps, batch_size
-        Highest learning rate, optimiser steps, samples per step.
+        Peak learning rate, optimiser steps, samples per step.
     seed
-        Same seed, same network.
+        Seed of everything random; the same seed gives the same network.
     weight_decay
         Decoupled, as in AdamW.
     frozen
-        Stages, counted from the input, that fine-tuning and LwF leave as they are (see ``stages``).
+        Number of stages, counted from the input, that fine-tuning and LwF freeze (see ``stages``).
     distillation
         Weight of LwF's distillation.
     old_weight
-        How much the old samples together weigh in the loss, against the new ones together.
+        Weight of all old samples together in the loss, relative to all new ones together.
 
     Raises
     ------
@@ -131,7 +131,7 @@ Method = Callable[[Problem, Recipe], nn.Module]
 
 
 def classifier(model: nn.Module, old: int | None = None) -> tuple[str, nn.Linear]:
-    """Path and module of the last linear layer, in the order of ``named_modules``, with ``old`` outputs (None: any).
+    """Path and module of the last linear layer with ``old`` outputs (None: any), in the order of ``named_modules``.
 
     Raises
     ------
@@ -153,14 +153,14 @@ def classifier(model: nn.Module, old: int | None = None) -> tuple[str, nn.Linear
 
 
 def extended(target: nn.Module, n: int, *, old: int | None = None, seed: int = 0) -> nn.Module:
-    """A copy of the target whose final linear layer has ``K + n`` outputs: the old rows, then new, small ones.
+    """A copy of the target whose final linear layer has ``K + n`` outputs: the old rows, then small new ones.
 
     Parameters
     ----------
     old
-        K, which tells the final layer from others; None: the last linear layer is the final one.
+        K, by which the final layer is recognised. None: the last linear layer is the final one.
     seed
-        Draws the new rows, normal with a hundredth of the old rows' mean size; their biases are zero.
+        Seed of the new rows, which are normal with a hundredth of the old rows' mean size; their biases are zero.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""train(model, samples, recipe): the one training loop of all baselines; tune(method, ...): the best of recipes."""
+"""train(model, samples, recipe): the training loop of all baselines; tune(method, ...): find the best recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from netclone.learning.data import Samples, balance
 from netclone.learning.neighbourhoods import Augment
 from netclone.metrics.evaluating import predict
 
-LOOKS = 8  # how often validation is measured, evenly spaced; the length is chosen among these
+LOOKS = 8  # how often validation is measured, evenly spaced; the best of these moments is kept
 WARM_UP = 0.2
 
 Progress = Callable[[int, int], None]
@@ -38,24 +38,24 @@ def train(  # noqa: PLR0913 - public
     parameters: Iterable[nn.Parameter] | None = None,
     progress: Progress | None = None,
 ) -> float | None:
-    """Train a classifier in place by cross entropy; with validation samples, the best of eight moments stays.
+    """Train a classifier in place by cross entropy; with validation samples, keep the best of eight moments.
 
-    What is not trained stays as it is, BatchNorm statistics included: a module whose parameters are all frozen runs
-    in eval mode. The model is left in eval mode with its flags as before; the global random state is restored.
+    Frozen parts do not change, BatchNorm statistics included: a module whose parameters are all frozen runs in eval
+    mode. The model is left in eval mode, with its flags as before. Global random states are restored.
 
     Parameters
     ----------
     model
-        Takes ``(N, C, H, W)``, returns logits ``(N, classes)``; any network on any labels.
+        Any network that takes ``(N, C, H, W)`` and returns logits ``(N, classes)``.
     loss
-        A term added to the cross entropy: ``loss(images, logits)``.
+        A term to add to the cross entropy: ``loss(images, logits)``.
     validation
-        Where given, the balanced accuracy is measured and the best state kept; None: the last state is.
+        Samples on which balanced accuracy is measured, to keep the best state. None: the last state is kept.
     old
-        Number of old columns: the old samples together then weigh ``recipe.old_weight`` times the new ones. None: all
-        weigh the same.
+        Number of old columns; all old samples together then weigh ``recipe.old_weight`` times the new ones. None: every
+        sample weighs the same.
     parameters
-        What to train; None: whatever requires a gradient.
+        The parameters to train. None: all that require a gradient.
     progress
         Called with ``(step, steps)``.
 
@@ -105,7 +105,7 @@ def train_on(
     parameters: Iterable[nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """As :func:`train`, some parameters on the samples of a problem, its old and new ones balanced."""
+    """As :func:`train`, for some parameters, on the samples of a problem, with old and new ones balanced."""
     train(
         model,
         problem.train,
@@ -175,9 +175,9 @@ def _loop(  # noqa: PLR0913 - what train() is given
 
 
 def validated(model: nn.Module, samples: Samples, old: int | None = None) -> tuple[float, float]:
-    """Balanced accuracy, and minus the balanced cross entropy, by which ties are broken: the greater, the better.
+    """Balanced accuracy, and the negative balanced cross entropy to break ties; greater is better.
 
-    Both are the mean of the old classes' and the new classes', each over all columns (``old`` None: over all samples).
+    Both are means of the values for old and for new classes, over all columns (``old`` None: over all samples).
     """
     logits = predict(model, samples.images)
     samples.check_labels(logits.shape[1], "model")
@@ -189,7 +189,7 @@ def validated(model: nn.Module, samples: Samples, old: int | None = None) -> tup
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was run: its balanced validation accuracy, or None and the reason why it failed."""
+    """A recipe that was tried: its balanced validation accuracy, or None and the reason why it failed."""
 
     recipe: Recipe
     score: float | None
@@ -199,7 +199,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best network a method made, with its recipe and score, and everything that was tried (in seconds)."""
+    """The best network of a method, with its recipe and score, all trials, and the seconds that they took."""
 
     model: nn.Module
     recipe: Recipe
@@ -209,9 +209,9 @@ class Tuned:
 
 
 def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: Progress | None = None) -> Tuned:
-    """Run a method with every recipe; the best on the validation split stays (ties: cross entropy, then the first).
+    """Run a method with every recipe, and keep the best on validation (ties: by cross entropy, then the first).
 
-    A recipe that fails is a trial with a reason.
+    A recipe that fails becomes a trial with the reason.
 
     Parameters
     ----------
@@ -252,21 +252,21 @@ def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run with the global random state set by a seed, and restore what the caller had, on the CPU and the device."""
+    """Run with global random states set by a seed, and restore the caller's, on the CPU and the device."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def one_cycle(done: float) -> float:
-    """Share of the highest learning rate after a share of the steps: a linear rise, then half a cosine to zero."""
+    """Share of the peak learning rate after a share of the steps: a linear rise, then half a cosine to zero."""
     if done < WARM_UP:
         return done / WARM_UP
     return (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices, epoch by epoch in new orders; what does not fill a batch is left for another epoch."""
+    """Indices, in a new order every epoch; samples that do not fill a batch are left out of that epoch."""
     size = min(batch_size, count)
     while True:
         order = torch.randperm(count, generator=generator)
@@ -274,7 +274,7 @@ def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterato
 
 
 def _modes(module: nn.Module, training: bool) -> None:
-    """Training mode where something is trained; a module without parameters has the mode of what it is in."""
+    """Set train mode where something is trained; a module without parameters has the mode of its parent."""
     own = [parameter.requires_grad for parameter in module.parameters()]
     module.training = any(own) if own else training
     for child in module.children():
