@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from netclone.errors import ArgumentError
 
-Budget = Literal["channels", "params", "macs"]
-"""What ``keep`` is a share of: the units of every channel group, the parameters, or the MACs."""
+Budget = Literal["channels", "params", "macs", "latency"]
+"""What ``keep`` is a share of: the units of every channel group, the parameters, the MACs, or the time."""
 
 Method = Literal["local", "taylor", "magnitude", "random"]
 """How the channels to keep are chosen; see :func:`netclone.localize`."""

@@ -6,10 +6,12 @@ import torch
 from architectures import random_mask
 from torch.utils.flop_counter import FlopCounterMode
 
-from netclone.channels.budgeting import Allocation, channel_share
+from netclone.channels import budgeting
+from netclone.channels.budgeting import Allocation, Measure, channel_share
 from netclone.channels.grouping import channel_groups
 from netclone.cloning.extracting import extract
 from netclone.errors import ArgumentError
+from netclone.graph.measuring import measure
 from netclone.learning.localizing import localize
 
 
@@ -33,7 +35,7 @@ def test_the_slim_network_uses_up_its_budget_and_no_more(groups, budget, keep):
     whole = size(groups.graph_module, budget, image)
     within = extract(groups, localize(groups, method="magnitude", keep=keep, budget=budget))
     assert size(within, budget, image) <= keep * whole
-    more = channel_share(groups, keep, budget) + 2e-3
+    more = channel_share(groups, keep, Measure(budget)) + 2e-3
     beyond = extract(groups, localize(groups, method="magnitude", keep=more))
     assert size(beyond, budget, image) > keep * whole
 
@@ -56,8 +58,8 @@ def test_rows_of_other_classes_leave_room_for_channels(budget, allocation):
 
 
 def test_a_share_of_the_channels_is_taken_as_it_is(groups):
-    assert channel_share(groups, 0.3, "channels") == 0.3
-    assert channel_share(groups, 1.0, "params") == 1.0
+    assert channel_share(groups, 0.3, Measure("channels")) == 0.3
+    assert channel_share(groups, 1.0, Measure("params")) == 1.0
 
 
 def test_a_budget_out_of_reach_is_refused(groups):
@@ -76,7 +78,7 @@ def test_an_unknown_budget_is_refused(groups):
 def test_the_closed_form_of_the_parameters_is_the_slim_networks(name):
     torch.manual_seed(0)
     groups = channel_groups(timm.create_model(name, num_classes=4), torch.randn(2, 3, 160, 160))
-    allocation = Allocation(groups, "params")
+    allocation = Allocation(groups, Measure("params"))
     for seed in range(2):
         mask = random_mask(groups, 0.3 + 0.4 * seed, seed)
         kept = [sum(flags) for _, flags in mask.kept]
@@ -87,7 +89,7 @@ def test_the_closed_form_of_the_macs_is_the_slim_convolutional_networks():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 64, 64)
     groups = channel_groups(timm.create_model("test_efficientnet", num_classes=4), image)
-    allocation = Allocation(groups, "macs")
+    allocation = Allocation(groups, Measure("macs"))
     mask = random_mask(groups, 0.5)
     assert allocation.size([sum(flags) for _, flags in mask.kept]) == size(extract(groups, mask), "macs", image)
 
@@ -104,7 +106,7 @@ def test_a_budget_is_divided_by_score_and_cost_and_kept(budget, keep):
 
 
 def test_the_units_with_the_highest_scores_are_kept_wherever_they_are(groups):
-    allocation = Allocation(groups, "params")
+    allocation = Allocation(groups, Measure("params"))
     favoured = [torch.full((group.size,), float(number == 0)) for number, group in enumerate(groups.groups)]
     flags = allocation.flags(favoured, 0.5)
     assert bool(flags[0].all())
@@ -118,3 +120,63 @@ def test_an_allocation_that_does_not_fit_the_budget_is_refused(groups):
         localize(groups, method="magnitude", allocation="best")
     with pytest.raises(ArgumentError, match="allocation: 'global' divides.*with budget='channels' every group keeps"):
         localize(groups, method="magnitude", allocation="global")
+
+
+# A budget of time, with a clock that counts MACs instead
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Time is MACs: of every node, and of one network beside another."""
+
+    def of_nodes(graph, images):
+        return {name: node.macs * 1e-9 for name, node in measure(graph, images).items()}
+
+    def relative(model, other, images):
+        return size(model, "macs", images) / size(other, "macs", images)
+
+    monkeypatch.setattr(budgeting, "seconds_of_nodes", of_nodes)
+    monkeypatch.setattr(budgeting, "relative_time", relative)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_slim_network_takes_the_time_it_may_and_hardly_less(groups, counted, allocation):
+    options = {"method": "magnitude", "keep": 0.5, "budget": "latency", "allocation": allocation}
+    module = extract(groups, localize(groups, **options), fold_batch_norm=True)
+    image = torch.randn(1, 3, 160, 160)
+    share = size(module, "macs", image) / size(groups.graph_module, "macs", image)
+    assert 0.9 * 0.5 <= share <= 0.5  # a head of a ViT is a unit, and a twentieth of its time
+
+
+def test_time_that_no_width_saves_is_refused_with_what_can_be_had(groups, counted, monkeypatch):
+    monkeypatch.setattr(budgeting, "relative_time", lambda model, other, images: 0.8)
+    with pytest.raises(ArgumentError, match=r"keep: 0.5 of the latency cannot be reached .* leaves 0.8"):
+        localize(groups, method="magnitude", keep=0.5, budget="latency")
+
+
+def test_time_is_measured_for_as_many_images_as_asked(groups, monkeypatch):
+    seen = []
+
+    def of_nodes(graph, images):
+        seen.append(len(images))
+        return {node.name: 1.0 for node in graph.graph.nodes}
+
+    monkeypatch.setattr(budgeting, "seconds_of_nodes", of_nodes)
+    monkeypatch.setattr(budgeting, "relative_time", lambda model, other, images: seen.append(len(images)) or 0.5)
+    localize(groups, method="magnitude", keep=0.5, budget="latency", latency_batch=3)
+    assert set(seen) == {3}
+
+
+@pytest.mark.parametrize("budget", ["channels", "params", "macs"])
+def test_widths_are_multiples_of_what_is_asked_for(groups, budget):
+    mask = localize(groups, method="magnitude", keep=0.6, budget=budget, round_to=8)
+    kept = {name: (sum(flags), len(flags)) for name, flags in mask.kept}
+    assert all(count % 8 == 0 for count, size in kept.values() if size >= 16)
+    assert any(count < size for count, size in kept.values())
+
+
+@pytest.mark.parametrize("name", ["round_to", "latency_batch"])
+@pytest.mark.parametrize("value", [0, 1.5, True, "8"])
+def test_a_measure_that_cannot_be_is_refused_by_name(groups, name, value):
+    with pytest.raises(ArgumentError, match=f"{name}: got {value!r}"):
+        localize(groups, method="magnitude", **{name: value})

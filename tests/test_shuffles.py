@@ -11,7 +11,7 @@ from architectures import Net, random_mask, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.channels.budgeting import Allocation
+from netclone.channels.budgeting import Allocation, Measure
 from netclone.channels.grouping import channel_groups
 from netclone.channels.labelling import Labelling
 from netclone.channels.masks import ChannelMask
@@ -185,7 +185,7 @@ def test_networks_with_shuffles_are_prunable_and_slim_equals_masked(name):
 @pytest.mark.parametrize("name", ["shufflenet, 3 groups", "resnest"])
 def test_sizes_known_in_closed_form_and_learned_masks_are_those_of_the_slim_network(name):
     groups = channel_groups(built(name).float(), IMAGES.float())
-    allocation = Allocation(groups, "params")
+    allocation = Allocation(groups, Measure("params"))
     mask = random_mask(groups, 0.5)
     module = extract(groups, mask)
     assert allocation.size([kept for _, kept, _ in mask.summary()]) == sum(p.numel() for p in module.parameters())

@@ -1,9 +1,10 @@
-"""Budgets: which share of the channels, or which channels, leave a share of a network's parameters or MACs."""
+"""Budgets: which share of the channels, or which channels, leave a share of a network's parameters, MACs or time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -13,11 +14,40 @@ from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outpu
 from netclone.channels.slimming import slim
 from netclone.errors import ArgumentError
 from netclone.graph.counting import MacCounter
-from netclone.graph.operators import kind_of
+from netclone.graph.folding import fold_batch_norms
+from netclone.graph.operators import WEIGHTS, kind_of
+from netclone.graph.timing import relative_time, seconds_of_nodes
 from netclone.graph.tracing import shape_of
+from netclone.runtime.sharing import ALONE, Workers
+
+NEAR = 0.95
+"""A measured time of at least so much of what was asked for is near enough; nearer than that a clock does not say."""
+
+_TRIES = 8  # slim networks that are timed, to come near
 
 
-def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequence[int] | None = None) -> float:
+@dataclass(frozen=True)
+class Measure:
+    """What a budget counts: ``"params"``, ``"macs"``, ``"channels"``, or ``"latency"`` for a batch of images.
+
+    Widths are kept in multiples of ``round_to``, where a group is at least twice as wide. Of several ``workers`` the
+    first one's clock counts.
+    """
+
+    budget: str
+    round_to: int = 1
+    latency_batch: int = 1
+    workers: Workers = ALONE
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        for name in ("round_to", "latency_batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"{name}: got {value!r}, expected a whole number from 1 on")
+
+
+def channel_share(groups: ChannelGroups, keep: float, measure: Measure, classes: Sequence[int] | None = None) -> float:
     """The largest share of every group's units, in (0, 1], that stays within ``keep`` of the budget.
 
     The slim network counts with the outputs of ``classes`` only (None: all), the full one with all its outputs.
@@ -25,32 +55,45 @@ def channel_share(groups: ChannelGroups, keep: float, budget: str, classes: Sequ
     Raises
     ------
     ArgumentError
-        If even one unit in every group is too much, or ``budget`` is unknown.
+        If even one unit in every group is too much.
 
     Examples
     --------
     >>> import timm, netclone
     >>> groups = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4))
-    >>> 0.5 < channel_share(groups, 0.5, "params") < 0.8
+    >>> 0.5 < channel_share(groups, 0.5, Measure("params")) < 0.8
     True
     """
-    check_budget(budget)
+    budget = measure.budget
     if budget == "channels" or keep == 1:
         return keep
-    sizes = Allocation(groups, budget, classes)
+    sizes = Allocation(groups, measure, classes)
 
     def size(share: float) -> int:
-        if budget == "params":  # known in closed form
-            return sizes.size([units_kept(group, share) for group in groups.groups])
-        return sizes.measured(_first(groups, share))
+        if budget != "macs":  # known in closed form
+            return sizes.size([units_kept(group, share, measure.round_to) for group in groups.groups])
+        return sizes.measured(_first(groups, share, measure))
 
-    whole = sizes.whole if budget == "params" else sizes.measured(_first(groups, 1.0), every_class=True)
-    low, high = 0.0, 1.0
-    _check_reachable(size(low) / whole, keep, budget)
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) <= keep * whole else (low, middle)
-    return max(low, 1e-6)
+    whole = sizes.whole if budget != "macs" else sizes.measured(_first(groups, 1.0, measure), every_class=True)
+
+    def largest(keep: float) -> float:
+        low, high = 0.0, 1.0
+        if budget != "latency":  # of time this is a model, and a clock has the word
+            _check_reachable(size(low) / whole, keep, budget)
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            low, high = (middle, high) if size(middle) <= keep * whole else (low, middle)
+        return max(low, 1e-6)
+
+    if budget != "latency":
+        return largest(keep)
+    shares: list[float] = []
+
+    def chosen(asked: float) -> list[Tensor]:
+        shares.append(largest(asked))
+        return _first(groups, shares[-1], measure)
+
+    return shares[sizes.timed(chosen, keep)[0]]
 
 
 def check_budget(budget: str) -> None:
@@ -58,40 +101,60 @@ def check_budget(budget: str) -> None:
     check_choice(budget, Budget, "budget")
 
 
-def units_kept(group: ChannelGroup, share: float) -> int:
-    """The number of a group's units that a share keeps: at least one."""
-    return max(1, round(share * group.size))
+def units_kept(group: ChannelGroup, share: float, round_to: int = 1) -> int:
+    """The number of a group's units that a share keeps: at least one, and all that ``round_to`` asks for."""
+    return rounded(group, max(1, round(share * group.size)), round_to)
+
+
+def rounded(group: ChannelGroup, count: int, round_to: int) -> int:
+    """A number of a group's units near ``count`` with which it is a multiple of ``round_to`` channels wide.
+
+    A group of less than twice that many channels stays as it was asked for.
+
+    Examples
+    --------
+    >>> import timm, netclone
+    >>> group = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4)).groups[0]
+    >>> group.size, rounded(group, 13, 8), rounded(group, 3, 8), rounded(group, 13, 1)
+    (16, 16, 8, 13)
+    """
+    step = round_to // math.gcd(round_to, *(slices for _, _, slices in group.members))
+    if step == 1 or group.size < 2 * step:
+        return count
+    return min(group.size, max(step, step * round(count / step)))
 
 
 class Allocation:
     """Divides a budget among all groups: the units with the highest scores stay, whatever their group.
 
     The size of the slim network follows from how many units of each group are kept: a weight has as many entries as
-    the product of the lengths of its axes, and as many MACs as entries times positions. Only the outputs of ``classes``
-    (None: all) are kept. ``whole`` is the size of the full network.
+    the product of the lengths of its axes, and as many MACs as entries times positions. The time of an operator goes
+    with the entries of its weight, or of the weight before it. Only the outputs of ``classes`` (None: all) are kept.
+    ``whole`` is the size of the full network.
 
     Examples
     --------
     >>> import timm, torch, netclone
     >>> groups = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4))
-    >>> allocation = Allocation(groups, "params")
+    >>> allocation = Allocation(groups, Measure("params"))
     >>> scores = [torch.arange(group.size).float() for group in groups.groups]
     >>> 0.4 < allocation.size([int(f.sum()) for f in allocation.flags(scores, 0.5)]) / allocation.whole <= 0.5
     True
     """
 
-    def __init__(self, groups: ChannelGroups, budget: str, classes: Sequence[int] | None = None) -> None:
+    def __init__(self, groups: ChannelGroups, measure: Measure, classes: Sequence[int] | None = None) -> None:
         self.groups = groups
-        self.budget = budget
+        self.measure = measure
+        self.budget = measure.budget
         self._gone = unused_outputs(groups, range(groups.outputs) if classes is None else classes)
         members: dict[str, list[tuple[int, int, int]]] = {}
         for number, group in enumerate(groups.groups):
             for name, axis, slices in group.members:
                 members.setdefault(name, []).append((number, axis, slices))
-        positions = _positions(groups) if budget == "macs" else {}
+        self._fixed, weights = self._weights()
         self._unused: dict[str, list[tuple[int, int]]] = {}
         self._tensors = [
-            (name, tuple(parameter.shape), positions.get(name, 0) if budget == "macs" else 1, members.get(name, []))
+            (name, tuple(parameter.shape), 1 if weights is None else weights.get(name, 0), members.get(name, []))
             for name, parameter in groups.graph_module.named_parameters()
         ]
         labels, slots = groups.labelling.labels, groups.labelling.slots
@@ -109,8 +172,8 @@ class Allocation:
         """The saving of one unit of each group, while everything else is kept."""
 
     def size(self, kept: Sequence[int], every_class: bool = False) -> int:
-        """Parameters, or MACs of convolutions and linear layers for one image, with this many units of each group."""
-        total = 0
+        """What this many units of each group take: parameters, MACs of convolutions and linear layers, picoseconds."""
+        total: float = self._fixed
         for name, shape, weight, members in self._tensors:
             left = list(shape)
             for axis, count in () if every_class else self._unused.get(name, ()):
@@ -118,7 +181,17 @@ class Allocation:
             for number, axis, slices in members:
                 left[axis] -= slices * (self.groups.groups[number].size - kept[number])
             total += weight * math.prod(left)
-        return total
+        return int(total)
+
+    def _weights(self) -> tuple[float, dict[str, float] | None]:
+        """What is the same at any width, and by tensor what each of its entries takes; None: one each."""
+        if self.budget != "latency":
+            return 0, _positions(self.groups) if self.budget == "macs" else None
+        images = _batch(self.groups, self.measure)
+        seconds = self.measure.workers.told(seconds_of_nodes(self.groups.graph_module, images))[0]
+        fixed, by_tensor = _attributed(self.groups.graph_module, seconds)
+        sizes = {name: parameter.numel() for name, parameter in self.groups.graph_module.named_parameters()}
+        return 1e12 * fixed, {name: 1e12 * time / sizes[name] for name, time in by_tensor.items()}
 
     def flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """Per group, True for the units of the highest scores that fit into ``keep`` of the budget.
@@ -130,13 +203,13 @@ class Allocation:
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
         ranks = rank.split(sizes)
-        best = [int(part.argmin()) for part in ranks]
+        places = [part.argsort().argsort() for part in ranks]  # among the units of the same group
 
         def chosen(count: int) -> list[Tensor]:
-            flags = [part < count for part in ranks]
-            for flag, first in zip(flags, best, strict=True):
-                flag[first] = True
-            return flags
+            return [
+                place < rounded(group, max(1, int((part < count).sum())), self.measure.round_to)
+                for group, part, place in zip(self.groups.groups, ranks, places, strict=True)
+            ]
 
         low, high = 0, len(order)
         while low < high:
@@ -153,7 +226,9 @@ class Allocation:
         ArgumentError
             If even one unit in every group is too much.
         """
-        whole = self.measured(_first(self.groups, 1.0), every_class=True)
+        if self.budget == "latency":
+            return self.timed(lambda asked: self.flags(scores, asked), keep)[1]
+        whole = self.measured(_first(self.groups, 1.0, self.measure), every_class=True)
         asked = keep
         while True:
             flags = self.flags(scores, asked)
@@ -164,8 +239,35 @@ class Allocation:
                 _check_reachable(size / whole, keep, self.budget)
             asked *= 0.99 * keep * whole / size
 
-    def measured(self, flags: Sequence[Tensor], every_class: bool = False) -> int:
-        """Parameters, or MACs for one image, measured on the slim network itself."""
+    def timed(self, choose: Callable[[float], list[Tensor]], keep: float) -> tuple[int, list[Tensor]]:
+        """The number of the try, and what it chose, whose slim network takes ``keep`` of the full one's time, or less.
+
+        A model of the time says what to ask for, a clock what comes of it. The slim network's BatchNorms are folded.
+
+        Raises
+        ------
+        ArgumentError
+            If even one unit in every group is too much.
+        """
+        images, whole = _batch(self.groups, self.measure), self.groups.graph_module
+        asked, tries = keep, list[tuple[float, list[Tensor]]]()
+        for _ in range(_TRIES):
+            flags = choose(min(asked, 1.0))
+            slimmed = self.slimmed(flags)
+            fold_batch_norms(slimmed)
+            share = self.measure.workers.told(relative_time(slimmed, whole, images))[0]
+            tries.append((share, flags))
+            if NEAR * keep <= share <= keep or (share <= keep and asked >= 1):
+                break
+            asked *= (1 + NEAR) / 2 * keep / share
+        within = [number for number, (share, _) in enumerate(tries) if share <= keep]
+        if not within:
+            _check_reachable(min(share for share, _ in tries), keep, self.budget)
+        number = max(within, key=lambda number: tries[number][0])
+        return number, tries[number][1]
+
+    def slimmed(self, flags: Sequence[Tensor], every_class: bool = False) -> fx.GraphModule:
+        """The slim network with the units that are flagged."""
         removed = [
             unit
             for group, flag in zip(self.groups.groups, flags, strict=True)
@@ -173,7 +275,11 @@ class Allocation:
             if not stays
         ]
         units = torch.tensor(removed, dtype=torch.long)
-        slimmed = slim(self.groups.labelling, (units if every_class else torch.cat([units, self._gone])).sort().values)
+        return slim(self.groups.labelling, (units if every_class else torch.cat([units, self._gone])).sort().values)
+
+    def measured(self, flags: Sequence[Tensor], every_class: bool = False) -> int:
+        """Parameters, or MACs for one image, measured on the slim network itself."""
+        slimmed = self.slimmed(flags, every_class)
         if self.budget == "params":
             return sum(parameter.numel() for parameter in slimmed.parameters())
         with MacCounter() as counter, torch.no_grad():
@@ -189,14 +295,44 @@ def _check_reachable(least: float, keep: float, budget: str) -> None:
         )
 
 
-def _first(groups: ChannelGroups, share: float) -> list[Tensor]:
+def _first(groups: ChannelGroups, share: float, measure: Measure) -> list[Tensor]:
     """Keep the first units of every group: within a group all units have the same size."""
-    return [torch.arange(group.size) < units_kept(group, share) for group in groups.groups]
+    return [torch.arange(group.size) < units_kept(group, share, measure.round_to) for group in groups.groups]
 
 
-def _positions(groups: ChannelGroups) -> dict[str, int]:
+def _batch(groups: ChannelGroups, measure: Measure) -> Tensor:
+    """As many images as latency is measured for."""
+    return torch.cat([groups.example[:1]] * measure.latency_batch)
+
+
+def _attributed(graph_module: fx.GraphModule, seconds: dict[str, float]) -> tuple[float, dict[str, float]]:
+    """The time that goes with no weight, and by weight that which goes with it.
+
+    That of an operator without weights, such as an activation, goes with the channels of the last layer before it.
+    """
+    parameters = dict(graph_module.named_parameters())
+    fixed, found, channels = 0.0, dict[str, float](), dict[fx.Node, str]()
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        slots = WEIGHTS.get(kind_of(node.target) or "", ())
+        given = [node.args[slot] for slot in slots if slot < len(node.args)]
+        own = [
+            str(weight.target) for weight in given if isinstance(weight, fx.Node) and str(weight.target) in parameters
+        ]
+        before = [channels[used] for used in node.all_input_nodes if used in channels]
+        if own or before:
+            charged = own[0] if own else before[0]
+            found[charged] = found.get(charged, 0.0) + seconds[node.name]
+            channels[node] = next((name for name in own if parameters[name].dim() == 1), charged)
+        else:
+            fixed += seconds[node.name]
+    return fixed, found
+
+
+def _positions(groups: ChannelGroups) -> dict[str, float]:
     """For each weight of a convolution or linear layer, how often every entry is used for one image."""
-    found: dict[str, int] = {}
+    found: dict[str, float] = {}
     for node in groups.graph_module.graph.nodes:
         if (kind := kind_of(node.target)) in ("convolution", "linear"):
             weight, shape = node.args[1], shape_of(node)

@@ -61,7 +61,9 @@ def clone(
     target_data: TargetData = None,
     split: Split = "train",
     keep: Annotated[float, typer.Option(help="Share of the source to keep at most, above 0 and up to 1.")] = 0.5,
-    budget: Annotated[Budget, typer.Option(help="What --keep is a share of.")] = "params",
+    budget: Annotated[
+        Budget, typer.Option(help="What --keep is a share of. latency: the time it takes, measured here.")
+    ] = "params",
     at: Annotated[
         str,
         typer.Option(
@@ -94,6 +96,12 @@ def clone(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Train on horizontally flipped images too. Not for text or digits.")
     ] = False,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Keep layer widths that are multiples of this, such as 8 for GPUs.")
+    ] = 1,
+    latency_batch: Annotated[
+        int, typer.Option(min=1, help="Images at a time when --budget latency measures the time.")
+    ] = 1,
     mixed_precision: Annotated[
         MixedPrecision, typer.Option(help="bf16: learn in bfloat16 where torch.autocast does so.")
     ] = "no",
@@ -126,6 +134,8 @@ def clone(
             "batch_size": batch_size,
             "seed": seed,
             "mixed_precision": mixed_precision,
+            "round_to": round_to,
+            "latency_batch": latency_batch,
             "device": device,
         }
         telling.warnings = sharing.is_main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def extract(
     slimmed = slim_down(groups, mask, classes, refit=samples is not None)
     if samples is not None:
         slimmed.reconstruct(samples, at)
-    return slimmed.module(at, class_names=class_names, fold=fold_batch_norm)
+    return replace(slimmed, fold=fold_batch_norm).module(at, class_names=class_names)
 
 
 def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None, refit: bool = True) -> Slimmed:
@@ -118,7 +118,8 @@ class Slimmed:
     """A masked source whose removed channels are gone. It is not cut yet, so its weights can be refitted in place.
 
     ``graph_module`` is the slim network from images to the logits of the source's ``columns``, ascending, which include
-    ``classes``. ``plain`` is its state before any refit; the certificate is about this state.
+    ``classes``. ``plain`` is its state before any refit; the certificate is about this state. ``fold``: whether modules
+    cut from it get their BatchNorms folded.
     """
 
     groups: ChannelGroups
@@ -128,6 +129,7 @@ class Slimmed:
     columns: tuple[int, ...]
     graph_module: fx.GraphModule
     plain: Mapping[str, Tensor]
+    fold: bool = False
 
     def certify(self, at: str | None) -> float:
         """max |masked - slim| / max |masked| in float64, for the plain copy behind a cut."""
@@ -140,9 +142,7 @@ class Slimmed:
         cut_node = None if at is None else position(full, at).name
         reconstruct_slim(full, self.graph_module, new, samples, cut_node, workers=workers)
 
-    def module(
-        self, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False, fold: bool = False
-    ) -> CloneModule:
+    def module(self, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False) -> CloneModule:
         """The part behind a cut as a clone of its own.
 
         With ``features_only`` it ends before the source's linear classifier, if there is one; its output is then
@@ -156,7 +156,7 @@ class Slimmed:
         else:
             _order_outputs(whole, [self.columns.index(c) for c in self.classes], len(self.columns))
         body = whole if at is None else cut(whole, position(self.groups.graph_module, at).name)
-        if fold:
+        if self.fold:
             fold_batch_norms(body)
         placeholder = next(node for node in body.graph.nodes if node.op == "placeholder")
         input_shape = shape_of(placeholder)

@@ -100,7 +100,8 @@ def clone(  # noqa: PLR0913 - public
         and an :class:`~netclone.errors.UncalibratedWarning` is given.
     keep, budget
         How much of the source to keep at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
-        (``"macs"``), or of the units in every channel group (``"channels"``).
+        (``"macs"``), of its time on this device for ``latency_batch`` images (``"latency"``), or of the units in every
+        channel group (``"channels"``). With ``"latency"`` the BatchNorms of what is kept are folded.
     at
         Target position. ``"input"``: the whole slim source runs beside the target. ``"auto"``: search for the best.
     source_at
@@ -113,8 +114,8 @@ def clone(  # noqa: PLR0913 - public
         How the clone is made (a :class:`~netclone.Recipe`), and how the run is carried out (a :class:`~netclone.Run`).
     options
         Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``reconstruct``,
-        ``distill_steps``, ``epochs``, ``batch_size``, ``validation``, ``augment``, ``without``, ``mixed_precision``;
-        ``device``, ``progress``, ``workers``, ``findings``.
+        ``distill_steps``, ``epochs``, ``batch_size``, ``validation``, ``augment``, ``without``, ``mixed_precision``,
+        ``round_to``, ``latency_batch``; ``device``, ``progress``, ``workers``, ``findings``.
 
     Raises
     ------
@@ -167,7 +168,7 @@ def clone(  # noqa: PLR0913 - public
         if run.found.path is not None:
             run.found.open(_key(problem, [whole, old], keep, budget, at, source_at, mask))
         mask = _localised(problem, share, budget) if mask is None else mask
-        slimmed = _refitted(problem, mask)
+        slimmed = replace(_refitted(problem, mask), fold=budget == "latency")
         module = search(problem.with_views(), slimmed, plan).with_spec(class_names=tuple(class_names))
         run.workers.check_same(list(module.state_dict().values()), "clone")
         asked = {"keep": keep, "budget": budget, "at": at, "source_at": source_at, "seed": seed}
@@ -265,6 +266,8 @@ def _localised(problem: Problem, keep: float, budget: str) -> ChannelMask:
         method=recipe.method,
         keep=keep,
         budget=budget,
+        round_to=recipe.round_to,
+        latency_batch=recipe.latency_batch,
         seed=problem.seed,
         batch_size=(recipe.batch_size + 1) // 2,  # each step runs the masked and the full source
         augment=recipe.augment,

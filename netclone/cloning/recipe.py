@@ -23,7 +23,7 @@ PARTS = words(Ablation)
 class Recipe:
     """How a clone is made: what :func:`netclone.clone` does with its networks and data, and in how many steps.
 
-    Two clones of the same networks, data, position, size, seed and recipe are the same.
+    Two clones of the same networks, data, position, size, seed and recipe are the same; not so with a budget of time.
 
     Parameters
     ----------
@@ -46,6 +46,9 @@ class Recipe:
         Parts of the method to leave out, for ablations: ``"adapter_start"`` (the adapter starts at random instead of in
         closed form), ``"target_stream"`` (the new classifier does not read the target's logits), ``"calibration"`` (new
         logits come from the clone alone, and are fitted among themselves).
+    round_to, latency_batch
+        Keep widths that are multiples of so many channels (see :func:`netclone.localize`), and measure time for so many
+        images at once, where the budget is one of time.
     mixed_precision
         ``"bf16"``: mask, distillation and fit learn in bfloat16, wherever torch.autocast uses it. The clone's tensors
         keep their dtype. Checks and closed-form refits are computed in full precision.
@@ -75,6 +78,8 @@ class Recipe:
     augment: Augment | None = None
     without: Sequence[str] = ()
     mixed_precision: str = "no"
+    round_to: int = 1
+    latency_batch: int = 1
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -86,6 +91,8 @@ class Recipe:
         object.__setattr__(self, "without", tuple(sorted(set(self.without))))
         check_number(self.epochs, "epochs", 0)
         check_number(self.batch_size, "batch_size", 1)
+        check_number(self.round_to, "round_to", 1)
+        check_number(self.latency_batch, "latency_batch", 1)
         check_number(self.distill_steps, "distill_steps", 0)
         precision_of(self.mixed_precision)
         if not isinstance(self.validation, (int, float)) or not 0 < self.validation < 1:
@@ -115,3 +122,5 @@ class RecipeFields(TypedDict, total=False):
     augment: Augment | None
     without: Sequence[str]
     mixed_precision: str
+    round_to: int
+    latency_batch: int

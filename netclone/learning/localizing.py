@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.channels.budgeting import Allocation, channel_share, check_budget, units_kept
+from netclone.channels.budgeting import Allocation, Measure, channel_share, units_kept
 from netclone.channels.gates import Gated, gate_vector
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
@@ -51,6 +51,8 @@ def localize(  # noqa: PLR0913 - public
     keep: float = 0.5,
     budget: str = "channels",
     allocation: str | None = None,
+    round_to: int = 1,
+    latency_batch: int = 1,
     seed: int = 0,
     steps: int = 100,
     batch_size: int = 64,
@@ -80,13 +82,20 @@ def localize(  # noqa: PLR0913 - public
         ``"random"``: by chance.
     keep, budget
         How much to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the
-        source's parameters (``"params"``) or of its MACs (``"macs"``). The size is that of :func:`netclone.extract`'s
-        result, which has only the outputs of ``classes``. At least one unit of every group stays.
+        source's parameters (``"params"``), of its MACs (``"macs"``), or of the time it takes (``"latency"``), measured
+        here and now for ``latency_batch`` images. The size is that of :func:`netclone.extract`'s result, which has only
+        the outputs of ``classes``; for ``"latency"`` its BatchNorms are folded. At least one unit of every group stays.
     allocation
-        How a budget of parameters or MACs is divided among the groups: ``"global"``, by score and cost; ``"uniform"``,
-        the same share of each. None: global for ``"local"``, uniform for the other methods.
+        How a budget of parameters, MACs or time is divided among the groups: ``"global"``, by score and cost;
+        ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the other methods.
+    round_to
+        Keep widths that are multiples of this many channels, such as 8, which some hardware is faster with. Groups of
+        less than twice that many channels are not rounded.
+    latency_batch
+        Images at a time, for ``budget="latency"``.
     seed
-        Seed of everything random; the same seed gives the same mask.
+        Seed of everything random; the same seed gives the same mask, but for ``budget="latency"``: no two measurements
+        of time are the same.
     steps, batch_size
         Number of steps (of ``"local"``), and samples per step.
     augment
@@ -132,6 +141,7 @@ def localize(  # noqa: PLR0913 - public
             "method='magnitude'"
         )
     _check_allocation(allocation, budget)
+    measure = Measure(budget, round_to, latency_batch, workers)
     place = device_named(device)
     samples = None if data is None else gather(data, "data", place)
     if place is not None and isinstance(source, nn.Module):
@@ -144,11 +154,11 @@ def localize(  # noqa: PLR0913 - public
     groups = channel_groups(source, example_inputs)
     count = groups.outputs
     wanted = check_classes(classes, count)
-    divided = _divided(groups, wanted, allocation or _USUAL[method], keep, budget)
-    share = channel_share(groups, keep, budget, wanted) if divided is None else keep
+    divided = _divided(groups, wanted, allocation or _USUAL[method], keep, measure)
+    share = channel_share(groups, keep, measure, wanted) if divided is None else keep
 
     def best(scores: Sequence[Tensor]) -> ChannelMask:
-        flags = _flags(groups, scores, share) if divided is None else divided.exact_flags(scores, share)
+        flags = _flags(groups, scores, share, round_to) if divided is None else divided.exact_flags(scores, share)
         return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
 
     def ranked(scores: Sequence[Tensor]) -> list[Tensor]:
@@ -174,7 +184,7 @@ def localize(  # noqa: PLR0913 - public
         start = list(_standardised(torch.cat(scores)).split([len(score) for score in scores]))
 
     def choose(scores: Sequence[Tensor], share: float) -> list[Tensor]:
-        return _flags(groups, scores, share) if divided is None else divided.flags(scores, share)
+        return _flags(groups, scores, share, round_to) if divided is None else divided.flags(scores, share)
 
     around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
     return best(
@@ -192,24 +202,23 @@ def localize(  # noqa: PLR0913 - public
 
 
 def _divided(
-    groups: ChannelGroups, classes: tuple[int, ...], allocation: str, keep: float, budget: str
+    groups: ChannelGroups, classes: tuple[int, ...], allocation: str, keep: float, measure: Measure
 ) -> Allocation | None:
     """How a budget is divided among the groups; None if every group keeps the same share."""
-    if groups.groups and budget != "channels" and keep < 1 and allocation == "global":
-        return Allocation(groups, budget, classes)
+    if groups.groups and measure.budget != "channels" and keep < 1 and allocation == "global":
+        return Allocation(groups, measure, classes)
     return None
 
 
 def _check_allocation(allocation: str | None, budget: str) -> None:
-    check_budget(budget)
     if allocation not in (None, *ALLOCATIONS):
         raise ArgumentError(
             f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
         )
     if allocation == "global" and budget == "channels":
         raise ArgumentError(
-            "allocation: 'global' divides a budget of parameters or MACs; with budget='channels' every group keeps the "
-            "same share: give budget='params' or 'macs'"
+            "allocation: 'global' divides a budget of parameters, MACs or time; with budget='channels' every group "
+            "keeps the same share: give budget='params', 'macs' or 'latency'"
         )
 
 
@@ -229,11 +238,11 @@ def _by_cost(allocation: Allocation, scores: Sequence[Tensor]) -> list[Tensor]:
     return [((score.square() + floor) / cost).log() for score, cost in zip(scores, allocation.unit_costs, strict=True)]
 
 
-def _flags(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> list[Tensor]:
+def _flags(groups: ChannelGroups, scores: Sequence[Tensor], share: float, round_to: int) -> list[Tensor]:
     """Per group, True for the best ``share`` of the units (at least one); ties go to the first."""
     flags = []
     for group, score in zip(groups.groups, scores, strict=True):
-        best = torch.sort(score.detach(), descending=True, stable=True).indices[: units_kept(group, share)]
+        best = torch.sort(score.detach(), descending=True, stable=True).indices[: units_kept(group, share, round_to)]
         flags.append(torch.zeros(len(score), dtype=torch.bool).index_fill_(0, best.cpu(), True))
     return flags
 

@@ -1,0 +1,74 @@
+"""How long graphs take: every node of one, and one beside another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+ROUNDS = 12
+"""Runs of each graph, in turn. The fastest counts: whatever else the machine does only ever makes a run slower."""
+
+
+class _Clock(fx.Interpreter):
+    """Times every node, and remembers the fastest of its runs."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.seconds: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        started = time.perf_counter()
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            _wait(value)
+        self.seconds[n.name] = min(time.perf_counter() - started, self.seconds.get(n.name, float("inf")))
+        return value
+
+
+def seconds_of_nodes(graph: fx.GraphModule, images: Tensor, rounds: int = ROUNDS) -> dict[str, float]:
+    """The time that each node takes for a batch of images ``(N, ...)``, in seconds, by its name.
+
+    Examples
+    --------
+    >>> graph = fx.symbolic_trace(torch.nn.Linear(4, 2))
+    >>> sorted(seconds_of_nodes(graph, torch.zeros(1, 4), 1))
+    ['bias', 'input_1', 'linear', 'output', 'weight']
+    """
+    clock = _Clock(graph)
+    with torch.no_grad():
+        for _ in range(rounds):
+            clock.run(images)
+    nothing = min(clock.seconds.values())  # what the interpreter itself takes
+    return {name: seconds - nothing for name, seconds in clock.seconds.items()}
+
+
+def relative_time(model: Callable[[Tensor], Any], other: Callable[[Tensor], Any], images: Tensor) -> float:
+    """The time that a model takes for images ``(N, ...)``, as a share of another's. Measured in turn, without gradient.
+
+    Examples
+    --------
+    >>> 0.1 < relative_time(torch.relu, torch.relu, torch.zeros(1, 10_000)) < 10
+    True
+    """
+    fastest = [float("inf"), float("inf")]
+    with torch.no_grad():
+        for number in range(ROUNDS + 2):
+            for which, run in enumerate((model, other)):
+                _wait(images)
+                started = time.perf_counter()
+                run(images)
+                _wait(images)
+                if number >= 2:  # the first two warm up
+                    fastest[which] = min(fastest[which], time.perf_counter() - started)
+    return fastest[0] / fastest[1]
+
+
+def _wait(tensor: Tensor) -> None:
+    """Wait for a device that works on its own."""
+    synchronize = getattr(getattr(torch, tensor.device.type, None), "synchronize", None)
+    if synchronize is not None:
+        synchronize()
