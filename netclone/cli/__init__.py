@@ -1,4 +1,4 @@
-"""The command line: arguments in, tables out; what it does is done elsewhere. One module for each command."""
+"""The command line, one module per command: it reads options, calls other rooms, and prints results."""
 
 # ruff: noqa: I001  the order of the imports is that of the commands in the help
 from netclone.cli.application import app

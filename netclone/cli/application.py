@@ -58,27 +58,23 @@ SkipBroken = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 ImgSize = Annotated[
-    int | None, typer.Option(min=1, help="Side of the input images in pixels. Default: what the model's weights say.")
+    int | None, typer.Option(min=1, help="Side of the input images in pixels. Default: the model's own.")
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(help="Mean to normalise images by, such as 0.5 or 0.485,0.456,0.406. Default: what the weights say."),
+    typer.Option(help="Mean to normalise images by, such as 0.5 or 0.485,0.456,0.406. Default: the model's own."),
 ]
-Std = Annotated[
-    str | None, typer.Option(help="Standard deviation to normalise images by. Default: what the weights say.")
-]
+Std = Annotated[str | None, typer.Option(help="Standard deviation to normalise images by. Default: the model's own.")]
 Interpolation = Annotated[
     str | None,
     typer.Option(
-        help="How images are resized. Default: what the weights say.",
+        help="How images are resized. Default: the model's own.",
         autocompletion=lambda: ["bilinear", "bicubic", "nearest", "lanczos", "hamming", "box"],
     ),
 ]
 CropPct = Annotated[
     float | None,
-    typer.Option(
-        help="Share of an image's side that the centre crop keeps, such as 0.875. Default: what the weights say."
-    ),
+    typer.Option(help="Share of an image's side that the centre crop keeps, such as 0.875. Default: the model's own."),
 ]
 UseEma = Annotated[
     bool | None,
@@ -120,14 +116,14 @@ def main(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
-    """What every command shares."""
+    """Options of all commands."""
     _DEBUG.set(debug)
     if verbose:
         context.with_resource(_logged())
 
 
 class _Log(logging.Handler):
-    """Prints records to stderr as it is at the time: where bars are drawn, above them."""
+    """Prints log records to the current stderr, above any progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f"{record.name}: {record.getMessage()}"
@@ -136,7 +132,7 @@ class _Log(logging.Handler):
 
 @contextmanager
 def _logged() -> Iterator[None]:
-    """Show everything that netclone logs."""
+    """Print everything that netclone logs."""
     logger, handler = logging.getLogger("netclone"), _Log()
     before = logger.level
     logger.addHandler(handler)
@@ -150,16 +146,16 @@ def _logged() -> Iterator[None]:
 
 @dataclass
 class Telling:
-    """Whether warnings are shown: of several processes that share a run, the first one's are enough."""
+    """Whether warnings are shown; if several processes share a run, only the first one's are."""
 
     warnings: bool = True
 
 
 @contextmanager
 def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator[Telling]:
-    """Print warnings and errors in one line each, and exit with 1, or with 130 when interrupted.
+    """Print each warning and error in one line, and exit with 1, or with 130 if interrupted.
 
-    An interrupt that has a message says what is kept. With ``netclone --debug`` errors are raised as they are.
+    The message of an interrupt says what is kept. With ``netclone --debug``, errors keep their traceback.
     """
     errors, telling = Console(stderr=True), Telling()
     with warnings.catch_warnings(record=True) as caught:
@@ -190,7 +186,7 @@ def reported(interrupted: str = "Interrupted: nothing was written.") -> Iterator
 def images_of(
     img_size: int | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
 ) -> dict[str, Any]:
-    """What the options say about the preprocessing of images, by timm's names."""
+    """The options for the preprocessing of images, by timm's names."""
     said = {
         "input_size": None if img_size is None else [3, img_size, img_size],
         "mean": None if mean is None else _numbers(mean, "--mean"),
@@ -209,7 +205,7 @@ def _numbers(text: str, option: str) -> list[float]:
 
 
 def note(line: str) -> None:
-    """Print a line for a person, beside the result."""
+    """Print a line for the user to stderr, apart from the result."""
     _say(Console(stderr=True), f"Note: {line}")
 
 
@@ -219,19 +215,19 @@ def print_json(facts: Mapping[str, Any]) -> None:
 
 
 def print_written(console: Console, *paths: Path, more: str = "") -> None:
-    """Print which files were written."""
+    """Print the names of the written files."""
     files = ", ".join(str(path) for path in paths)
     _say(console, f"Written: {files}{more}")
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
-    """Print a line as plain text: what it quotes from files is neither markup nor control characters."""
+    """Print a line as plain text, so that quotations from files are neither markup nor control characters."""
     plain = "\n".join(as_plain_text(part) for part in line.splitlines())
     console.print(plain, style=style, markup=False, soft_wrap=True, highlight=False)
 
 
 def shown(path: Path) -> str:
-    """A path without what is particular to this machine, for a command that others may repeat."""
+    """A path without its machine-specific part, for a command that others can repeat."""
     return path.name if path.is_absolute() or ".." in path.parts else str(path)
 
 

@@ -36,7 +36,7 @@ def bench(
         bool, typer.Option("--report", help="Run nothing; write tables and plots again from results.json in --out.")
     ] = False,
 ) -> None:
-    """Run a suite, or write up one that was run."""
+    """Run a suite, or write the results of an earlier run again."""
     console = Console()
     with reported("Interrupted: finished runs are kept; run the same command again to continue."):
         from netclone.benchmarking import (  # slow to import, and not needed to show help

@@ -37,7 +37,7 @@ from netclone.runtime.bars import Bars
     rich_help_panel=GRAFT,
     help="Clone classes of a source network, fit the clone to a target network, and write it to a file.\n\n"
     "The clone is a slim part of the source that recognises these classes. netclone inject grafts it onto the target. "
-    "Images are preprocessed as the target's weights say, unless --img-size, --mean and so on say otherwise; if the "
+    "Images are preprocessed for the target, with its own settings unless you pass --img-size, --mean, ... If the "
     "source needs other preprocessing, the clone converts the images itself. Pass --target-data if you can: without "
     "images of the target's classes, new logits are calibrated against old ones only roughly.\n\n"
     "Stopped runs can be continued: run the same command again.",
@@ -75,7 +75,7 @@ def clone(
     search: Annotated[
         Search,
         typer.Option(
-            help="Which positions auto tries. early: from the deepest on until validation stops improving, then the "
+            help="Which positions auto tries. early: from the deepest up until validation stops improving, then the "
             "input. all: every position."
         ),
     ] = "early",
@@ -116,7 +116,7 @@ def clone(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers: same seed, same result.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Clone, print what came out, and write it."""
+    """Clone, print a description of the clone, and write it."""
     with reported() as telling:
         from netclone.runtime import sharing  # slow to import, and not needed to show help
         from netclone.workflows import deploying

@@ -53,8 +53,8 @@ def evaluate(
     source: Annotated[
         str | None,
         typer.Option(
-            help="The network that the clone was made from, named in the same ways as MODEL. Measures how similar the "
-            "clone's logits are to its, too."
+            help="The network that the clone was made from, named in the same ways as MODEL. Measures the similarity "
+            "of their logits, too."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The clone to compare with --source, if there are several.")] = None,
@@ -69,7 +69,7 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Print scores and cost."""
+    """Evaluate, and print scores and cost."""
     with reported():
         from netclone.workflows import examining  # slow to import, and not needed to show help
 

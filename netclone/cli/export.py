@@ -27,7 +27,7 @@ from netclone.cli.application import (
 )
 
 Format = Literal["onnx", "pt2"]
-"""Files that other runtimes read."""
+"""File formats that other runtimes read."""
 
 
 @app.command(
@@ -49,7 +49,7 @@ def export(
     use_ema: UseEma = None,
     as_json: Json = False,
 ) -> None:
-    """Write a file for another runtime."""
+    """Export a network, and print how far its logits differ."""
     console = Console(stderr=as_json)
     with reported():
         from netclone.models.loading import load_model  # slow to import, and not needed to show help

@@ -57,7 +57,7 @@ def inject(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Graft, and print what the columns of the result are."""
+    """Graft, and print what the columns of the result stand for."""
     with reported():
         from netclone.workflows import deploying  # slow to import, and not needed to show help
 

@@ -40,7 +40,7 @@ def inspect(
 
 
 def show(file: Path, as_json: bool, written: bool = False) -> None:
-    """Print what a clone's file says, and, for a person, that it was written where it was."""
+    """Print the content of a clone's header and, unless as JSON, that the file was written."""
     from netclone.files import inspecting  # slow to import, and not needed to show help
 
     inspection = inspecting.inspect(file)

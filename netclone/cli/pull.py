@@ -16,7 +16,7 @@ from netclone.cli.inspect import show
 @app.command(
     rich_help_panel=SHIP,
     help="Download a clone from a repository on the Hugging Face Hub, check it, and write it to a file.\n\n"
-    "It is read as data alone: no pickle, no code.",
+    "It is read as plain data: no pickle, no code.",
     epilog="Example: netclone pull me/herons --out herons.safetensors",
 )
 def pull(
@@ -26,7 +26,7 @@ def pull(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Write a published clone."""
+    """Download a clone and write it."""
     with reported():
         from netclone.files import publishing  # slow to import, and not needed to show help
 

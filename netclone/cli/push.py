@@ -32,7 +32,7 @@ def push(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Publish a clone."""
+    """Upload a clone."""
     console = Console(stderr=True)
     with reported("Interrupted: nothing was uploaded, though the repository may have been created."):
         from netclone.files import publishing  # slow to import, and not needed to show help

@@ -25,7 +25,7 @@ def remove(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove, and print which clones are left."""
+    """Remove a clone, and print which ones are left."""
     with reported():
         from netclone.workflows import deploying  # slow to import, and not needed to show help
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Check that a grafted network gives the target's own logits, bit by bit, in every way it may be called.\n\n"
-    "That is: with gradient, under no_grad and in inference_mode; in float32, bfloat16 and float16; with channels "
+    help="Check that a grafted network gives the target's own logits, bit by bit, however it is called.\n\n"
+    "It is called with gradients, under no_grad and in inference_mode; in float32, bfloat16 and float16; with channels "
     "last; for batches of 1 to 9; on one and two threads. Exits with 1 if a bit differs, and names mode and node.",
     epilog="Example: netclone verify grafted.safetensors --target timm/resnet18@birds.safetensors --data images",
 )
@@ -35,7 +35,7 @@ def verify(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Print what was compared."""
+    """Compare, and print the outcome."""
     with reported():
         from netclone.workflows import verifying  # slow to import, and not needed to show help
 

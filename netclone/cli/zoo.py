@@ -38,7 +38,8 @@ def zoo(
         float,
         typer.Option(
             min=0,
-            help="Million parameters up to which a network gets weights; of larger ones only shapes are checked.",
+            help="Largest network that gets random weights, in millions of parameters; of larger ones only the "
+            "structure is checked.",
         ),
     ] = 60,
     seconds: Annotated[float, typer.Option(min=1, help="Time limit per network, in seconds.")] = 180,
@@ -49,7 +50,7 @@ def zoo(
         bool, typer.Option("--report", help="Run nothing; write the table again from zoo.json in --out.")
     ] = False,
 ) -> None:
-    """Sweep the zoo, or write up one that was swept; leaves with 1 if a network fails."""
+    """Check networks, or write the table of an earlier sweep again; exits with 1 if a network failed."""
     console = Console()
     with reported("Interrupted: finished networks are kept; run the same command again to continue."):
         from netclone.zoo import Limits, names, read, smallest, sweep, write  # slow to import, not needed to show help
