@@ -217,7 +217,11 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(module, name, call)
 
-    places = {method: ("localize", "slim_down", "distill"), planning: ("slim_down",), searching: ("features_at", "fit")}
+    places = {
+        method: ("localize", "slim_down", "distill"),
+        planning: ("slim_down",),
+        searching: ("features_at", "fit", "fit_classifier"),
+    }
     for module, names in places.items():
         for name in names:
             counted(module, name)
@@ -233,7 +237,8 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
         "slim_down": 2,  # all of the source first, to see that it can be certified
         "distill": 1,
         "features_at": 3 * len(inner),  # of the target there, to train and to validate; of the slim source at its cut
-        "fit": len(tried) + 1,  # the best is fitted on
+        "fit": len(inner) + (found.at != "input"),  # the best is fitted on
+        "fit_classifier": 1,  # at the input, where there is no adapter: at once on all samples
     }
 
 

@@ -89,8 +89,9 @@ def test_wherever_it_ends_it_goes_on_to_the_same_clone(whole, tmp_path, monkeypa
         counted(name)
     module = cloned(path)
     assert same(module, whole)
-    tried = len(whole.spec.search)
-    fits = {"distill": tried + 1, "fit": tried + 1 - (calls - 1), "_finished": 1}[function]
+    longer = int(whole.at != "input")  # where there is no adapter, the classifier is fitted in closed form each time
+    fits = len(whole.spec.search) - 1 + longer
+    fits = {"distill": fits, "fit": fits - (calls - 1), "_finished": longer}[function]
     assert counts == {"localize": 0, "distill": int(function == "distill"), "fit": fits}
 
 

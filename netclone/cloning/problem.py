@@ -33,6 +33,7 @@ class Problem:
     clone_set: tuple[Samples, ...]  # training samples with the source's labels; old ones as it sees them
     images: Tensor
     labels: Tensor  # columns of the grafted model
+    shows: Tensor  # for each image the sample that it shows: itself, or the one it is a view of
     train: Tensor  # indices into images
     validation: Tensor
     classes: tuple[int, ...]
@@ -85,6 +86,7 @@ class Problem:
             clone_set=clone_set,
             images=images,
             labels=labels,
+            shows=torch.arange(len(images), device=images.device),
             train=train,
             validation=held_out,
             classes=classes,
@@ -129,6 +131,7 @@ class Problem:
             self,
             images=torch.cat([self.images, views]),
             labels=torch.cat([self.labels, self.labels[seen]]),
+            shows=torch.cat([self.shows, seen]),
             logits=torch.cat([self.logits, in_batches(self.target, views, self.batch_size, self.workers)]),
             train=train,
             recipe=replace(self.recipe, epochs=math.ceil(self.recipe.epochs * len(self.train) / len(train))),

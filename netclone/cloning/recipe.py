@@ -37,7 +37,8 @@ class Recipe:
         full source into the slim one after that (0: none). ``reconstruct=False``: the paper's plain copy, without both.
     epochs, batch_size, validation
         Epochs of the fit at the chosen position (25 steps at each candidate), samples per step, and the share of the
-        samples that is held out to choose by.
+        samples that is held out to choose by. At the input the classifier alone is fitted, which takes no epochs
+        (0: nothing is fitted).
     augment
         ``augment(images, generator)`` returns another view of a batch, flipped, for example. All randomness has to come
         from the generator, which is on the CPU. Mask and distillation then see a new view at every step, adapter and

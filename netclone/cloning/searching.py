@@ -21,6 +21,7 @@ from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import said_preparation
 from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
+from netclone.learning.choosing import fit_classifier
 from netclone.learning.data import in_batches
 
 BRIEF = 25  # steps, for each candidate position
@@ -36,20 +37,30 @@ class _Fit:
     trained: Branch  # the same adapter and classifier, without the part whose outputs are computed already
     train: Cached
     held_out: Cached
+    shows: Tensor  # the sample that each row of train, and then of held_out, shows
+    evidence: tuple[tuple[str, float], ...] = ()  # what else of the fit there is to know
+
+    @property
+    def closed(self) -> bool:
+        """Whether the classifier alone is fitted: a convex problem, solved at once and not in epochs."""
+        return isinstance(self.trained.adapter, nn.Identity)
 
     def run(self, problem: Problem, epochs: int, how: str = "") -> float:
-        """Train for some epochs and return the validation score; a second call goes on where the first ended."""
-        return fit(
-            self.trained,
-            self.train,
-            self.held_out,
-            epochs=epochs,
-            calibrate="calibration" not in problem.recipe.without,
-            loop=problem.loop(f"fit at {self.place.at}{how}"),
+        """Fit and return the validation score; a second call for an adapter goes on where the first ended."""
+        loop, calibrate = problem.loop(f"fit at {self.place.at}{how}"), "calibration" not in problem.recipe.without
+        if not self.closed or not epochs:
+            return fit(self.trained, self.train, self.held_out, epochs=epochs, calibrate=calibrate, loop=loop)
+        score, choice = fit_classifier(
+            self.trained, self.train, self.held_out, self.shows, calibrate=calibrate, loop=loop
         )
+        self.evidence = () if choice is None else choice.told()
+        loop.tell(epochs, epochs)
+        return score
 
     def resumed(self, problem: Problem, epochs: int) -> float:
         """As :meth:`run`; takes weights and score from an earlier process if it got that far."""
+        if self.closed:
+            return self.run(problem, epochs)
         name, parts = f"fit at {self.place.at}", nn.ModuleList([self.trained.adapter, self.trained.classifier])
         findings = problem.run.found
         found = findings.recall(name)
@@ -99,11 +110,13 @@ def search(
     problem.run.tell("search", len(plan), len(plan))
     score, chosen = best
     if brief:
-        if len(train) < len(problem.train):
+        some = len(train) < len(problem.train)
+        if some:
             chosen = _candidate(problem, slimmed, chosen.place, chosen.module.source_at, problem.train)
-        score = chosen.run(problem, problem.recipe.epochs, ", longer")
-    spec = {"scores": (("validation", score),), "search": tuple(tried)}
-    return _finished(problem, chosen).with_spec(**spec)
+        if some or not chosen.closed:
+            score = chosen.run(problem, problem.recipe.epochs, ", longer")
+    scores = (("validation", score), *chosen.evidence)
+    return _finished(problem, chosen).with_spec(scores=scores, search=tuple(tried))
 
 
 def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
@@ -142,7 +155,8 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)
         held_out = replace(held_out, features=in_batches(branch, held_out.features, *by))
-    return _Fit(place, module, whole, trained, train, held_out)
+    shows = torch.cat([problem.shows[samples], problem.shows[problem.validation]])
+    return _Fit(place, module, whole, trained, train, held_out, shows)
 
 
 def _finished(problem: Problem, chosen: _Fit) -> CloneModule:

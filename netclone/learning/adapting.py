@@ -164,15 +164,21 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(size, classes)
 
     def forward(self, module_features: Tensor, target_logits: Tensor) -> Tensor:
-        seen = self._seen(module_features, target_logits)
+        own, given, seen = self.terms(module_features, target_logits)
+        new = self.scale * own
+        if given is not None:
+            new = new + given
+        return new + self.linear(seen)
+
+    def terms(self, module_features: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the new logits are made of: ``scale * own + given + linear(seen)``; ``given``: None where not gated."""
+        seen = (self._seen(module_features, target_logits) - self.mean) / self.std
         own = module_features if self.source is None else self.source(module_features)
         new = own[:, : self.classes]
-        if self.gated:
-            rest = torch.logsumexp(own[:, self.classes :], 1, keepdim=True)
-            new = self.scale * (new - rest) + torch.logsumexp(target_logits, 1, keepdim=True)
-        else:
-            new = self.scale * new
-        return new + self.linear((seen - self.mean) / self.std)
+        if not self.gated:
+            return new, None, seen
+        rest = torch.logsumexp(own[:, self.classes :], 1, keepdim=True)
+        return new - rest, torch.logsumexp(target_logits, 1, keepdim=True), seen
 
     def _seen(self, module_features: Tensor, target_logits: Tensor) -> Tensor:
         return torch.cat([module_features, target_logits], 1) if self.both else module_features
@@ -228,6 +234,12 @@ class Cached:
     def __getitem__(self, index: Tensor) -> Cached:
         return Cached(self.features[index], self.logits[index], self.labels[index])
 
+    def over_kinds(self, values: Tensor) -> float:
+        """The mean of the means of ``values (N,)`` over old and over new samples; of the one kind where it is alone."""
+        is_old = self.labels < self.logits.shape[1]
+        kinds = [kind for kind in (is_old, ~is_old) if bool(kind.any())]
+        return float(torch.stack([values[kind].mean() for kind in kinds]).mean())
+
 
 def fit(
     branch: Branch,
@@ -266,7 +278,7 @@ def fit(
     if joint or not branch.classifier.gated:  # otherwise the source's own odds stay: nothing here could improve them
         groups.append({"params": [p for p in branch.classifier.parameters() if p.requires_grad], "lr": 1e-2})
     if not any(group["params"] for group in groups):
-        return _validated(branch, validation, batch_size, workers)[0]
+        return validated(branch, validation, batch_size, workers)[0]
     optimizer = torch.optim.Adam(groups)
     steps = epochs * max(1, math.ceil(len(train) / batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -284,7 +296,7 @@ def fit(
 
     best, best_state = (-1.0, 0.0), None
     for epoch in range(epochs + 1):
-        score = _validated(branch, validation, batch_size, workers)
+        score = validated(branch, validation, batch_size, workers)
         if score > best:
             best, best_state = score, copy.deepcopy({k: v.state_dict() for k, v in _trained(branch).items()})
         if epoch == epochs:
@@ -301,11 +313,11 @@ def fit(
     for name, module in _trained(branch).items():
         module.load_state_dict(best_state[name])
     if calibrate and not joint and not branch.classifier.gated:
-        set_threshold(branch, train, batch_size, workers=workers)
-    return _validated(branch, validation, batch_size, workers)[0]
+        set_threshold(branch, train, batch_size, workers)
+    return validated(branch, validation, batch_size, workers)[0]
 
 
-def set_threshold(branch: Branch, train: Cached, batch_size: int, share: float = 0.9, workers: Workers = ALONE) -> None:
+def set_threshold(branch: Branch, train: Cached, batch_size: int, workers: Workers = ALONE, share: float = 0.9) -> None:
     """Shift the new logits so that they win on ``share`` of the new-class samples, for want of old ones."""
     with torch.no_grad():
         new = outputs(branch, train, batch_size, workers).amax(1)
@@ -325,14 +337,12 @@ def outputs(branch: Branch, cached: Cached, batch_size: int, workers: Workers = 
     return team.joined(torch.cat(parts))
 
 
-def _validated(branch: Branch, cached: Cached, batch_size: int, workers: Workers) -> tuple[float, float]:
+def validated(branch: Branch, cached: Cached, batch_size: int, workers: Workers = ALONE) -> tuple[float, float]:
     """Mean of old-class and new-class accuracy over all columns, and the negative cross entropy to break ties."""
     logits = torch.cat([cached.logits, outputs(branch, cached, batch_size, workers)], 1)
     right = (logits.argmax(1) == cached.labels).double()
     losses = F.cross_entropy(logits, cached.labels, reduction="none").double()
-    is_old = cached.labels < cached.logits.shape[1]
-    kinds = [kind for kind in (is_old, ~is_old) if bool(kind.any())]
-    return tuple(float(torch.stack([value[kind].mean() for kind in kinds]).mean()) for value in (right, -losses))  # type: ignore[return-value]
+    return cached.over_kinds(right), cached.over_kinds(-losses)
 
 
 def _trained(branch: Branch) -> dict[str, nn.Module]:

@@ -1,0 +1,240 @@
+"""fit_classifier(branch, ...) -> score, Choice: how much of a classifier is fitted, by cross-validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from netclone.errors import FitError
+from netclone.learning.adapting import Branch, Cached, Classifier, set_threshold, validated
+from netclone.learning.data import OLD_WEIGHT, balance
+from netclone.learning.stepping import Loop
+
+FOLDS = 5
+NO_FIT = "no fit"
+FITS: dict[str, float | None] = {
+    "scale and bias": None,
+    "linear, weights about 0.03": 0.03,
+    "linear, weights about 0.1": 0.1,
+    "linear, weights about 0.3": 0.3,
+}
+"""What may be fitted: scale and bias alone, or the linear part too, whose weights have a prior of this deviation."""
+PRIOR = 1.0  # the deviation of scale and bias from where they start
+SURE = 1.0  # standard errors by which the loss of a fit has to be lower than that of no fit
+STEPS = 100  # of L-BFGS at most
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a classifier was fitted, and how each candidate did on the samples it was not fitted to.
+
+    ``scores`` are balanced accuracies in [0, 1] by candidate, ``losses`` mean balanced cross entropies; ``right (N,)``
+    says of each row whether what was chosen gave it its class.
+    """
+
+    fit: str
+    scores: tuple[tuple[str, float], ...]
+    losses: tuple[tuple[str, float], ...]
+    right: Tensor
+
+    def told(self) -> tuple[tuple[str, float], ...]:
+        """Accuracy and loss of every candidate by name, for a clone's spec; the name says which was chosen."""
+        mark = {self.fit: " (chosen)"}
+        return tuple(
+            (f"{what}, {name}{mark.get(name, '')}", value)
+            for what, values in (("left out", self.scores), ("loss left out", self.losses))
+            for name, value in values
+        )
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What is fitted of a classifier."""
+
+    scale: Tensor
+    bias: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples as the fit sees them, in float64: a new logit is ``scale * own + given + weight @ seen + bias``."""
+
+    own: Tensor
+    given: Tensor
+    seen: Tensor
+    logits: Tensor
+    labels: Tensor
+    shows: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> _Rows:
+        return _Rows(*(tensor[chosen] for tensor in vars(self).values()))
+
+    def outputs(self, numbers: _Numbers) -> Tensor:
+        """Old and new logits, side by side."""
+        new = numbers.scale * self.own + self.given + self.seen @ numbers.weight.T + numbers.bias
+        return torch.cat([self.logits, new], 1)
+
+    def losses(self, outputs: Tensor) -> Tensor:
+        """The cross entropy of each row."""
+        return F.cross_entropy(outputs, self.labels, reduction="none")
+
+    def weights(self, old_weight: float) -> Tensor:
+        """How much each row counts, one in the mean (see :func:`netclone.learning.data.balance`)."""
+        return balance(self.labels, self.logits.shape[1], old_weight).double()
+
+    def by_sample(self, values: Tensor) -> Tensor:
+        """The mean over the rows that show a sample, for each sample."""
+        _, place, count = self.shows.unique(return_inverse=True, return_counts=True)
+        return torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add(0, place, values) / count
+
+
+def fit_classifier(
+    branch: Branch, train: Cached, held_out: Cached, shows: Tensor, *, loop: Loop, calibrate: bool = True
+) -> tuple[float, Choice | None]:
+    """Fit the classifier alone on cached features, as far as cross-validation says that it gains (see :func:`choose`).
+
+    It is fitted to the held-out samples too. Without any old-class sample it stays as it starts if it knows the
+    source's other classes; if it does not, or without calibration, it is fitted to the training samples, new classes
+    among themselves, and without calibration gets no threshold afterwards.
+
+    Parameters
+    ----------
+    shows
+        The sample that each row of ``train``, and then of ``held_out``, shows.
+
+    Returns
+    -------
+    tuple[float, Choice | None]
+        Balanced accuracy on the held-out samples, which were classified without having been seen, and what was chosen;
+        None if there was nothing to choose.
+
+    Raises
+    ------
+    FitError
+        If the loss is not finite.
+    """
+    classifier, by, old = branch.classifier, (loop.batch_size, loop.workers), train.logits.shape[1]
+    if calibrate and bool((train.labels < old).any()):
+        both = Cached(*(torch.cat(parts) for parts in zip(_parts(train), _parts(held_out), strict=True)))
+        choice = choose(classifier, both, shows, loop.generator)
+        return held_out.over_kinds(choice.right[len(train) :].double()), choice
+    if calibrate and classifier.gated:  # the source's own odds stand: nothing here could better them
+        return validated(branch, held_out, *by)[0], None
+    new = (train.labels >= old).nonzero().flatten()
+    choice = choose(classifier, train[new], shows[new], loop.generator, joint=False)
+    if calibrate:
+        set_threshold(branch, train, *by)
+    return validated(branch, held_out, *by)[0], choice
+
+
+def choose(
+    classifier: Classifier, samples: Cached, shows: Tensor, generator: torch.Generator, *, joint: bool = True
+) -> Choice:
+    """Fit of a classifier, in place, what gains: nothing, scale and bias, or the linear part as well.
+
+    Each candidate is a convex problem: the cross entropy over old and new logits, and a normal prior about the
+    classifier as it starts. It is solved without one fold of the samples after the other, and judged on the fold left
+    out. A fit counts if its loss there is lower than that of no fit by a standard error, and its balanced accuracy is
+    not lower. The one of the lowest loss is solved on all samples. If none counts, the classifier stays as it starts.
+
+    Parameters
+    ----------
+    classifier
+        At its start (see :meth:`Classifier.start`).
+    samples
+        The module's features ``(N, F)``, the target's logits, and the labels.
+    shows
+        The sample that each row shows ``(N,)``: views of one sample are left out together.
+    generator
+        What the folds are drawn from, class by class.
+    joint
+        False: all samples are of new classes, whose logits are fitted and judged among themselves.
+
+    Raises
+    ------
+    FitError
+        If a loss is not finite.
+    """
+    columns = samples.logits.shape[1] if joint else 0
+    with torch.no_grad():
+        own, given, seen = classifier.terms(samples.features, samples.logits)
+    given = torch.zeros_like(own[:, :1]) if given is None else given
+    labels = samples.labels - (samples.logits.shape[1] - columns)
+    rows = _Rows(own.double(), given.double(), seen.double(), samples.logits[:, :columns].double(), labels, shows)
+    linear = classifier.linear
+    start = _Numbers(*(part.detach().double() for part in (classifier.scale, linear.bias, linear.weight)))
+    outputs = _left_out(rows, start, _folds(rows, generator))
+    losses = {name: rows.by_sample(rows.losses(out) * rows.weights(OLD_WEIGHT)) for name, out in outputs.items()}
+    right = {name: out.argmax(1) == rows.labels for name, out in outputs.items()}
+    scores = {name: float(rows.by_sample(hit * rows.weights(1.0)).mean()) for name, hit in right.items()}
+    means = {name: float(loss.mean()) for name, loss in losses.items()}
+
+    def counts(name: str) -> bool:
+        gain = losses[NO_FIT] - losses[name]
+        error = gain.std(unbiased=False) / len(gain) ** 0.5
+        return bool(gain.mean() > SURE * error) and scores[name] >= scores[NO_FIT]
+
+    fit = min([NO_FIT, *filter(counts, FITS)], key=means.__getitem__)
+    if fit != NO_FIT:
+        found = _solved(rows, start)[fit]
+        with torch.no_grad():
+            for part, number in zip((classifier.scale, linear.bias, linear.weight), vars(found).values(), strict=True):
+                part.copy_(number)
+    return Choice(fit, tuple(scores.items()), tuple(means.items()), right[fit])
+
+
+def _parts(cached: Cached) -> tuple[Tensor, Tensor, Tensor]:
+    return cached.features, cached.logits, cached.labels
+
+
+def _folds(rows: _Rows, generator: torch.Generator) -> Tensor:
+    """The fold of each row ``(N,)``: of every class about as many samples in each, all rows of a sample in one."""
+    row_of = {sample: row for row, sample in enumerate(rows.shows.tolist())}
+    samples = torch.tensor(list(row_of), device=rows.labels.device)
+    labels = rows.labels[list(row_of.values())]
+    order = torch.randperm(len(samples), generator=generator).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]  # class by class, and dealt out in turn
+    fold = torch.zeros(int(samples.max()) + 1, dtype=torch.long, device=labels.device)
+    fold[samples[order]] = torch.arange(len(samples), device=labels.device) % FOLDS
+    return fold[rows.shows]
+
+
+def _left_out(rows: _Rows, start: _Numbers, fold: Tensor) -> dict[str, Tensor]:
+    """The outputs of each candidate, for every fold by what was solved without it."""
+    outputs = {name: rows.outputs(start) for name in (NO_FIT, *FITS)}
+    if not bool(torch.isfinite(rows.losses(outputs[NO_FIT])).all()):
+        raise FitError("fitting the classifier: the loss is not finite; check the data's scale")
+    for number in fold.unique().tolist():
+        out = fold == number
+        if not bool(out.all()):
+            for name, found in _solved(rows[~out], start).items():
+                outputs[name][out] = rows[out].outputs(found)
+    return outputs
+
+
+def _solved(rows: _Rows, start: _Numbers) -> dict[str, _Numbers]:
+    """What each candidate finds on these samples; each begins where the one before it ended."""
+    weights, count = rows.weights(OLD_WEIGHT), len(rows.shows.unique())
+    now = _Numbers(*(part.clone().requires_grad_(True) for part in vars(start).values()))
+    found = {}
+    for name, deviation in FITS.items():
+        parts = [now.scale, now.bias] if deviation is None else list(vars(now).values())
+        optimizer = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+        def loss(deviation: float | None = deviation, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            moved = (now.scale - start.scale).square() + (now.bias - start.bias).square().sum()
+            prior = moved / PRIOR**2
+            if deviation is not None:
+                prior = prior + (now.weight - start.weight).square().sum() / deviation**2
+            value = (rows.losses(rows.outputs(now)) * weights).mean() + prior / (2 * count)
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        optimizer.step(loss)  # type: ignore[arg-type, no-untyped-call, unused-ignore]
+        found[name] = _Numbers(*(part.detach().clone() for part in vars(now).values()))
+    return found
