@@ -25,6 +25,9 @@ Search = Literal["early", "all"]
 MixedPrecision = Literal["no", "bf16"]
 """The precisions of training, by accelerate's names; float16 is missing because it would need loss scaling."""
 
+StoredDtype = Literal["bf16", "int8"]
+"""What a file may hold weights in, beside their own dtype: bfloat16, or int8 with a scale for each row."""
+
 Ablation = Literal["adapter_start", "target_stream", "calibration"]
 """Parts of the method that can be left out, for ablations."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from netclone.arguments import Budget, Method, MixedPrecision, Search
+from netclone.arguments import Budget, Method, MixedPrecision, Search, StoredDtype
 from netclone.cli.application import (
     GRAFT,
     IMAGES,
@@ -102,6 +102,10 @@ def clone(
     latency_batch: Annotated[
         int, typer.Option(min=1, help="Images at a time when --budget latency measures the time.")
     ] = 1,
+    save_dtype: Annotated[
+        StoredDtype | None,
+        typer.Option(help="Store the weights in fewer bits: bf16 halves a float32 file, int8 quarters it."),
+    ] = None,
     mixed_precision: Annotated[
         MixedPrecision, typer.Option(help="bf16: learn in bfloat16 where torch.autocast does so.")
     ] = "no",
@@ -136,6 +140,7 @@ def clone(
             "mixed_precision": mixed_precision,
             "round_to": round_to,
             "latency_batch": latency_batch,
+            "save_dtype": save_dtype,
             "device": device,
         }
         telling.warnings = sharing.is_main()

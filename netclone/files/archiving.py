@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,12 +34,15 @@ from netclone.files.graphdata import (
     graph_to_data,
     shown,
 )
+from netclone.files.quantizing import STORED, dequantized, error_of, is_stored_in_fewer_bits, quantized
 from netclone.files.spec import CloneSpec, spec_from_data
 from netclone.graph.dry_run import dry_run
 from netclone.runtime.writing import check_place, write_file
 
-FORMAT_VERSION = 2
-"""Version of the files :func:`write_archive` writes, and the newest :func:`read_archive` reads."""
+FORMAT_VERSION = 3
+"""The newest version :func:`read_archive` reads. New in it are tensors in fewer bits; other files are written as 2."""
+
+_PLAIN_VERSION = 2
 
 _KEY = "netclone"
 _SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
@@ -53,7 +56,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of an archive; ``order`` lists its axes from the slowest to the fastest in memory."""
+    """One tensor of an archive; ``order`` lists its axes from the slowest to the fastest in memory.
+
+    Its bytes are of ``stored``, which may have fewer bits than ``dtype``, what it is read as. int8 has scales, too.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -63,6 +69,8 @@ class TensorEntry:
     order: tuple[int, ...]
     begin: int
     end: int
+    stored: torch.dtype
+    scale: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,9 @@ class ArchiveHeader:
     sha256: str
 
 
-def write_archive(body: fx.GraphModule, spec: CloneSpec, path: str | os.PathLike[str]) -> None:
+def write_archive(
+    body: fx.GraphModule, spec: CloneSpec, path: str | os.PathLike[str], dtype: str | None = None
+) -> None:
     """Write a graph with its tensors and a spec to one ``.safetensors`` file, whole or not at all.
 
     The file is checked as :func:`read_archive` checks it before anything is written, and it replaces ``path`` in one
@@ -91,7 +101,7 @@ def write_archive(body: fx.GraphModule, spec: CloneSpec, path: str | os.PathLike
     path = path_of(path)
     check_place(path)
     with _only_archive_errors(f"cannot save to '{path}'"):
-        content = _checked_bytes(body, spec)
+        content = _checked_bytes(body, spec, dtype)
     write_file(path, content)
 
 
@@ -203,18 +213,22 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 # Writing
 
 
-def _checked_bytes(body: fx.GraphModule, spec: CloneSpec) -> bytes:
+def _checked_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None = None) -> bytes:
     """A file's content, read once as :func:`read_archive` reads it."""
-    content = _archive_bytes(body, spec)
-    if _content_of(memoryview(content))[0].code != body.code:
+    content = _archive_bytes(body, spec, dtype)
+    read = _content_of(memoryview(content))[0]
+    if read.code != body.code:
         raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
-    return content
+    if dtype is None:
+        return content
+    return _archive_bytes(body, replace(spec, stored=((dtype, error_of(body, read, spec)),)), dtype)
 
 
-def _archive_bytes(body: fx.GraphModule, spec: CloneSpec) -> bytes:
+def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> bytes:
     used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
     tensors: dict[str, Tensor] = {}
-    table = []
+    scales: dict[str, Tensor] = {}
+    table: list[dict[str, Any]] = []
     for prefix, container in body.named_modules(remove_duplicate=False):
         owned: list[tuple[str, Tensor]] = [
             *container.named_parameters(prefix, recurse=False, remove_duplicate=False),
@@ -229,11 +243,23 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec) -> bytes:
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             table.append({"name": name, "kind": kind, "requires_grad": tensor.requires_grad, "order": order})
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            if spec.stored or dtype is not None:
+                table[-1]["dtype"] = next(word for word, known in _DTYPES.items() if known == tensor.dtype)
+            if dtype is not None and is_stored_in_fewer_bits(tensor):
+                if dtype == "int8":
+                    tensors[name], scales[_scale_of(name)] = quantized(tensors[name])
+                elif tensor.dtype.itemsize > STORED[dtype].itemsize:
+                    tensors[name] = tensors[name].to(STORED[dtype])
     if missing := sorted(used - tensors.keys()):
         raise ArchiveError(f"node reads '{missing[0]}', which is no parameter or buffer: register it as a buffer")
+    tensors |= scales
+    facts = {field.name: _plain(vars(spec)[field.name]) for field in fields(CloneSpec)}
+    in_full = not facts["stored"] and dtype is None
+    if in_full:
+        del facts["stored"]
     header: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "spec": {field.name: _plain(vars(spec)[field.name]) for field in fields(CloneSpec)},
+        "format_version": _PLAIN_VERSION if in_full else FORMAT_VERSION,
+        "spec": facts,
         "graph": graph_to_data(body.graph),
         "tensors": table,
     }
@@ -266,12 +292,19 @@ def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec]:
     length = _header_length(content[:8], len(content))
     header, data = _header_from(bytes(content[: 8 + length]), len(content))
     stored = content[8 + length :]
-    entries = [(item.name, list(item.shape), item.dtype, stored[item.begin : item.end]) for item in header.tensors]
+    entries = [(item.name, list(item.shape), item.stored, stored[item.begin : item.end]) for item in header.tensors]
+    scales = {
+        item.name: (_scale_of(item.name), [item.shape[0]], torch.float32, stored[item.scale[0] : item.scale[1]])
+        for item in header.tensors
+        if item.scale is not None
+    }
+    entries += scales.values()
     if header.sha256 != _digest(data, entries):
         raise ArchiveError("the digest does not match: the file was damaged or changed; get it again")
     body = fx.GraphModule(nn.Module(), fx.Graph())
-    for entry, (_, _, _, raw) in zip(header.tensors, entries, strict=True):
-        _register(body, entry, _tensor_from(entry, raw))
+    for entry in header.tensors:
+        scale = scales[entry.name][3] if entry.name in scales else None
+        _register(body, entry, _tensor_from(entry, stored[entry.begin : entry.end], scale))
     body.graph = header.graph
     body.graph.lint()
     body.eval()
@@ -309,7 +342,7 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, An
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise ArchiveError(f"sha256: got {shown(sha256)}, expected 64 hexadecimal digits")
     spec = spec_from_data(data["spec"])
-    tensors = _table_from(data["tensors"], table, size - len(content))
+    tensors = _table_from(data["tensors"], table, size - len(content), version)
     graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=_SMALL + size // 1000)
     if unread := {entry.name for entry in tensors} - {node.target for node in graph.nodes}:
         raise ArchiveError(f"tensor {shown(min(unread))} is not read by the graph")
@@ -356,27 +389,27 @@ def _refuse_absolute_paths(data: object) -> None:
             raise ArchiveError(f"the header holds an absolute path, {shown(value)}: an archive names nothing outside")
 
 
-def _table_from(data: object, table: dict[str, Any], size: int) -> tuple[TensorEntry, ...]:
+def _table_from(data: object, table: dict[str, Any], size: int, version: int) -> tuple[TensorEntry, ...]:
     """The tensors, in the module's order, once they are known to fill the file's ``size`` bytes exactly."""
-    entries = []
+    entries, spans = [], []
+    keys = ["name", "kind", "requires_grad", "order", *(["dtype"] if version > _PLAIN_VERSION else [])]
     for index, item in enumerate(check_list(data, "tensors")):
-        item = check_keys(item, ["name", "kind", "requires_grad", "order"], f"tensors {index}")
+        item = check_keys(item, keys, f"tensors {index}")
         if not isinstance(item["name"], str) or item["name"] not in table:
             raise ArchiveError(f"tensor {shown(item['name'])} is listed twice or not in the file")
         name = check_tensor_name(item["name"])
         where = f"tensor '{name}'"
-        stored = check_keys(table.pop(name), ["dtype", "shape", "data_offsets"], where)
-        if not isinstance(stored["dtype"], str) or stored["dtype"] not in _DTYPES:
-            raise ArchiveError(f"{where}: unknown dtype {shown(stored['dtype'])}")
-        dtype = _DTYPES[stored["dtype"]]
-        shape = check_shape(stored["shape"], where)
-        offsets = check_list(stored["data_offsets"], where)
-        if len(offsets) != 2 or not all(type(offset) is int and 0 <= offset <= size for offset in offsets):
-            raise ArchiveError(f"{where}: offsets {shown(offsets)} lie outside the file's {size} bytes of tensors")
-        needed, given = math.prod(shape) * dtype.itemsize, offsets[1] - offsets[0]
-        if needed != given:
-            words = "is too large" if needed > given else "is too small"
-            raise ArchiveError(f"{where}: shape {shape} {words}, it takes {needed} bytes and has {given}")
+        stored, shape, offsets = _stored_from(table.pop(name), where, size)
+        spans.append((offsets, name))
+        dtype = _dtype_from(item["dtype"], where) if version > _PLAIN_VERSION else stored
+        scale = None
+        if stored == torch.int8 and dtype.is_floating_point:
+            of_scale, rows, scale = _stored_from(table.pop(_scale_of(name), None), f"the scale of {where}", size)
+            spans.append((scale, _scale_of(name)))
+            if of_scale != torch.float32 or len(shape) < 2 or rows != shape[:1]:
+                raise ArchiveError(f"{where}: has to have a float32 scale for each of its rows, not {of_scale} {rows}")
+        elif stored != dtype and not (dtype.is_floating_point and stored in (torch.bfloat16, torch.float16)):
+            raise ArchiveError(f"{where}: {stored} cannot stand for {dtype}")
         order = check_list(item["order"], where)
         if not all(type(axis) is int for axis in order) or sorted(order) != list(range(len(shape))):
             raise ArchiveError(f"{where}: {shown(order)} is no order of {len(shape)} axes")
@@ -385,21 +418,49 @@ def _table_from(data: object, table: dict[str, Any], size: int) -> tuple[TensorE
         if item["requires_grad"] and not dtype.is_floating_point:
             raise ArchiveError(f"{where}: {dtype} cannot require a gradient")
         is_parameter = item["kind"] == "parameter"
-        entries.append(TensorEntry(name, shape, dtype, is_parameter, item["requires_grad"], tuple(order), *offsets))
+        entries.append(
+            TensorEntry(name, shape, dtype, is_parameter, item["requires_grad"], tuple(order), *offsets, stored, scale)
+        )
     if table:
         raise ArchiveError(f"tensor {shown(min(table))} is in the file but not in the header")
     containers = {".".join(path[:depth]) for path in (e.name.split(".") for e in entries) for depth in range(len(path))}
     if both := containers & {entry.name for entry in entries}:
         raise ArchiveError(f"tensor '{min(both)}' has another tensor below it")
     end = 0
-    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
-        if entry.begin != end:
-            words = "overlap" if entry.begin < end else "leave a hole"
-            raise ArchiveError(f"tensors {words} at byte {entry.begin} ('{entry.name}')")
-        end = entry.end
+    for (first, last), name in sorted(spans):
+        if first != end:
+            words = "overlap" if first < end else "leave a hole"
+            raise ArchiveError(f"tensors {words} at byte {first} ('{name}')")
+        end = last
     if end != size:
         raise ArchiveError(f"tensors end at byte {end} of {size}: the file is cut short or has a hole")
     return tuple(entries)
+
+
+def _stored_from(data: object, where: str, size: int) -> tuple[torch.dtype, tuple[int, ...], tuple[int, int]]:
+    """The dtype, shape and place that the file gives for a tensor's bytes, which have to fit each other."""
+    stored = check_keys(data, ["dtype", "shape", "data_offsets"], where)
+    dtype = _dtype_from(stored["dtype"], where)
+    shape = check_shape(stored["shape"], where)
+    offsets = check_list(stored["data_offsets"], where)
+    if len(offsets) != 2 or not all(type(offset) is int and 0 <= offset <= size for offset in offsets):
+        raise ArchiveError(f"{where}: offsets {shown(offsets)} lie outside the file's {size} bytes of tensors")
+    needed, given = math.prod(shape) * dtype.itemsize, offsets[1] - offsets[0]
+    if needed != given:
+        words = "is too large" if needed > given else "is too small"
+        raise ArchiveError(f"{where}: shape {shape} {words}, it takes {needed} bytes and has {given}")
+    return dtype, shape, (offsets[0], offsets[1])
+
+
+def _dtype_from(word: object, where: str) -> torch.dtype:
+    if not isinstance(word, str) or word not in _DTYPES:
+        raise ArchiveError(f"{where}: unknown dtype {shown(word)}")
+    return _DTYPES[word]
+
+
+def _scale_of(name: str) -> str:
+    """What the scales of a tensor are called in the file: no name that a tensor of a graph can have."""
+    return f"{name}:scale"
 
 
 def _digest(header: dict[str, Any], entries: Sequence[tuple[str, list[int], torch.dtype, memoryview]]) -> str:
@@ -425,11 +486,15 @@ def _on_meta(entry: TensorEntry) -> Tensor:
     return _in_order(torch.empty(entry.shape, dtype=entry.dtype, device="meta"), entry.order)
 
 
-def _tensor_from(entry: TensorEntry, raw: memoryview) -> Tensor:
+def _tensor_from(entry: TensorEntry, raw: memoryview, scale: memoryview | None) -> Tensor:
     if entry.dtype == torch.bool and set(bytes(raw)) - {0, 1}:
         raise ArchiveError(f"tensor '{entry.name}': bytes other than 0 and 1 in a tensor of bool")
-    flat = torch.frombuffer(bytearray(raw), dtype=entry.dtype) if len(raw) else torch.empty(0, dtype=entry.dtype)
-    return _in_order(flat.reshape(entry.shape), entry.order).requires_grad_(entry.requires_grad)
+    flat = torch.frombuffer(bytearray(raw), dtype=entry.stored) if len(raw) else torch.empty(0, dtype=entry.stored)
+    value = flat.reshape(entry.shape)
+    if scale is not None:
+        scales = torch.frombuffer(bytearray(scale), dtype=torch.float32) if len(scale) else torch.empty(0)
+        value = dequantized(value, scales, entry.dtype)
+    return _in_order(value.to(entry.dtype), entry.order).requires_grad_(entry.requires_grad)
 
 
 def _in_order(tensor: Tensor, order: Sequence[int]) -> Tensor:

@@ -174,6 +174,7 @@ def facts(inspection: Inspection) -> dict[str, str]:
         "target's images": _shape(spec.target_input_shape) if spec.target_input_shape else "",
         "size": f"{inspection.parameters:,} parameters, {inspection.bytes:,} bytes, {inspection.nodes} nodes, "
         + ", ".join(inspection.dtypes),
+        "stored as": ", ".join(f"{word} (off by {error:.1e} of the largest logit)" for word, error in spec.stored),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
         "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores),
         "made from": ", ".join(f"{name} {fact}" for name, fact in spec.origin),

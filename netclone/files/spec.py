@@ -36,7 +36,8 @@ class CloneSpec:
 
     ``recipe`` is all that the clone depends on beside networks and data, by name, each value as JSON; ``versions`` are
     those of what made it; ``origin`` says, as far as it is known, the ``source``, the ``target`` and the ``date``. Like
-    all of a header they are what the file claims.
+    all of a header they are what the file claims. ``stored`` is empty, or what the weights were stored in, with
+    the largest difference that made, relative to the largest logit, on random inputs.
     """
 
     classes: tuple[int, ...]
@@ -58,6 +59,7 @@ class CloneSpec:
     recipe: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     origin: tuple[tuple[str, str], ...] = ()
+    stored: tuple[tuple[str, float], ...] = ()
 
 
 # From a file
@@ -177,6 +179,7 @@ _SPEC: dict[str, Callable[[object], Any]] = {
     "recipe": _items(_row(_text, _text)),
     "versions": _items(_row(_text, _text)),
     "origin": _items(_row(_text, _text)),
+    "stored": _items(_row(_text, _error)),
 }
 _LATER: dict[str, Any] = {
     "target_digests": [],
@@ -184,6 +187,7 @@ _LATER: dict[str, Any] = {
     "recipe": [],
     "versions": [],
     "origin": [],
+    "stored": [],
 }
 """Fields that files of format 1 lack, and what they are there."""
 

@@ -51,6 +51,7 @@ def clone(
     progress: Progress | None = None,
     note: Note = silent,
     skip_broken: bool = False,
+    save_dtype: str | None = None,
     **options: Any,
 ) -> CloneModule:
     """Clone classes of a named source for a named target, and write the clone to a file.
@@ -74,6 +75,8 @@ def clone(
         Whether to train on horizontally flipped images too.
     images, use_ema
         As for :func:`netclone.load_model`; ``images`` is for the target.
+    save_dtype
+        As ``dtype`` for :func:`netclone.save`.
     note
         Called with one line for the user when something is assumed or left out.
     skip_broken
@@ -133,7 +136,7 @@ def clone(
             module = module.with_spec(target_preparation=given, origin=origin)
             with workers.agreed():
                 if workers.main:
-                    save(module, out)
+                    save(module, out, save_dtype)
         except WorkerError as error:
             if len(findings):
                 raise WorkerError(f"{error}; {_goes_on(findings)}") from error
