@@ -110,9 +110,10 @@ def _convolutions_without_onednn() -> Callable[..., Any]:
     thread, asked = threading.get_ident(), torch._C._select_conv_backend
 
     @functools.wraps(asked)
-    def chosen(source: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        weight: Tensor = kwargs["weight"] if "weight" in kwargs else args[1]  # by name in torch 2.9
         if threading.get_ident() != thread or weight.device.type != "cpu":
-            return asked(source, weight, *args, **kwargs)
+            return asked(*args, **kwargs)
         backends = torch._C._ConvBackend  # type: ignore[attr-defined]
         return backends.Slow2d if weight.dim() == 4 else backends.Slow3d
 
