@@ -35,7 +35,7 @@ from netclone.errors import ArgumentError, NetcloneError
 from netclone.files.spec import Candidate
 from netclone.graph.tracing import same_bits, trace
 from netclone.metrics.evaluating import Cost, Scores, cost, evaluate, predict
-from netclone.reporting.plotting import draw
+from netclone.reporting.png import draw
 from netclone.runtime.bars import Bars
 from netclone.runtime.writing import write_text
 

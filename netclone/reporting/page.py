@@ -34,10 +34,11 @@ from netclone.metrics.evaluating import (
     score,
     similarity,
 )
-from netclone.reporting.drawing import Drawing, lay_out
-from netclone.reporting.picturing import thumbnails
-from netclone.reporting.plotting import Row, rows, shortened
-from netclone.reporting.rendering import digest, render
+from netclone.reporting.layout import Layout, lay_out
+from netclone.reporting.rendering import digest, render, shortened
+from netclone.reporting.stages import Row, rows
+from netclone.reporting.style import DARK, LIGHT
+from netclone.reporting.thumbnails import thumbnails
 from netclone.runtime.context import Progress
 from netclone.runtime.entering import entered
 from netclone.runtime.writing import check_place, write_file
@@ -95,7 +96,7 @@ class Report:
     differing: int
     costs: tuple[tuple[str, Cost], ...]
     layers: tuple[Row, ...]
-    drawing: Drawing
+    layout: Layout
     confusion: Confusion
     reliability: tuple[Bin, ...]
     classes: tuple[OfClass, ...]
@@ -210,6 +211,8 @@ def page(report: Report) -> str:
     return render(
         "reporting/templates/report.html.jinja",
         report=report,
+        light=LIGHT,
+        dark=DARK,
         script=digest(render("reporting/templates/report.js.jinja")),
     )
 
@@ -290,7 +293,7 @@ def _gathered(
         differing=_differing(given, left),
         costs=tuple(costs),
         layers=rows(module, MOST_LAYERS),
-        drawing=lay_out(grafted, name, image),
+        layout=lay_out(grafted, name, image),
         confusion=confusion(labels, predicted, old, new, MOST_CONFUSED),
         reliability=reliability(logits, predicted == labels),
         classes=tuple(sorted(shown, key=lambda one: one.column)),

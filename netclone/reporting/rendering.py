@@ -86,3 +86,17 @@ def times(shape: tuple[int, ...]) -> str:
     ('96', 'one number')
     """
     return " × ".join(map(str, shape)) if shape else "one number"  # noqa: RUF001
+
+
+def shortened(line: str, most: int) -> str:
+    """A line of at most ``most`` letters, shortened in the middle.
+
+    Examples
+    --------
+    >>> shortened("features.denseblock", 9)
+    'feat…lock'
+    """
+    if len(line) <= most:
+        return line
+    head = (most - 1) // 2
+    return f"{line[:head]}…{line[len(line) - (most - 1 - head) :]}"

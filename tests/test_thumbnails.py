@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import netclone
-from netclone.reporting.picturing import SIDE, thumbnails
+from netclone.reporting.thumbnails import SIDE, thumbnails
 
 
 def decoded(uri):

@@ -1,0 +1,31 @@
+"""Grafted networks for tests of what is drawn."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import fx, nn
+
+import netclone
+
+
+def graft(
+    source: nn.Module, target: nn.Module, name: str = "digits", classes: tuple[int, ...] = (7, 9), **options: object
+) -> fx.GraphModule:
+    """A clone of some of ten classes in a target that knows five, made as fast as can be."""
+    images, labels = torch.randn(20, 3, 64, 64), torch.arange(20) % 10
+    given = {"target_data": [(images, labels % 5)], "budget": "channels", "method": "magnitude", "epochs": 1, **options}
+    module = netclone.clone(source, target, [(images, labels)], classes=classes, distill_steps=1, **given)
+    return netclone.inject(target, module, name=name)
+
+
+def extracted(name: str, at: str) -> fx.GraphModule:
+    """A clone without adapter and classifier, tapped at the first layer: ``odd``, and beside it ``even``."""
+    source = timm.create_model(name, num_classes=4)
+    mask = netclone.localize(source, method="magnitude", keep=0.25)
+    module = netclone.extract(source, mask, at=at, classes=[1, 3])
+    channels, height, width = module.spec.input_shape
+    first = nn.Sequential(nn.AdaptiveAvgPool2d((height, width)), nn.Conv2d(3, channels, 1))
+    target = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 25))
+    grafted = netclone.inject(target, module, at="0", name="odd", example_inputs=torch.zeros(2, 3, 160, 160))
+    return netclone.inject(grafted, module, at="0", name="even")
