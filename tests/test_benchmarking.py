@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,12 @@ from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
-from netclone.benchmarking import searching
+from netclone.benchmarking import plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.planning import JOINT, REFITS
-from netclone.benchmarking.reporting import Row, gap, markdown, rows, tables
+from netclone.benchmarking.reporting import markdown
 from netclone.benchmarking.running import changed
+from netclone.benchmarking.scores import Row, gap, rows, tables
 from netclone.benchmarking.suites import SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 from netclone.learning.neighbourhoods import mirrored
@@ -151,6 +153,24 @@ def test_plots_are_drawn_and_can_be_drawn_again(ran: Path) -> None:
     assert (ran / "results.md").read_text() == text
     assert (ran / "search.png").exists()
     assert not list(ran.glob("*.part"))
+
+
+@pytest.mark.parametrize("suite", ["fashion", "cifar10", "zoo"])
+def test_plots_of_the_committed_results_fit_a_page(suite: str, tmp_path: Path) -> None:
+    """They can be drawn again, at twice the 690 pixels of a page, and those that are committed were so drawn."""
+    committed = Path(__file__).parent.parent / "docs" / "results" / suite
+    results = json.loads((committed / "results.json").read_text())
+    plots.draw(results, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"size.png", "old-new.png", "search.png"}
+    for path in tmp_path.iterdir():
+        sizes = [struct.unpack(">II", file.read_bytes()[16:24]) for file in (path, committed / path.name)]
+        assert sizes[0] == sizes[1] and sizes[0][0] == 2 * 690, path.name
+
+
+def test_nothing_is_drawn_of_no_runs(tmp_path: Path) -> None:
+    settings = {"ours": "netclone 50%", "settings": [{"name": "M", "group": "M", "new": [5], "fractions": [0.1]}]}
+    plots.draw({"suite": "none", "runs": [], "settings": settings}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"search.png"}
 
 
 @pytest.mark.long

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from netclone.benchmarking.reporting import gap, markdown, overview, tables
+from netclone.benchmarking.reporting import markdown, overview
+from netclone.benchmarking.scores import gap, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -2,87 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from netclone.benchmarking.plots import draw
+from netclone.benchmarking.scores import Gap, Row, gap, heading, known, rows, tables
 from netclone.errors import ArgumentError
-from netclone.runtime.writing import write_file, write_text
-
-Run = dict[str, Any]
-
-FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "seconds")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method over all its runs: each figure's mean over seeds, and the mean accuracy of the lowest and highest seed.
-
-    Runs of one seed (single classes) are averaged first. ``failed`` lists the reasons of failed runs.
-    """
-
-    method: str
-    figures: dict[str, float | None]
-    low: float
-    high: float
-    runs: int
-    failed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Gap:
-    """netclone against the best tuning baseline and the upper bound; accuracies in [0, 1], losses in points."""
-
-    ours: str
-    best: str
-    closed: float | None
-    lead: float
-    ours_lost: float
-    best_lost: float
-    ours_seconds: float | None
-    best_seconds: float | None
-
-
-def rows(runs: Iterable[Run]) -> list[Row]:
-    """One row per method, sorted by mean accuracy; methods that always failed come last."""
-    by_method: dict[str, list[Run]] = {}
-    for run in runs:
-        by_method.setdefault(run["method"], []).append(run)
-    found = []
-    for method, own in by_method.items():
-        good = [run for run in own if not run["error"]]
-        failed = tuple(dict.fromkeys(run["error"] for run in own if run["error"]))
-        figures = {name: _over_seeds(good, name) for name in FIGURES}
-        means = [_mean([run["mean"] for run in good if run["seed"] == seed]) for seed in {r["seed"] for r in good}]
-        known = [mean for mean in means if mean is not None]
-        found.append(Row(method, figures, min(known, default=0.0), max(known, default=0.0), len(good), failed))
-    return sorted(found, key=lambda row: (row.figures["mean"] is None, -(row.figures["mean"] or 0.0)))
-
-
-def gap(table: Sequence[Row], ours: str, tuning: Sequence[str], joint: str) -> Gap | None:
-    """The share of the gap from the best tuning baseline to joint training that is closed; None if a row is missing.
-
-    ``closed`` is None if joint training is not better than the best tuning baseline.
-    """
-    by_name = {row.method: row for row in table if row.figures["mean"] is not None}
-    best = next((row for row in table if row.method in tuning and row.method in by_name), None)
-    if ours not in by_name or joint not in by_name or best is None:
-        return None
-    mean, other, bound = (_known(row, "mean") for row in (by_name[ours], best, by_name[joint]))
-    return Gap(
-        ours,
-        best.method,
-        (mean - other) / (bound - other) if bound > other else None,
-        mean - other,
-        _known(by_name[ours], "old_lost"),
-        _known(best, "old_lost"),
-        by_name[ours].figures["seconds"],
-        best.figures["seconds"],
-    )
+from netclone.runtime.writing import write_text
 
 
 def write(results: dict[str, Any], out: Path, *, plots: bool = True) -> None:
@@ -126,8 +54,8 @@ def overview(suites: Sequence[dict[str, Any]]) -> str:
         cells = {}
         for row in table:
             if row.figures["mean"] is not None:
-                cell = f"{100 * _known(row, 'mean'):.1f} ({_known(row, 'old_lost'):.1f})"
-                cells[row.method] = _known(row, "mean"), f"**{cell}**" if row.method in marked else cell
+                cell = f"{100 * known(row, 'mean'):.1f} ({known(row, 'old_lost'):.1f})"
+                cells[row.method] = known(row, "mean"), f"**{cell}**" if row.method in marked else cell
         columns.append((f"`{results['suite']}`", cells))
     methods = dict.fromkeys(method for _, cells in columns for method in cells)
 
@@ -139,16 +67,6 @@ def overview(suites: Sequence[dict[str, Any]]) -> str:
     for method in sorted(methods, key=standing):
         lines.append(f"| {method} | " + " | ".join(cells.get(method, (0, ""))[1] for _, cells in columns) + " |")
     return "\n".join(lines) + "\n"
-
-
-def tables(results: dict[str, Any]) -> list[tuple[str, float, list[Row]]]:
-    """Group, clone set and rows of each main table, in the order of the runs."""
-    main = [run for run in results["runs"] if run["study"] == "main"]
-    names = dict.fromkeys((run["group"], run["fraction"]) for run in main)
-    return [
-        (group, fraction, rows(run for run in main if (run["group"], run["fraction"]) == (group, fraction)))
-        for group, fraction in names
-    ]
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -176,7 +94,7 @@ def markdown(results: dict[str, Any]) -> str:
         *_how_tuned(results),
     ]
     for group, fraction, table in tables(results):
-        lines += ["", f"## {_title(results, group)}, clone set {fraction:.0%} of the training images", ""]
+        lines += ["", f"## {heading(results, group)}, clone set {fraction:.0%} of the training images", ""]
         found = gap(table, facts["ours"], facts["tuning"], facts["joint"])
         marked = {facts["ours"], found.best if found else ""}
         searched = {s["method"]: s["seconds"] for s in results["searches"] if s["group"] == group}
@@ -193,17 +111,6 @@ def markdown(results: dict[str, Any]) -> str:
     if warned:
         lines += ["", "## Warnings of runs", "", *(f"- {text}" for text in warned)]
     return "\n".join(lines) + "\n"
-
-
-def _title(results: dict[str, Any], group: str) -> str:
-    new = [setting["new"] for setting in results["settings"]["settings"] if setting["group"] == group]
-    if len(new) == 1:
-        return (
-            f"{group}: classes {', '.join(map(str, new[0]))} at once"
-            if len(new[0]) > 1
-            else f"{group}: class {new[0][0]}"
-        )
-    return f"{group}: one class at a time, mean over {', '.join(str(classes[0]) for classes in new)}"
 
 
 def _how_tuned(results: dict[str, Any]) -> list[str]:
@@ -294,154 +201,6 @@ def _studies(results: dict[str, Any]) -> list[str]:
         about = f"{own[0]['setting']}, clone set {own[0]['fraction']:.0%}"
         lines += ["", f"## {title} ({about})", "", *_table(rows(own), {ours})]
     return lines
-
-
-# Plots
-
-
-def draw(results: dict[str, Any], out: Path) -> None:
-    """``size.png``, ``old-new.png`` and ``search.png``."""
-    from matplotlib.figure import Figure
-
-    _draw_size(results, Figure(figsize=(8, 5), layout="constrained"), out / "size.png")
-    count = len(tables(results))
-    _draw_old_new(results, Figure(figsize=(4.6 * count + 2.6, 4.8), layout="constrained"), out / "old-new.png")
-    _draw_search(results, Figure(figsize=(8, 4.5), layout="constrained"), out / "search.png")
-
-
-MARKS = "osD^v<>Pp*Xhd"
-
-
-def _draw_size(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Plot mean accuracy against size: ours as a line, the others as points."""
-    axes = figure.add_subplot()
-    first = tables(results)[:1]
-    if not first:
-        return
-    group, fraction, table = first[0]
-    curve = rows(
-        run
-        for run in results["runs"]
-        if run["study"] in ("main", "curve")
-        and (run["group"], run["fraction"]) == (group, fraction)
-        and run["method"].startswith("netclone")
-    )
-    points = sorted((_known(r, "size"), _known(r, "mean"), r.method) for r in curve if r.figures["mean"] is not None)
-    axes.plot(
-        [100 * x for x, _, _ in points], [100 * y for _, y, _ in points], "o-", lw=2, color="C0", label="netclone"
-    )
-    for x, y, name in points:
-        axes.annotate(
-            name.removeprefix("netclone "), (100 * x, 100 * y), xytext=(0, 7), textcoords="offset points", ha="center"
-        )
-    others = [row for row in table if not row.method.startswith("netclone") and row.figures["mean"] is not None]
-    joint = results["settings"]["joint"]
-    for number, row in enumerate(sorted(others, key=lambda row: row.method)):
-        x, y = 100 * _known(row, "size"), 100 * _known(row, "mean")
-        if row.method == joint:
-            axes.axhline(y, color="grey", ls="--", lw=1, label=joint)
-        else:
-            axes.plot(x, y, MARKS[number % len(MARKS)], color=f"C{number % 9 + 1}", label=row.method)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("weights added or changed, % of the source's")
-    axes.set_ylabel("mean of old and new accuracy, %")
-    axes.set_title(f"{results['suite']} {group}, clone set {fraction:.0%}")
-    axes.margins(y=0.1)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _save(figure, path)
-
-
-def _draw_old_new(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Plot old against new accuracy, one panel per setting and clone set; single seeds are faint."""
-    found = tables(results)
-    if not found:
-        return
-    names = sorted({row.method for _, _, table in found for row in table})
-    handles: dict[str, Any] = {}
-    for panel, (group, fraction, table) in enumerate(found):
-        axes = figure.add_subplot(1, len(found), panel + 1)
-        for row in table:
-            number = names.index(row.method)
-            style = {"marker": MARKS[number % len(MARKS)], "color": f"C{number % 10}", "ls": ""}
-            own = [
-                run
-                for run in results["runs"]
-                if (run["study"], run["group"], run["fraction"], run["method"]) == ("main", group, fraction, row.method)
-                and not run["error"]
-            ]
-            if not own:
-                continue
-            if len(own) > 1:
-                axes.plot([100 * r["old"] for r in own], [100 * r["new"] for r in own], alpha=0.25, ms=4, **style)
-            x, y = 100 * _known(row, "old"), 100 * _known(row, "new")
-            handles[row.method] = axes.plot(x, y, ms=8, mec="black", mew=0.6, **style)[0]
-        axes.set_title(f"{group}, clone set {fraction:.0%}")
-        axes.set_xlabel("accuracy on old classes, %")
-        if panel == 0:
-            axes.set_ylabel("accuracy on new classes, %")
-        axes.grid(alpha=0.3)
-    listed = sorted(handles)
-    figure.legend([handles[name] for name in listed], listed, loc="outside right center", frameon=False)
-    _save(figure, path)
-
-
-def _draw_search(results: dict[str, Any], figure: Any, path: Path) -> None:
-    """Plot validation scores by position, deep to shallow, one line per seed (and class) of our first size."""
-    axes = figure.add_subplot()
-    facts = results["settings"]
-    first = facts["settings"][0]
-    own = [
-        run
-        for run in results["runs"]
-        if run["study"] == "main"
-        and run["method"] == facts["ours"]
-        and (run["setting"], run["fraction"]) == (first["name"], first["fractions"][0])
-        and run.get("search")
-    ]
-    places = list(dict.fromkeys(tried["at"] for run in own for tried in run["search"]))
-    for run in own:
-        scores = {tried["at"]: tried["score"] for tried in run["search"] if tried["score"] is not None}
-        xs = [places.index(at) for at in scores]
-        line = axes.plot(xs, [100 * score for score in scores.values()], "o-", label=f"seed {run['seed']}")[0]
-        if run["at"] in scores:
-            at = places.index(run["at"]), 100 * run["validation"]
-            axes.plot(*at, "*", ms=15, color=line.get_color(), mec="black", mew=0.6)
-    axes.plot([], [], "*", ms=12, color="white", mec="black", label="chosen, after the longer fit")
-    axes.set_xticks(range(len(places)), places)
-    axes.set_xlabel("position in the target, deep to shallow")
-    axes.set_ylabel("validation score, %")
-    axes.set_title(
-        f"{results['suite']} {first['name']}, clone set {first['fractions'][0]:.0%}: search of {facts['ours']}"
-    )
-    axes.grid(alpha=0.3)
-    axes.margins(y=0.12)
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, dpi=130, format="png")
-    write_file(path, content.getvalue())
-
-
-def _over_seeds(runs: Sequence[Run], name: str) -> float | None:
-    """The mean over seeds of the mean over the runs of a seed."""
-    seeds = sorted({run["seed"] for run in runs})
-    return _mean([_mean([run[name] for run in runs if run["seed"] == seed]) for seed in seeds])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _known(row: Row, name: str) -> float:
-    value = row.figures[name]
-    assert value is not None
-    return value
 
 
 def _percent(share: float | None) -> str:
