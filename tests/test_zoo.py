@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,7 +290,7 @@ def test_the_table_says_in_how_many_modes_bits_were_compared():
         (replace(of, target=replace(passed, modes=20, unsupported=8)), "20 modes, of 28; it fails in the others"),
         (replace(of, weights="meta", target=replace(passed, modes=0)), "same operators and flags"),
         (replace(of, target=replace(passed, modes=0)), "not in modes"),  # swept before modes were checked
-        (replace(of, target=checking.TargetResult(False, "no")), "failed"),
+        (replace(of, target=checking.TargetResult(False, "no")), "✗ failed"),
     ):
         assert tabulating.cells(row)[column] == says
 
@@ -318,7 +320,6 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
         zoo.Row("timm/<odd>|name", "timm/odd", 0, (), "", checking.TargetResult(False, "Error: a < b"), None, 1.0),
     ]
     zoo.write(rows, tmp_path, "netclone zoo")
-    assert zoo.read(tmp_path) == (tuple(rows), "netclone zoo")
     written = json.loads((tmp_path / "zoo.json").read_text())
     assert written["summary"]["networks"] == 2
     assert written["summary"]["targets"] == written["summary"]["sources"] == 1
@@ -326,11 +327,29 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
     assert written["summary"]["targets_in_modes"] == 1 and written["summary"]["modes"] == rows[0].target.modes == 28
     assert "| 28 modes |" in text and "Old logits were compared to the bit on 1 of them" in text
     assert "1 of 2 networks pass as targets" in text and "timm/<odd>\\|name" in text
+    assert text.index("timm/<odd>") < text.index("timm/test_resnet")  # by name
+    assert "| ✗ failed | ✗ failed |  |" in text and "| ✓\N{NO-BREAK SPACE}symbolic | 28 modes | ✓ |" in text
+    assert "<details><summary>1</summary>target: Error: a &lt; b</details>" in text
     html = (tmp_path / "zoo.html").read_text()
+    assert "<details open><summary>1</summary>" in html and html.count("<details") == 2
     assert html.count("<tr") == 3 and "timm/&lt;odd&gt;|name" in html and "a &lt; b" in html
     assert "http" not in html  # nothing is fetched
+    for kind in ("md", "html"):
+        (tmp_path / f"zoo.{kind}").unlink()
+    assert zoo.report(tmp_path) == tuple(rows)
+    assert (tmp_path / "zoo.md").read_text() == text and (tmp_path / "zoo.html").read_text() == html
     with pytest.raises(ArgumentError, match="no zoo in"):
-        zoo.read(tmp_path / "absent")
+        zoo.report(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("folder", ["zoo", "zoo/targets"])
+def test_the_committed_tables_are_what_the_committed_figures_give(folder, tmp_path):
+    """``netclone zoo --report --out docs/zoo`` wrote them."""
+    committed = Path(__file__).parent.parent / "docs" / folder
+    shutil.copy(committed / "zoo.json", tmp_path)
+    zoo.report(tmp_path)
+    for name in ("zoo.json", "zoo.md", "zoo.html"):
+        assert (tmp_path / name).read_text() == (committed / name).read_text(), name
 
 
 @pytest.mark.long

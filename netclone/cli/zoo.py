@@ -53,10 +53,17 @@ def zoo(
     """Check networks, or write the table of an earlier sweep again; exits with 1 if a network failed."""
     console = Console()
     with reported("Interrupted: finished networks are kept; run the same command again to continue."):
-        from netclone.zoo import Limits, names, read, smallest, sweep, write  # slow to import, not needed to show help
+        from netclone.zoo import (  # slow to import, not needed to show help
+            Limits,
+            names,
+            report,
+            smallest,
+            sweep,
+            write,
+        )
 
         if report_only:
-            rows, command = read(out)
+            rows: Sequence[Row] = report(out)
         else:
             chosen = names(patterns or ["*", "torchvision/*", "transformers/*"])
             if families:
@@ -74,9 +81,9 @@ def zoo(
             )
             limits = Limits(seconds, memory, processes)
             rows = sweep(chosen, out, source=not targets_only, real=int(real * 1e6), limits=limits, console=console)
-        write(rows, out, command)
+            write(rows, out, command)
         _print_zoo(rows, console)
-        print_written(console, *(out / f"zoo.{kind}" for kind in ("json", "md", "html")))
+        print_written(console, *(out / f"zoo.{kind}" for kind in ("json", "md", "html")[report_only:]))
         if not all(row.passed for row in rows):
             raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from netclone.zoo.building import Network, build, randomised, smallest
 from netclone.zoo.checking import Row, check
 from netclone.zoo.naming import names
 from netclone.zoo.sweeping import sweep
-from netclone.zoo.tabulating import read, write
+from netclone.zoo.tabulating import report, write
 
 __all__ = [
     "Limits",
@@ -23,7 +23,7 @@ __all__ = [
     "each",
     "names",
     "randomised",
-    "read",
+    "report",
     "smallest",
     "sweep",
     "write",

@@ -1,10 +1,11 @@
-"""write(rows, out): zoo.json, the table in zoo.md, and zoo.html, which can be searched and sorted."""
+"""write(rows, out, command): zoo.json, and the table as zoo.md and zoo.html; report(out): the table from the JSON."""
 
 from __future__ import annotations
 
+import html
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ HEADINGS = (
     "peak, MB",
     "why not; what stays",
 )
+_BITS = HEADINGS.index("old logits, to the bit")
 _OF_SOURCES = range(HEADINGS.index("source"), HEADINGS.index("slimming, s") + 1)  # columns
+
+PASSED, FAILED = "\N{CHECK MARK}", "\N{BALLOT X} failed"
 
 
 def write(rows: Sequence[Row], out: Path, command: str) -> None:
@@ -48,35 +52,7 @@ def write(rows: Sequence[Row], out: Path, command: str) -> None:
     ArgumentError
         If they cannot be written.
     """
-    facts = _facts(rows, command)
-    try:
-        make_folder(out)
-        write_text(out / "zoo.json", json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
-        write_text(out / "zoo.md", markdown(rows, facts))
-        write_text(out / "zoo.html", page(rows, facts))
-    except ArchiveError as error:
-        raise ArgumentError(f"out: {error}") from error
-
-
-def read(out: Path) -> tuple[tuple[Row, ...], str]:
-    """The rows and the command in a folder's ``zoo.json``.
-
-    Raises
-    ------
-    ArgumentError
-        If it does not exist, or is not one.
-    """
-    try:
-        facts = json.loads((out / "zoo.json").read_text(encoding="utf-8"))
-        return tuple(Row.from_dict(row) for row in facts["rows"]), facts["command"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(
-            f"out: no zoo in '{out}' ({type(error).__name__}); run the sweep first, or give its folder"
-        ) from error
-
-
-def _facts(rows: Sequence[Row], command: str) -> dict[str, Any]:
-    return {
+    facts = {
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
@@ -87,6 +63,37 @@ def _facts(rows: Sequence[Row], command: str) -> dict[str, Any]:
         },
         "summary": summary(rows),
     }
+    text = json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
+    _write(out, {"zoo.json": text, "zoo.md": markdown(rows, facts), "zoo.html": page(rows, facts)})
+
+
+def report(out: Path) -> tuple[Row, ...]:
+    """Write ``zoo.md`` and ``zoo.html`` again from the ``zoo.json`` of a folder, and give its rows.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not exist, or is not one of a sweep, or the files cannot be written.
+    """
+    try:
+        facts = json.loads((out / "zoo.json").read_text(encoding="utf-8"))
+        rows = tuple(Row.from_dict(row) for row in facts["rows"])
+        texts = {"zoo.md": markdown(rows, facts), "zoo.html": page(rows, facts)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"out: no zoo in '{out}' ({type(error).__name__}); run the sweep first, or give its folder"
+        ) from error
+    _write(out, texts)
+    return rows
+
+
+def _write(out: Path, texts: Mapping[str, str]) -> None:
+    try:
+        make_folder(out)
+        for name, text in texts.items():
+            write_text(out / name, text)
+    except ArchiveError as error:
+        raise ArgumentError(f"out: {error}") from error
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -116,19 +123,22 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     return numbers
 
 
-def _told(facts: dict[str, Any]) -> list[str]:
+def _told(facts: Mapping[str, Any]) -> list[str]:
     """The summary in sentences."""
     s = facts["summary"]
     lines = [
         f"{s['targets']} of {s['networks']} networks pass as targets. Each is traced, and a fixed module is injected "
         "at three positions and removed in another order. After removal, code, names, shapes and flags are as before. "
         "For networks with weights so are all values, and the target's logits are equal to the bit throughout.",
-        f"Old logits were compared to the bit on {s['targets_in_modes']} of them, with every constant randomised, in "
-        f"{s['modes']} modes (plain, no_grad and inference_mode, in float32, bfloat16 and float16, channels last, for "
-        "batches of 1 to 9, on one and two threads), without those in which the network itself fails or that do not "
-        "apply to its images. Networks without weights have no bits to compare. For them the operators and flags of "
-        "the grafted graph were compared with the target's, since torch chooses kernels by these.",
     ]
+    if "targets_in_modes" in s:  # it is missing from sweeps before modes were checked
+        lines.append(
+            f"Old logits were compared to the bit on {s['targets_in_modes']} of them, with every constant randomised, "
+            f"in {s['modes']} modes (plain, no_grad and inference_mode, in float32, bfloat16 and float16, channels "
+            "last, for batches of 1 to 9, on one and two threads), without those in which the network itself fails or "
+            "that do not apply to its images. Networks without weights have no bits to compare. For them the operators "
+            "and flags of the grafted graph were compared with the target's, since torch chooses kernels by these."
+        )
     if s["sources_asked"]:
         lines.append(
             f"{s['sources']} of {s['sources_asked']} pass as sources. Each is captured, grouped and slimmed to half of "
@@ -150,7 +160,7 @@ def _told(facts: dict[str, Any]) -> list[str]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of HEADINGS."""
+    """A row as text, in the order of HEADINGS without the last; a tick is passed, a cross failed."""
     source = row.source
     figures = [""] * 7
     if source is not None and source.passed:
@@ -166,58 +176,68 @@ def cells(row: Row) -> tuple[str, ...]:
             *("" if share is None else f"{share:.0%}" for share in shares),
             f"{source.seconds:.1f}",
         ]
-    why = [f"target: {row.target.reason}"] if row.target.reason else []
-    if source is not None:
-        why += [f"source: {source.reason}"] if source.reason else list(source.stays)
+    capture = f"{PASSED}\N{NO-BREAK SPACE}{row.target.capture}{' (no weights)' * (row.weights == 'meta')}"
     return (
         row.name,
         f"{row.parameters / 1e6:.1f}",
-        f"{row.target.capture if row.target.passed else 'failed'}{' (no weights)' * (row.weights == 'meta')}",
+        capture if row.target.passed else FAILED,
         _bits(row),
-        "" if source is None else "passed" if source.passed else "failed",
+        "" if source is None else PASSED if source.passed else FAILED,
         *figures,
         f"{row.seconds:.1f}",
         f"{row.peak_mb:.0f}",
-        "; ".join(why),
     )
+
+
+def reasons(row: Row) -> tuple[str, ...]:
+    """The reasons why a network failed, or why some of its channels stay."""
+    why = [f"target: {row.target.reason}"] if row.target.reason else []
+    if row.source is not None:
+        why += [f"source: {row.source.reason}"] if row.source.reason else row.source.stays
+    return tuple(why)
 
 
 def _bits(row: Row) -> str:
     """The number of modes in which old logits were compared; without weights, what was compared instead."""
     if not row.target.passed:
-        return "failed"
+        return FAILED
     if row.weights == "meta":
         return "same operators and flags"
     fails = f", of {row.target.modes + row.target.unsupported}; it fails in the others" * bool(row.target.unsupported)
     return f"{row.target.modes} modes{fails}" if row.target.modes else "not in modes"
 
 
-def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and cells, without the columns for sources if none was checked."""
-    asked = any(row.source is not None for row in rows)
-    shown = [column for column in range(len(HEADINGS)) if asked or column not in _OF_SOURCES]
-    return tuple(HEADINGS[c] for c in shown), [tuple(cells(row)[c] for c in shown) for row in rows]
+def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Row, tuple[str, ...]]]]:
+    """Headings, and rows with their cells, sorted by name; without the columns of checks that were not made."""
+    hidden = set() if facts["summary"]["sources_asked"] else {*_OF_SOURCES}
+    hidden |= set() if "targets_in_modes" in facts["summary"] else {_BITS}
+    shown = [column for column in range(len(HEADINGS) - 1) if column not in hidden]
+    found = [(row, cells(row)) for row in sorted(rows, key=lambda row: row.name)]
+    return (*(HEADINGS[c] for c in shown), HEADINGS[-1]), [(row, tuple(line[c] for c in shown)) for row, line in found]
 
 
-def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    """The summary and the table as Markdown."""
+def markdown(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    """The summary and the table as Markdown; the reasons of a network are folded behind their number."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = ["# The zoo", "", f"`{facts['command']}`, {facts['date'][:10]}; {versions}.", ""]
     for told in _told(facts):
         lines += [told, ""]
-    headings, body = table(rows)
+    headings, body = table(rows, facts)
     lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in body]
+    for row, line in body:
+        why = "<br>".join(html.escape(reason, quote=False) for reason in reasons(row))
+        folded = f"<details><summary>{len(reasons(row))}</summary>{why}</details>" if why else ""
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*line, folded)) + " |")
     return "\n".join(lines) + "\n"
 
 
-def page(rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    """The summary and the table as one self-contained HTML page."""
-    headings, body = table(rows)
+def page(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    """The summary and the table as one self-contained HTML page; the reasons of failures are unfolded."""
+    headings, body = table(rows, facts)
     return render(
         "zoo/table.html.jinja",
         facts=facts,
         told=_told(facts),
         headings=headings,
-        rows=[(row.passed, line) for row, line in zip(rows, body, strict=True)],
+        rows=[(row.passed, line, reasons(row)) for row, line in body],
     )
