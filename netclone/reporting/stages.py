@@ -13,9 +13,6 @@ from netclone.cloning.modules import CloneModule
 from netclone.graph.capturing import FACTS, tensor_at
 from netclone.graph.tracing import shape_of
 
-MOST_ROWS = 14
-"""The most layers of a clone in a list; layers of a block are summed if there are more."""
-
 ADAPTER, CLASSIFIER = "adapter", "classifier"
 
 
@@ -98,7 +95,7 @@ def branch(module: CloneModule, shapes: Mapping[str, tuple[int, ...] | None], mo
     return merged(found, {stage.nodes[-1] for stage in found if stage.kind == "trained"}, most)
 
 
-def rows(module: CloneModule, most: int = MOST_ROWS) -> tuple[Row, ...]:
+def rows(module: CloneModule, most: int) -> tuple[Row, ...]:
     """The units that a clone holds of each of the source's layers, in order; 0 for a layer before the cut.
 
     Layers are the groups of ``module.spec.kept``; those of a block are summed if there are more than ``most``.
