@@ -11,6 +11,7 @@ plain names take pretrained weights, which timm downloads. Without ``--new`` the
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,7 +35,10 @@ args = parser.parse_args()
 class SeesAs(nn.Module):
     """A network that is given images normalised for another one: the difference is a scale and an offset."""
 
-    def __init__(self, network: nn.Module, theirs: dict, own: dict) -> None:
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, theirs: dict[str, Any], own: dict[str, Any]) -> None:
         super().__init__()
         mean, std, own_mean, own_std = (
             torch.tensor(values).view(1, 3, 1, 1) for values in (theirs["mean"], theirs["std"], own["mean"], own["std"])
@@ -45,7 +49,8 @@ class SeesAs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, classes)``."""
-        return self.network(images * self.scale + self.offset)
+        logits: Tensor = self.network(images * self.scale + self.offset)
+        return logits
 
 
 def images_in(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:

@@ -5,6 +5,8 @@
 The adapter turns feature maps (N, C, H, W) into tokens (N, T, C) or back; nobody has to say which is which.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -17,7 +19,7 @@ test = [(digits.test_images, digits.test_labels)]
 EPOCHS = 6
 
 
-def trained(name: str, classes: int, options: dict) -> torch.nn.Module:
+def trained(name: str, classes: int, options: dict[str, Any]) -> torch.nn.Module:
     """One of timm's smallest networks, which knows the first digits."""
     network = netclone.load_model(f"timm/{name}", weights=None, in_chans=1, num_classes=classes, **options)
     images, labels = digits.training(tuple(range(classes)))
@@ -35,7 +37,7 @@ def trained(name: str, classes: int, options: dict) -> torch.nn.Module:
 
 
 torch.manual_seed(0)
-networks = {"test_resnet": {}, "test_vit": {"img_size": 32, "patch_size": 8}}
+networks: dict[str, dict[str, Any]] = {"test_resnet": {}, "test_vit": {"img_size": 32, "patch_size": 8}}
 for source_name, target_name in (("test_vit", "test_resnet"), ("test_resnet", "test_vit")):
     source = trained(source_name, 10, networks[source_name])
     target = trained(target_name, 7, networks[target_name])

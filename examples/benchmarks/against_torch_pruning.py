@@ -133,8 +133,8 @@ def pruned(model: nn.Module, image: Tensor) -> nn.Module:
     import torch_pruning
 
     model = copy.deepcopy(model)
-    attentions = [m for m in model.modules() if hasattr(m, "num_heads") and isinstance(layer(m), nn.Module)]
-    fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]
+    attentions: list[Any] = [m for m in model.modules() if hasattr(m, "num_heads") and isinstance(layer(m), nn.Module)]
+    fused: list[Any] = [m for m in model.modules() if getattr(m, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
     pruner = torch_pruning.pruner.MagnitudePruner(

@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -68,7 +69,9 @@ class Attention(nn.Module):
 
 def of_timm(name: str) -> tuple[Callable[[], nn.Module], int]:
     """How to build a network of timm, and the side of its images."""
-    return lambda: timm.create_model(name, num_classes=10), timm.get_pretrained_cfg(name).input_size[-1]
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    return lambda: timm.create_model(name, num_classes=10), cfg.input_size[-1]
 
 
 def targets() -> dict[str, tuple[Callable[[], nn.Module], int]]:
@@ -115,7 +118,7 @@ def main() -> int:
 
     table = Table("target", "bitwise in", "frozen, it would differ in", title=f"torch {torch.__version__}")
     for row in rows:
-        table.add_row(row["target"], f"{row['equal']} of {row['modes']} modes", f"{row['frozen_differs']}")
+        table.add_row(str(row["target"]), f"{row['equal']} of {row['modes']} modes", f"{row['frozen_differs']}")
     Console(width=110).print(table)
     cost = training()
     print(f"{bitwise} of {len(rows)} targets bitwise; a training step, held / frozen: {cost}")
@@ -139,7 +142,7 @@ def training() -> dict[str, float]:
             model.zero_grad()
             model(images).square().sum().backward()
 
-        found[name] = round(ratio(lambda m=held: step(m), lambda m=frozen: step(m)), 3)
+        found[name] = round(ratio(partial(step, held), partial(step, frozen)), 3)
     return found
 
 

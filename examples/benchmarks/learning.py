@@ -6,6 +6,7 @@ Prints one row per claim of README's "Cost" table with the bar it is held to, an
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,21 +50,17 @@ def main() -> int:
     ]
     rows: list[Row] = [("a step of mask learning / a forward-backward of the source", statistics.median(steps), 1.2)]
 
-    def cloned(**options: object) -> netclone.CloneModule:
-        return netclone.clone(source, target, new, classes=range(5, 10), target_data=old, method="taylor", **options)  # type: ignore[arg-type]
-
+    cloned = partial(netclone.clone, source, target, new, classes=range(5, 10), target_data=old, method="taylor")
     positions = len(candidates(netclone.trace(target, images[:2]))) + 1
     found = cloned(search="all")
-    named = {"at": found.at, "source_at": found.source_at}
-    whole = ratio(lambda: cloned(search="all"), lambda: cloned(**named), repeats=1)
+    assert found.at is not None
+    at, source_at = found.at, found.source_at
+    whole = ratio(lambda: cloned(search="all"), lambda: cloned(at=at, source_at=source_at), repeats=1)
     rows.append((f"clone() searching all {positions} positions / clone() at the one found", whole, None))
 
     mask = netclone.localize(groups, method="magnitude", budget="params")
-
-    def brief(**options: object) -> netclone.CloneModule:
-        return cloned(reconstruct=False, mask=mask, **options)
-
-    fits = ratio(lambda: brief(search="all"), lambda: brief(**named), repeats=1)
+    brief = partial(cloned, reconstruct=False, mask=mask)
+    fits = ratio(lambda: brief(search="all"), lambda: brief(at=at, source_at=source_at), repeats=1)
     rows.append((f"the same without learning a mask or refitting: {positions} positions / one", fits, 2.0))
     return reported(rows)
 

@@ -6,6 +6,7 @@ Prints one row per claim of README's "Cost" table with the bar it is held to, an
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import timm
 import torch
@@ -32,7 +33,8 @@ class Chain(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = 0.7 * (x + block(x))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def surgery(model: nn.Module, example: Tensor) -> int:
@@ -50,6 +52,10 @@ def in_its_own_module(model: nn.Module, slim: nn.Module) -> nn.Module:
     for name, tensor in (dict(slim.named_parameters()) | dict(slim.named_buffers())).items():
         tensors[name].data = tensor.data
     return native
+
+
+def there_and_back(target: nn.Module, module: netclone.CloneModule, check: bool) -> nn.Module:
+    return netclone.remove(netclone.inject(target, module, at="layer3", check=check))
 
 
 def main() -> int:
@@ -71,29 +77,25 @@ def main() -> int:
         (False, "inject(check=False) + remove / copy.deepcopy(model), resnet50", 5.0),
         (True, "inject + remove / copy.deepcopy(model), resnet50, its bits compared", None),
     ):
-        grafting = ratio(
-            lambda c=check: netclone.remove(netclone.inject(traced, fitting, at="layer3", check=c)),
-            lambda: copy.deepcopy(resnet),
-        )
+        grafting = ratio(partial(there_and_back, traced, fitting, check), lambda: copy.deepcopy(resnet))
         rows.append((claim, grafting, bar))
     for name in ("resnet50", "vit_small_patch16_224"):
         model = timm.create_model(name).eval()
-        rows.append((f"capture + grouping + extraction, {name}, s", seconds(lambda m=model: surgery(m, image), 3), 5.0))
+        rows.append((f"capture + grouping + extraction, {name}, s", seconds(partial(surgery, model, image), 3), 5.0))
 
     sizes, times = [], []
     for blocks in (9, 500):
         chain = Chain(blocks)
         small = torch.randn(2, 3, 8, 8)
         sizes.append(surgery(chain, small))
-        times.append(seconds(lambda c=chain, s=small: surgery(c, s), 1 if blocks > 100 else 3))
+        times.append(seconds(partial(surgery, chain, small), 1 if blocks > 100 else 3))
     per_node = (times[1] / sizes[1]) / (times[0] / sizes[0])
     rows.append((f"time per node at {sizes[1]} nodes / at {sizes[0]}", per_node, 1.5))
 
     grafted = netclone.inject(traced, fitting, at="layer3").eval()
     with torch.no_grad():
-        tapped = resnet.layer3(
-            resnet.layer2(resnet.layer1(resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(image))))))
-        )
+        stem_to_layer3 = nn.Sequential(*list(resnet.children())[:7])
+        tapped = stem_to_layer3(image)
         together = ratio(lambda: grafted(image), lambda: (resnet(image), fitting(tapped)))
         rows.append(("grafted latency / (target + module run separately)", together, 1.05))
         dense_macs = netclone.cost(resnet, image, repeats=1).macs

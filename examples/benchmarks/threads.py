@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import timm
@@ -24,7 +25,7 @@ import netclone
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
-MODES: dict[str, Callable[[], object]] = {
+MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "plain": torch.enable_grad,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -41,11 +42,15 @@ class Small(nn.Module):
         self.head = nn.Linear(8, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
+        logits: Tensor = self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
+        return logits
 
 
 class Writing(nn.Module):
     """Writes a buffer, and assigns another, in every forward."""
+
+    seen: Tensor
+    last: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +61,8 @@ class Writing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen += 1
         self.last = self.linear(x).detach()
-        return self.linear(x)
+        logits: Tensor = self.linear(x)
+        return logits
 
 
 class Recurrent(nn.Module):
@@ -67,7 +73,8 @@ class Recurrent(nn.Module):
         self.lstm = nn.LSTM(16, 8, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0][:, -1]
+        states: Tensor = self.lstm(x)[0]
+        return states[:, -1]
 
 
 def networks() -> dict[str, tuple[nn.Module, Tensor]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,8 @@ class Columns(nn.Module):
         self.register_buffer("columns", torch.tensor(columns, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)[:, self.columns]
+        logits: Tensor = self.model(x)
+        return logits[:, self.columns]
 
 
 class Ensemble(nn.Module):
@@ -134,5 +137,5 @@ def _fitted(logits: Samples, old: int, size: int, old_weight: float) -> tuple[Te
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type, no-untyped-call, unused-ignore]
+    optimizer.step(cast("Callable[[], float]", loss))
     return scale.detach().to(logits.images), bias.detach().to(logits.images)

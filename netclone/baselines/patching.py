@@ -41,8 +41,9 @@ class Patched(nn.Module):
             return getattr(super().__getattr__("block"), name)
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        y = self.block(*inputs, **options)
-        return y + self.patch(y)
+        y: Tensor = self.block(*inputs, **options)
+        patch: Tensor = self.patch(y)
+        return y + patch
 
 
 def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:

@@ -76,7 +76,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def train_network(
     steps = len(labels) // how.batch_size
     total = how.epochs * steps
     layout = torch.channels_last if how.channels_last else torch.contiguous_format
-    model.to(memory_format=layout)  # type: ignore[call-overload]
+    model.to(memory_format=layout)
     if how.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             model.parameters(), how.lr, momentum=0.9, nesterov=True, weight_decay=how.weight_decay
@@ -135,7 +136,7 @@ def train_network(
             schedule.step()
             if progress is not None:
                 progress(epoch * steps + step + 1, total)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to(memory_format=torch.contiguous_format)
     model.eval()
 
 

@@ -34,7 +34,7 @@ class Measure:
     first one's clock counts.
     """
 
-    budget: str
+    budget: Budget
     round_to: int = 1
     latency_batch: int = 1
     workers: Workers = ALONE
@@ -96,7 +96,7 @@ def channel_share(groups: ChannelGroups, keep: float, measure: Measure, classes:
     return shares[sizes.timed(chosen, keep)[0]]
 
 
-def check_budget(budget: str) -> None:
+def check_budget(budget: Budget) -> None:
     """Raise unless there is such a budget."""
     check_choice(budget, Budget, "budget")
 
@@ -284,10 +284,10 @@ class Allocation:
             return sum(parameter.numel() for parameter in slimmed.parameters())
         with MacCounter() as counter, torch.no_grad():
             slimmed(self.groups.example[:1])
-        return counter.macs
+        return int(counter.macs)
 
 
-def _check_reachable(least: float, keep: float, budget: str) -> None:
+def _check_reachable(least: float, keep: float, budget: Budget) -> None:
     if least > keep:
         raise ArgumentError(
             f"keep: {keep:.3g} of the {budget} cannot be reached by removing channels: one unit in every group leaves "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Target
 
-from netclone.channels.labels import Event, Labels, compact, expanded, varies
+from netclone.channels.labels import Event, Labelled, Labels, compact, expanded, varies
 from netclone.channels.oprules import rule_of
 from netclone.graph.batching import sizes_at
 from netclone.graph.capturing import tensor_at
@@ -56,7 +58,7 @@ class Labelling:
         self.grouped: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.labels = Labels()
-        self.values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Labelled] = {}
         self.slots: dict[tuple[str, int], Tensor] = {}
         self.roles: dict[tuple[str, int], str] = {}
         self.constants: dict[str, Tensor] = {}
@@ -79,11 +81,11 @@ class Labelling:
 
     # -- read by rules
 
-    def value(self, node: Any) -> Any:
+    def value(self, node: fx.Node) -> Labelled:
         """The labels (or number) of an argument."""
         return self.data(node) if isinstance(node, fx.Node) and node.op == "get_attr" else self.values[node]
 
-    def data(self, node: Any) -> Tensor:
+    def data(self, node: fx.Node) -> Tensor:
         """The label tensor of an argument; a parameter used as data gets one label per element."""
         if node.op != "get_attr":
             labels = self.values[node]
@@ -95,11 +97,11 @@ class Labelling:
             self.constants[name] = self.labels.fresh(shape.numel()).reshape(shape)
         return self.constants[name]
 
-    def tensor_of(self, node: Any) -> Tensor:
+    def tensor_of(self, node: fx.Node) -> Tensor:
         """The real tensor behind a parameter or buffer node."""
         return tensor_at(self.graph_module, str(node.target))
 
-    def name(self, node: Any) -> str | None:
+    def name(self, node: object) -> str | None:
         """The name of the parameter or buffer an argument is; None for anything computed."""
         return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None
 
@@ -120,8 +122,9 @@ class Labelling:
         """Whether the node returns several tensors."""
         return isinstance(node.meta["val"], (list, tuple))
 
-    def executed(self, function: Any, args: Any, kwargs: Any) -> Any:
+    def executed(self, function: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Labelled:
         """Data movement, executed on the labels."""
+        assert callable(function)
         out = function(*args, **kwargs)
         return tuple(self.trim(t) for t in out) if isinstance(out, (list, tuple)) else self.trim(out)
 
@@ -129,7 +132,7 @@ class Labelling:
         """The same labels in expanded form."""
         return expanded(labels)
 
-    def rows(self, weight: Any, axis: int, groups: int = 1) -> Tensor:
+    def rows(self, weight: fx.Node, axis: int, groups: int = 1) -> Tensor:
         """The units that a producer makes along an axis of its weight: the same for every use of it and every group."""
         key = (str(weight.target), axis)
         self._note(weight, axis, "out")
@@ -138,7 +141,7 @@ class Labelling:
             self.roles[key] = "out"
         return self.slots[key]
 
-    def slot(self, parameter: Any, axis: int, labels: Tensor, role: str) -> None:
+    def slot(self, parameter: fx.Node, axis: int, labels: Tensor, role: str) -> None:
         """Record that slice ``i`` of a parameter along an axis belongs to the unit ``labels[i]``."""
         key = (str(parameter.target), axis)
         self._note(parameter, axis, role)
@@ -245,7 +248,7 @@ class Labelling:
         if self.name(operand) is None:
             self.labels.fix(self.data(operand), self._event(node, why))
 
-    def opaque(self, node: fx.Node, why: str) -> Any:
+    def opaque(self, node: fx.Node, why: str) -> Labelled:
         """Keep every channel that an operator touches, and record the operator as one without a rule."""
         event = self._event(node, why)
         for argument in node.all_input_nodes:
@@ -271,11 +274,11 @@ class Labelling:
                 self.without_rule.append((node.name, operator_name(node.target)))
                 self.values[node] = self.opaque(node, f"operator {operator_name(node.target)} has no rule")
             else:
-                self.values[node] = self._slimmed(rule.label(self, node))
-                if self.by_place and isinstance(self.values[node], Tensor):  # balancing groups needs final units
-                    self._along_one_axis(node.name, self.values[node])
+                self.values[node] = value = self._slimmed(rule.label(self, node))
+                if self.by_place and isinstance(value, Tensor):  # balancing groups needs final units
+                    self._along_one_axis(node.name, value)
 
-    def _note(self, weight: Any, axis: int, role: str) -> None:
+    def _note(self, weight: fx.Node, axis: int, role: str) -> None:
         self._uses.setdefault((str(weight.target), self._reader), {})[axis] = role
 
     def _agree_on_weights(self) -> None:
@@ -299,7 +302,7 @@ class Labelling:
             for key in [key for key in self.slots if key[0] == name]:
                 self.labels.fix(self.slots[key], Event(name, "is used by several nodes in different ways"))
 
-    def _slimmed(self, value: Any) -> Any:
+    def _slimmed(self, value: Labelled) -> Labelled:
         """Replace large label tensors by their units, which often vary along fewer axes."""
         if isinstance(value, Tensor) and _varied(value) > 4096:
             return self.trim(self.labels.roots(value))

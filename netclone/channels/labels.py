@@ -9,10 +9,14 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Labelled: TypeAlias = Tensor | tuple[Tensor, ...] | float
+"""What is known of a node: labels of its tensor or of each of its tensors, or its number."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Labels:
         return labels.stride(axis) != 0 and varies(self.roots(labels), axis)
 
     def _find(self, labels: np.ndarray) -> np.ndarray:
-        found = self._parent[labels]
+        found: np.ndarray = self._parent[labels]
         while True:
             above = self._parent[found]
             if np.array_equal(above, found):

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx
 
-from netclone.channels.labels import varies
+from netclone.channels.labels import Labelled, varies
 from netclone.channels.normalising import norm_over_channels
 from netclone.graph.calls import argument, call
 from netclone.graph.calls import arguments as _args
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-LabelRule = Callable[["Labelling", fx.Node], Any]
+LabelRule = Callable[["Labelling", fx.Node], Labelled]
 ResizeRule = Callable[["Resizer", fx.Node], tuple[Any, ...]]
 
 
@@ -44,17 +44,17 @@ class Rule:
 # ---------------------------------------------------------------- elementwise
 
 
-def _pointwise(run: Labelling, node: fx.Node) -> Tensor:
+def _pointwise(run: Labelling, node: fx.Node) -> Labelled:
     """Elements that are combined are kept or removed together."""
     return run.meet(node, [a for a in (*_args(node), *node.kwargs.values()) if isinstance(a, fx.Node)])
 
 
-def _like(run: Labelling, node: fx.Node) -> Tensor:
+def _like(run: Labelling, node: fx.Node) -> Labelled:
     """New values in the shape of another tensor."""
     return run.data(_args(node)[0])
 
 
-def _made(run: Labelling, node: fx.Node) -> Tensor:
+def _made(run: Labelling, node: fx.Node) -> Labelled:
     """New values of fixed sizes; only dtype and device come from another tensor."""
     return torch.zeros((), dtype=torch.long).expand(run.shapes(node)[0])
 
@@ -64,7 +64,7 @@ def _are_tensors(run: Labelling, *operands: Any) -> bool:
     return all(run.name(operand) is not None for operand in operands if operand is not None)
 
 
-def _prelu(run: Labelling, node: fx.Node) -> Tensor:
+def _prelu(run: Labelling, node: fx.Node) -> Labelled:
     x, weight = run.data(_args(node)[0]), _args(node)[1]
     if not _are_tensors(run, weight):
         return run.opaque(node, "its slopes are computed")
@@ -77,14 +77,14 @@ def _prelu(run: Labelling, node: fx.Node) -> Tensor:
 # ---------------------------------------------------------------- data movement
 
 
-def _move(run: Labelling, node: fx.Node) -> Any:
+def _move(run: Labelling, node: fx.Node) -> Labelled:
     """Data movement is executed on the labels, which is exact and needs no further rule."""
     args, kwargs = run.literal(node)
     target = aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
     return run.executed(target, args, kwargs)
 
 
-def _cat(run: Labelling, node: fx.Node) -> Any:
+def _cat(run: Labelling, node: fx.Node) -> Labelled:
     """Movement. Pieces whose units lie across the joined axis (tokens with the same channels) share these units."""
     args, kwargs = run.literal(node)
     pieces = args[0]
@@ -102,7 +102,7 @@ def _cat(run: Labelling, node: fx.Node) -> Any:
 def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
     """Movement whose literals are positions along some axes (none: all); units along these axes are united."""
 
-    def rule(run: Labelling, node: fx.Node) -> Any:
+    def rule(run: Labelling, node: fx.Node) -> Labelled:
         args, kwargs = run.literal(node)
         x = args[0]
         for axis in axes(_args(node)) or range(x.dim()):
@@ -112,7 +112,7 @@ def _move_fixed_axes(axes: Callable[[tuple[Any, ...]], list[int]]) -> LabelRule:
     return rule
 
 
-def _channel_shuffle(run: Labelling, node: fx.Node) -> Tensor:
+def _channel_shuffle(run: Labelling, node: fx.Node) -> Labelled:
     """The channels at one place of every group are united, so that the groups stay equally wide."""
     x, groups = run.data(_args(node)[0]), _args(node)[1]
     channels = run.along(node, x, 1, "needs whole channels")
@@ -121,17 +121,16 @@ def _channel_shuffle(run: Labelling, node: fx.Node) -> Tensor:
     return run.executed(node.target, (x, groups), {})
 
 
-def _slice(run: Labelling, node: fx.Node) -> Tensor:
+def _slice(run: Labelling, node: fx.Node) -> Labelled:
     """Executed on the labels; with a step, units along the axis are united."""
     args, kwargs = run.literal(node)
     x = args[0]
     if len(args) > 4 and args[4] != 1:
         x = run.merge(node, x, [args[1] % x.dim()], "is sliced with a step").expand(x.shape)
-    out: Tensor = run.executed(node.target, (x, *args[1:]), kwargs)
-    return out
+    return run.executed(node.target, (x, *args[1:]), kwargs)
 
 
-def _index(run: Labelling, node: fx.Node) -> Any:
+def _index(run: Labelling, node: fx.Node) -> Labelled:
     indices = [run.tensor_of(i) if isinstance(i, fx.Node) and i.op == "get_attr" else i for i in _args(node)[1]]
     if any(isinstance(i, fx.Node) for i in indices):
         return run.opaque(node, "an index that depends on the input")
@@ -142,19 +141,19 @@ def _index(run: Labelling, node: fx.Node) -> Any:
     return run.executed(node.target, (x, [None if i is None else i.cpu() for i in indices]), {})
 
 
-def _index_select(run: Labelling, node: fx.Node) -> Tensor:
+def _index_select(run: Labelling, node: fx.Node) -> Labelled:
     x, axis, index = run.data(_args(node)[0]), _args(node)[1], _args(node)[2]
     run.keep(node, index, "chooses what is read")
     return run.merge(node, x, [axis % x.dim()], "is indexed along this axis").expand(run.shapes(node)[0])
 
 
-def _index_fill(run: Labelling, node: fx.Node) -> Tensor:
+def _index_fill(run: Labelling, node: fx.Node) -> Labelled:
     x, axis, index = run.data(_args(node)[0]), _args(node)[1], _args(node)[2]
     run.keep(node, index, "chooses what is written")
     return run.merge(node, x, [axis % x.dim()], "is indexed along this axis").expand(x.shape)
 
 
-def _gather(run: Labelling, node: fx.Node) -> Tensor:
+def _gather(run: Labelling, node: fx.Node) -> Labelled:
     """Units along the read axis are united; along other axes, indices are combined with what they index."""
     x, axis, index = run.data(_args(node)[0]), _args(node)[1], run.data(_args(node)[2])
     if x.dim() == 0 or any(x.size(other) != index.size(other) for other in range(x.dim()) if other != axis % x.dim()):
@@ -166,7 +165,7 @@ def _gather(run: Labelling, node: fx.Node) -> Tensor:
     return x.expand(run.shapes(node)[0])
 
 
-def _embedding(run: Labelling, node: fx.Node) -> Tensor:
+def _embedding(run: Labelling, node: fx.Node) -> Labelled:
     """Makes units along the second axis of its table."""
     table, index = _args(node)[:2]
     if not _are_tensors(run, table):
@@ -176,19 +175,19 @@ def _embedding(run: Labelling, node: fx.Node) -> Tensor:
     return run.spread(run.rows(table, 1), len(shape) - 1, shape)
 
 
-def _grid_sampler(run: Labelling, node: fx.Node) -> Tensor:
+def _grid_sampler(run: Labelling, node: fx.Node) -> Labelled:
     x = run.data(_args(node)[0])
     run.keep(node, _args(node)[1], "says where to sample")
     return run.spread(run.along(node, x, 1, "mixes positions"), 1, run.shapes(node)[0])
 
 
-def _im2col(run: Labelling, node: fx.Node) -> Tensor:
+def _im2col(run: Labelling, node: fx.Node) -> Labelled:
     args, kwargs = run.literal(node)
     moved = call(node, (args[0].double().contiguous(), *args[1:]), kwargs)
     return run.trim(moved.long())
 
 
-def _pad(run: Labelling, node: fx.Node) -> Tensor:
+def _pad(run: Labelling, node: fx.Node) -> Labelled:
     """Padding repeats the label along axes of one label; padded channels are new units of their own."""
     x, amounts = run.data(_args(node)[0]), list(_args(node)[1])
     mode = _args(node)[2] if len(_args(node)) > 2 else "constant"
@@ -209,7 +208,7 @@ def _pad(run: Labelling, node: fx.Node) -> Tensor:
     return run.trim(x)
 
 
-def _halves(run: Labelling, node: fx.Node) -> Tensor:
+def _halves(run: Labelling, node: fx.Node) -> Labelled:
     """One half of the channels is gated by the other."""
     x, axis = run.data(_args(node)[0]), argument(node, "dim")
     first, second = x.chunk(2, axis)
@@ -217,14 +216,16 @@ def _halves(run: Labelling, node: fx.Node) -> Tensor:
     return run.trim(first)
 
 
-def _getitem(run: Labelling, node: fx.Node) -> Any:
+def _getitem(run: Labelling, node: fx.Node) -> Labelled:
     container, index = _args(node)
-    return run.value(container)[index]
+    piece: Tensor = cast("tuple[Tensor, ...]", run.value(container))[index]
+    return piece
 
 
-def _arithmetic(run: Labelling, node: fx.Node) -> Any:
+def _arithmetic(run: Labelling, node: fx.Node) -> Labelled:
     args, kwargs = run.literal(node)
-    return call(node, args, kwargs)
+    number: float = call(node, args, kwargs)
+    return number
 
 
 def _reshaped(sizes_at: int) -> ResizeRule:
@@ -292,7 +293,7 @@ def _dims(node: fx.Node, rank: int) -> list[int]:
     return [d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])] if rank else []
 
 
-def _reduce(run: Labelling, node: fx.Node) -> Any:
+def _reduce(run: Labelling, node: fx.Node) -> Labelled:
     """Elements that are reduced together are united."""
     x = run.data(_args(node)[0])
     dims = _dims(node, x.dim())
@@ -305,7 +306,7 @@ def _reduce(run: Labelling, node: fx.Node) -> Any:
 def _over(why: str, axes: Callable[[fx.Node, int], list[int]] = _dims) -> LabelRule:
     """Elements along some axes are processed together and united; the shape does not change."""
 
-    def rule(run: Labelling, node: fx.Node) -> Any:
+    def rule(run: Labelling, node: fx.Node) -> Labelled:
         x = run.data(_args(node)[0])
         merged = run.merge(node, x, axes(node, x.dim()), why)
         out = [merged.expand(shape) for shape in run.shapes(node)]
@@ -314,7 +315,7 @@ def _over(why: str, axes: Callable[[fx.Node, int], list[int]] = _dims) -> LabelR
     return rule
 
 
-def _layer_norm(run: Labelling, node: fx.Node) -> Tensor:
+def _layer_norm(run: Labelling, node: fx.Node) -> Labelled:
     x = run.data(_args(node)[0])
     if _through_norm(run, node):
         return x
@@ -344,7 +345,7 @@ def _normalized_shape(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     return (source, list(new.shape(source)[-len(size) :]), *_args(node)[2:])
 
 
-def _batch_norm(run: Labelling, node: fx.Node) -> Tensor:
+def _batch_norm(run: Labelling, node: fx.Node) -> Labelled:
     if not _are_tensors(run, *_args(node)[1:5]):
         return run.opaque(node, "its weight is computed from the input")
     x = run.data(_args(node)[0])
@@ -355,7 +356,7 @@ def _batch_norm(run: Labelling, node: fx.Node) -> Tensor:
     return run.spread(channels, 1, x.shape)
 
 
-def _group_norm(run: Labelling, node: fx.Node) -> Tensor:
+def _group_norm(run: Labelling, node: fx.Node) -> Labelled:
     x, groups = run.data(_args(node)[0]), _args(node)[1]
     if not isinstance(groups, int) or not _are_tensors(run, *_args(node)[2:4]):
         return run.opaque(node, "its weight or its number of groups is computed from the input")
@@ -378,7 +379,7 @@ def _group_count(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     return (source, new.shape(source)[1] // width, *_args(node)[2:])
 
 
-def _spatial(run: Labelling, node: fx.Node) -> Any:
+def _spatial(run: Labelling, node: fx.Node) -> Labelled:
     """Pooling and resizing mix the last axes and leave the channels alone."""
     x = run.data(_args(node)[0])
     rank = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
@@ -390,7 +391,7 @@ def _spatial(run: Labelling, node: fx.Node) -> Any:
 # ---------------------------------------------------------------- parametric operators
 
 
-def _convolution(run: Labelling, node: fx.Node) -> Tensor:
+def _convolution(run: Labelling, node: fx.Node) -> Labelled:
     """Reads units along its input channels, and makes units along its output channels.
 
     With groups, the units are whole groups or, in ``run.by_place``, the channels at one place in every group.
@@ -429,7 +430,7 @@ def _convolution_groups(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     return (*_args(node)[:6], int(stays.reshape(groups, -1).any(1).sum()), *_args(node)[7:])
 
 
-def _transposed_convolution(run: Labelling, node: fx.Node) -> Tensor:
+def _transposed_convolution(run: Labelling, node: fx.Node) -> Labelled:
     weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
     groups = _args(node)[6] if len(_args(node)) > 6 else 1
     if not _are_tensors(run, weight, bias):
@@ -443,16 +444,16 @@ def _transposed_convolution(run: Labelling, node: fx.Node) -> Tensor:
     return run.spread(rows, 1, run.shapes(node)[0])
 
 
-def _linear(run: Labelling, node: fx.Node) -> Tensor:
+def _linear(run: Labelling, node: fx.Node) -> Labelled:
     weight, bias = _args(node)[1], _args(node)[2] if len(_args(node)) > 2 else None
     return _matrix(run, node, _args(node)[0], weight, bias, columns=1)
 
 
-def _addmm(run: Labelling, node: fx.Node) -> Tensor:
+def _addmm(run: Labelling, node: fx.Node) -> Labelled:
     return _matrix(run, node, _args(node)[1], _args(node)[2], _args(node)[0], columns=0)
 
 
-def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, columns: int) -> Tensor:
+def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, columns: int) -> Labelled:
     """A matrix applied to the last axis of ``source``; ``columns`` is the weight's axis of inputs."""
     if not _are_tensors(run, weight, bias):
         return run.opaque(node, "its weight is computed from the input")
@@ -469,7 +470,7 @@ def _matrix(run: Labelling, node: fx.Node, source: Any, weight: Any, bias: Any, 
     return run.spread(rows, last, shape)
 
 
-def _matmul(run: Labelling, node: fx.Node) -> Tensor:
+def _matmul(run: Labelling, node: fx.Node) -> Labelled:
     a, b = _args(node)[:2]
     if run.name(b) is not None and run.tensor_of(b).dim() == 2:
         return _matrix(run, node, a, b, None, columns=0)
@@ -478,7 +479,7 @@ def _matmul(run: Labelling, node: fx.Node) -> Tensor:
     return _product(run, node, a, b)
 
 
-def _weighted_sum(run: Labelling, node: fx.Node, source: Any, weight: Any) -> Tensor:
+def _weighted_sum(run: Labelling, node: fx.Node, source: Any, weight: Any) -> Labelled:
     """A vector of weights applied to the last axis: a matrix of one row, which does not make a unit."""
     x, shape = run.data(source), run.shapes(node)[0]
     if not run.labels.varies(x, x.dim() - 1) and any(run.labels.varies(x, axis) for axis in range(x.dim() - 1)):
@@ -487,7 +488,7 @@ def _weighted_sum(run: Labelling, node: fx.Node, source: Any, weight: Any) -> Te
     return torch.zeros((), dtype=torch.long).expand(shape)
 
 
-def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Tensor:
+def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Labelled:
     x, y = run.data(a), run.data(b)
     if x.dim() < 2 or y.dim() < 2:
         return run.opaque(node, "a product with a vector")
@@ -498,13 +499,15 @@ def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Tensor:
     )
 
 
-def _sum_with_product(run: Labelling, node: fx.Node) -> Tensor:
+def _sum_with_product(run: Labelling, node: fx.Node) -> Labelled:
     """``baddbmm``: a tensor is added to a product."""
     source, a, b = _args(node)[:3]
-    return run.meet_labels(node, _product(run, node, a, b), source).expand(run.shapes(node)[0])
+    product = _product(run, node, a, b)
+    assert isinstance(product, Tensor)
+    return run.meet_labels(node, product, source).expand(run.shapes(node)[0])
 
 
-def _einsum(run: Labelling, node: fx.Node) -> Tensor:
+def _einsum(run: Labelling, node: fx.Node) -> Labelled:
     operands = [run.data(n) for n in _args(node)[1]]
     terms, right = _axes_by_letter(str(_args(node)[0]), [operand.dim() for operand in operands])
     if any(len(set(t)) != len(t) for t in terms):
@@ -550,7 +553,7 @@ def _axes_by_letter(equation: str, ranks: list[int]) -> tuple[list[list[str]], l
     return [axes(term, width) for term, width in zip(terms, widths, strict=True)], axes(right, widest)
 
 
-def _attention(run: Labelling, node: fx.Node) -> Tensor:
+def _attention(run: Labelling, node: fx.Node) -> Labelled:
     q, k, v = (run.data(n) for n in _args(node)[:3])
     if q.size(-3) != k.size(-3) and node.kwargs.get("enable_gqa"):
         repeat = q.size(-3) // k.size(-3)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Target
 
 from netclone.channels.labelling import Labelling, Shape
 from netclone.channels.labels import compact, expanded
@@ -22,8 +23,8 @@ class Resizer:
     def __init__(self, labelling: Labelling, removed: Tensor) -> None:
         self._labelling = labelling
         self._gone = labelling.labels.marked(removed)
-        self._targets: dict[fx.Node, Any] = {}
-        self._shapes: dict[Any, list[Shape]] = {}
+        self._targets: dict[fx.Node, Target] = {}
+        self._shapes: dict[fx.Node, list[Shape]] = {}
 
     def kept(self, labels: Tensor, axis: int) -> Tensor:
         """Which indices of an axis stay (True) once the units are removed."""
@@ -48,19 +49,19 @@ class Resizer:
         """Shape of a parameter before."""
         return tuple(self._labelling.tensor_of(node).shape)
 
-    def old_shape(self, node: Any) -> Shape:
+    def old_shape(self, node: fx.Node) -> Shape:
         """Shape of a node's tensor at batch size one, before."""
         return self.old_shapes(node)[0]
 
-    def shape(self, node: Any) -> Shape:
+    def shape(self, node: fx.Node) -> Shape:
         """Shape of a node's tensor at batch size one, after."""
         return self.shapes(node)[0]
 
-    def old_shapes(self, node: Any) -> list[Shape]:
+    def old_shapes(self, node: fx.Node) -> list[Shape]:
         """As :meth:`old_shape`, for every tensor of a node that returns several."""
         return [tuple(labels.shape) for labels in self._labels(node)]
 
-    def shapes(self, node: Any) -> list[Shape]:
+    def shapes(self, node: fx.Node) -> list[Shape]:
         """As :meth:`shape`, for every tensor of a node that returns several."""
         if node not in self._shapes:
             self._shapes[node] = [
@@ -69,15 +70,15 @@ class Resizer:
             ]
         return self._shapes[node]
 
-    def kept_before(self, node: Any, axis: int, index: int) -> int:
+    def kept_before(self, node: fx.Node, axis: int, index: int) -> int:
         """How many indices below ``index`` stay along an axis, which is the new position of that index."""
         return int(self.kept(self._labels(node)[0], axis)[:index].sum())
 
-    def replace_target(self, node: fx.Node, target: Any) -> None:
+    def replace_target(self, node: fx.Node, target: Target) -> None:
         """Use another operator in the slim graph."""
         self._targets[node] = target
 
-    def target(self, node: fx.Node) -> Any:
+    def target(self, node: fx.Node) -> Target:
         """The operator of a node in the slim graph."""
         return self._targets.get(node, node.target)
 
@@ -88,9 +89,9 @@ class Resizer:
             "until then, keep the groups that reach this node whole (ChannelMask.from_kept)"
         )
 
-    def _labels(self, node: Any) -> list[Tensor]:
+    def _labels(self, node: fx.Node) -> list[Tensor]:
         value = self._labelling.value(node)
-        return list(value) if isinstance(value, tuple) else [value]
+        return list(value) if isinstance(value, tuple) else [cast("Tensor", value)]
 
 
 def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
@@ -123,7 +124,7 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
     return result.eval()
 
 
-def _described(new: Resizer, node: fx.Node) -> Any:
+def _described(new: Resizer, node: fx.Node) -> object:
     """The ``meta["val"]`` of a slim node: a tensor without data (batch size one), or the old number."""
     value = node.meta.get("val")
     if isinstance(value, Tensor):

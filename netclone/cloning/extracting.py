@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import overload
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from netclone.channels.grouping import ChannelGroups, channel_groups, columns_without, unused_outputs
 from netclone.channels.masks import ChannelMask, leave_out_of_norms, silenced, silent_columns
@@ -17,19 +18,13 @@ from netclone.cloning.modules import CloneModule
 from netclone.errors import CertificateError, PositionError, first_line
 from netclone.files.spec import CloneSpec
 from netclone.graph.calls import arguments
-from netclone.graph.capturing import (
-    FACTS,
-    deterministic,
-    drop_unused_tensors,
-    set_tensor,
-    tensor_at,
-)
+from netclone.graph.capturing import FACTS, drop_unused_tensors, set_tensor, tensor_at
 from netclone.graph.folding import fold_batch_norms
 from netclone.graph.functionalizing import in_place_again
 from netclone.graph.tracing import position, shape_of
 from netclone.learning.data import Batches, Samples, check_classes, check_names, gather
 from netclone.learning.reconstructing import reconstruct_slim
-from netclone.runtime.entering import entered
+from netclone.runtime.entering import deterministic, entered
 from netclone.runtime.sharing import ALONE, Workers
 
 aten = torch.ops.aten
@@ -359,7 +354,7 @@ class _InFloat64(fx.Interpreter):
             self.value = out
         return out
 
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
         args, kwargs = fx.node.map_aggregate((n.args, n.kwargs), self._given)
         if isinstance(n.target, torch._ops.OpOverload):
             kinds = {argument.name: str(argument.type) for argument in n.target._schema.arguments}
@@ -369,16 +364,21 @@ class _InFloat64(fx.Interpreter):
                 kwargs = {**kwargs, "dtype": _double(value.dtype)}
         return args, kwargs
 
-    def _given(self, argument: Any) -> Any:
+    def _given(self, argument: Argument) -> Argument:
         if not isinstance(argument, fx.Node):
             return _double(argument)
         if argument.op != "get_attr":
-            return self.env[argument]
+            value: Argument = self.env[argument]
+            return value
         tensor = self.tensor(str(argument.target))
         return tensor.to(_double(tensor.dtype))
 
 
-def _double(value: Any) -> Any:
+@overload
+def _double(value: torch.dtype) -> torch.dtype: ...
+@overload
+def _double(value: Argument) -> Argument: ...
+def _double(value: Argument) -> Argument:
     """The float64 or complex128 counterpart of a floating or complex dtype; anything else unchanged."""
     if not isinstance(value, torch.dtype):
         return value

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.cloning.modules import CloneModule
@@ -86,7 +87,7 @@ class _Record:
     branches: tuple[_Branch, ...]
     training: tuple[str, ...]
     trainable: tuple[str, ...]
-    attributes: dict[str, Any]
+    attributes: dict[str, object]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -467,7 +468,8 @@ def _record(grafted: fx.GraphModule) -> _Record:
             f"grafted: {type(grafted).__name__} holds no clones; pass the graph that netclone.inject(...) returned "
             "(of a compiled one, the module that was compiled)"
         )
-    return grafted.meta[_RECORD]
+    record: _Record = grafted.meta[_RECORD]
+    return record
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -581,7 +583,7 @@ def _check_pure(target: nn.Module, module: CloneModule) -> None:
         raise ArgumentError(f"module: its graph cannot be part of a network: {error}") from error
 
 
-def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, ...]) -> str:
+def _checked_name(name: str | None, owners: Sequence[object], present: tuple[str, ...]) -> str:
     """The clone's name, or the first free default; raises unless it is an identifier that is free in every owner."""
 
     def taken(candidate: str) -> bool:
@@ -610,9 +612,9 @@ def _checked_name(name: str | None, owners: Sequence[Any], present: tuple[str, .
 # The edit
 
 
-def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, Any]:
+def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, object]:
     """A deepcopy memo that keeps the target's tensors on the same memory, in new objects; clones are copied."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for path, tensor in [*traced.named_parameters(), *traced.named_buffers()]:
         if path.partition(".")[0] not in names:
             is_parameter = isinstance(tensor, nn.Parameter)
@@ -621,7 +623,7 @@ def _shared(traced: fx.GraphModule, names: tuple[str, ...]) -> dict[int, Any]:
 
 
 def _copy(
-    source: fx.GraphModule, kind: type[_AnyGraph], memo: dict[int, Any] | None, without: str | None = None
+    source: fx.GraphModule, kind: type[_AnyGraph], memo: dict[int, object] | None, without: str | None = None
 ) -> _AnyGraph:
     """Copy a graph module into another class, without its graph and without the clone ``without``.
 
@@ -670,7 +672,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
         describe(result, copy.deepcopy(record.attributes))
 
 
-def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, Any]:
+def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, object]:
     """The target's descriptive attributes, extended by the classes of the clones."""
     added = {name: (len(clone.classes), clone.class_names) for name, clone in _clones(grafted).items()}
     columns = (shape_of(logits_node(grafted)) or (0,))[0]
@@ -683,7 +685,7 @@ def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...
     nodes = list(graph.nodes)
     behind: dict[fx.Node, fx.Node] = {}
 
-    def insert(after: fx.Node, op: str, target: Any, args: tuple[Any, ...], name: str | None = None) -> fx.Node:
+    def insert(after: fx.Node, op: str, target: Target, args: tuple[Argument, ...], name: str | None = None) -> fx.Node:
         while after.next.op == "placeholder":
             after = after.next
         with graph.inserting_after(behind.get(after, after)):

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from netclone.arguments import Budget
 from netclone.channels.budgeting import check_budget
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
@@ -26,7 +27,6 @@ from netclone.cloning.problem import Problem, classifier_share
 from netclone.cloning.recipe import Recipe, RecipeFields
 from netclone.cloning.searching import search
 from netclone.errors import ArgumentError, DataError, UncalibratedWarning
-from netclone.graph.capturing import deterministic
 from netclone.graph.tracing import INPUT
 from netclone.learning.data import (
     Batches,
@@ -49,7 +49,7 @@ from netclone.learning.neighbourhoods import Neighbourhoods
 from netclone.runtime.context import Run, RunFields
 from netclone.runtime.dependencies import code_digest
 from netclone.runtime.devices import model_on
-from netclone.runtime.entering import entered
+from netclone.runtime.entering import deterministic, entered
 from netclone.runtime.sharing import digest
 
 REFIT = 2048  # most samples of a refit: every position of a map is an equation, so more samples add little
@@ -69,7 +69,7 @@ def clone(  # noqa: PLR0913 - public
     class_names: Sequence[str] = (),
     target_data: Batches | None = None,
     keep: float = 0.5,
-    budget: str = "params",
+    budget: Budget = "params",
     at: str = "auto",
     source_at: str | None = None,
     mask: ChannelMask | None = None,
@@ -182,7 +182,7 @@ def clone(  # noqa: PLR0913 - public
 def check_options(
     *,
     keep: float = 0.5,
-    budget: str = "params",
+    budget: Budget = "params",
     at: str = "auto",
     source_at: str | None = None,
     seed: int = 0,
@@ -202,7 +202,9 @@ def check_options(
     made = {field.name for field in fields(Recipe)}, {field.name for field in fields(Run) if field.init}
     if unknown := [name for name in options if name not in made[0] | made[1]]:
         raise TypeError(f"clone() got an unexpected keyword argument {unknown[0]!r}")
-    of_recipe, of_run = ({name: value for name, value in options.items() if name in names} for names in made)
+    of_recipe, of_run = (
+        cast("dict[str, Any]", {name: value for name, value in options.items() if name in names}) for names in made
+    )
     check_keep(keep)
     check_budget(budget)
     for what, name in (("at", at), ("source_at", source_at or "")):
@@ -211,8 +213,7 @@ def check_options(
     if at == INPUT and source_at is not None:
         raise ArgumentError(f"source_at: got {source_at!r}, but at='{INPUT}' runs the whole source; leave it out")
     check_number(seed, "seed", 0)
-    known: Any = (recipe or Recipe(), run or Run())
-    return replace(known[0], **of_recipe), replace(known[1], **of_run)
+    return replace(recipe or Recipe(), **of_recipe), replace(run or Run(), **of_run)
 
 
 def _gathered(
@@ -252,7 +253,7 @@ def _of_clone_set(
     return new
 
 
-def _localised(problem: Problem, keep: float, budget: str) -> ChannelMask:
+def _localised(problem: Problem, keep: float, budget: Budget) -> ChannelMask:
     """The mask from the recipe's method, or from an earlier run that was stopped."""
     run, recipe, groups = problem.run, problem.recipe, problem.groups
     if (found := run.found.recall("mask")) is not None:
@@ -311,7 +312,7 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
     return slimmed
 
 
-def _key(problem: Problem, data: Sequence[Samples | None], *asked: Any) -> str:
+def _key(problem: Problem, data: Sequence[Samples | None], *asked: object) -> str:
     """A key of all that a run's result depends on: problem, recipe, and the code that computes it."""
     tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
     for network in (problem.groups.graph_module, problem.target):

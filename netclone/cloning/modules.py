@@ -49,13 +49,15 @@ class CloneModule(nn.Module):
     def forward(self, features: Tensor, target_features: Tensor | None = None) -> Tensor:
         """Logits ``(N, len(classes))`` from features ``(N, *input_shape)`` and, if fitted, ``(N, *feature_shape)``."""
         if self.spec.feature_shape is None:
-            return self.body(features)
+            logits: Tensor = self.body(features)
+            return logits
         if target_features is None:
             raise AdapterError(
                 f"this clone was fitted at '{self.spec.at}' and also reads the target's features at "
                 f"'{self.spec.feature_node}' too: pass them as second argument, shape (N, {self.spec.feature_shape})"
             )
-        return self.body(features, target_features)
+        fitted: Tensor = self.body(features, target_features)
+        return fitted
 
     @property
     def classes(self) -> tuple[int, ...]:

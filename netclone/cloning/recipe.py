@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
-from netclone.arguments import Ablation, Search, check_choice, words
+from netclone.arguments import Ablation, Method, MixedPrecision, Search, check_choice, words
 from netclone.errors import ArgumentError
 from netclone.learning.data import check_number
 from netclone.learning.localizing import check_method
@@ -69,16 +69,16 @@ class Recipe:
     netclone.errors.ArgumentError: epochs: got -1, expected a whole number from 0 on
     """
 
-    search: str = "early"
-    method: str = "local"
+    search: Search = "early"
+    method: Method = "local"
     reconstruct: bool = True
     distill_steps: int = 150
     epochs: int = 20
     batch_size: int = 64
     validation: float = 0.2
     augment: Augment | None = None
-    without: Sequence[str] = ()
-    mixed_precision: str = "no"
+    without: Sequence[Ablation] = ()
+    mixed_precision: MixedPrecision = "no"
     round_to: int = 1
     latency_batch: int = 1
 
@@ -104,7 +104,7 @@ class Recipe:
         """The dtype of forward passes while training; None: that of the images."""
         return precision_of(self.mixed_precision)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The fields as plain data; an augmentation is represented by its identity."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**known, "augment": None if self.augment is None else identity(self.augment)}
@@ -113,15 +113,15 @@ class Recipe:
 class RecipeFields(TypedDict, total=False):
     """The fields of a :class:`Recipe`, which :func:`netclone.clone` also takes as keywords."""
 
-    search: str
-    method: str
+    search: Search
+    method: Method
     reconstruct: bool
     distill_steps: int
     epochs: int
     batch_size: int
     validation: float
     augment: Augment | None
-    without: Sequence[str]
-    mixed_precision: str
+    without: Sequence[Ablation]
+    mixed_precision: MixedPrecision
     round_to: int
     latency_batch: int

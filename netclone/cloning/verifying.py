@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from netclone.errors import ArgumentError, BitsError, OutputError, first_line
-from netclone.graph.capturing import FACTS, deterministic
+from netclone.graph.capturing import FACTS
 from netclone.graph.exporting import copied
 from netclone.graph.modes import COVERING, EVERY, QUICK, Mode
 from netclone.graph.tracing import same_bits
-from netclone.runtime.entering import entered
+from netclone.runtime.entering import deterministic, entered
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequen
                         raise ArgumentError(f"images: the target fails on them ({mode}): {reason}") from want
                     unsupported.append((mode, reason))
                     continue
-                _check_logits(target, want)
+                want = _logits(target, want)
                 got = _attempt(candidate, batch, mode)
                 seen = _seen(got, want)
                 if not seen:
@@ -173,23 +172,25 @@ def _batch(images: Tensor, mode: Mode) -> Tensor:
     return repeated.contiguous(memory_format=torch.channels_last) if mode.channels_last else repeated
 
 
-def _attempt(model: nn.Module, images: Tensor, mode: Mode) -> Any:
+def _attempt(model: nn.Module, images: Tensor, mode: Mode) -> object:
     """What a network returns, or the error that it raises."""
     try:
         with mode.active():
-            return model(images.clone())
+            out: object = model(images.clone())
+            return out
     except Exception as error:  # any model code may run here, perhaps in a dtype that it was never tried in
         return error
 
 
-def _check_logits(target: nn.Module, value: Any) -> None:
+def _logits(target: nn.Module, value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 2:
         raise OutputError(
             f"target: {type(target).__name__} returns {type(value).__name__}; expected one tensor (N, classes)"
         )
+    return value
 
 
-def _seen(got: Any, want: Tensor) -> str:
+def _seen(got: object, want: Tensor) -> str:
     """How old logits differ; empty if they do not."""
     if isinstance(got, Exception):
         return f"{type(got).__name__}: {first_line(got)}"
@@ -210,12 +211,12 @@ def _seen(got: Any, want: Tensor) -> str:
 class _Values(fx.Interpreter):
     """Runs a graph and yields the value of every node as it is computed."""
 
-    def __init__(self, graph_module: fx.GraphModule, tell: Callable[[str, Any], None]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, tell: Callable[[str, object], None]) -> None:
         super().__init__(graph_module)
         self._tell = tell
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+    def run_node(self, n: fx.Node) -> object:
+        value: object = super().run_node(n)
         self._tell(n.name, value)
         return value
 
@@ -228,7 +229,7 @@ def _first_difference(grafted: nn.Module, target: nn.Module, images: Tensor, mod
 
     differing: list[str] = []
 
-    def look(name: str, value: Any) -> None:
+    def look(name: str, value: object) -> None:
         want = values.get(name)
         if not differing and want is not None and isinstance(value, Tensor) and not same_bits(value, want):
             differing.append(name)
@@ -243,7 +244,7 @@ def _target_values(target: nn.Module, positions: Mapping[str, str], images: Tens
     """The values that the target computes, by the names of their nodes in its graph."""
     values: dict[str, Tensor] = {}
 
-    def keep(name: str, value: Any) -> None:
+    def keep(name: str, value: object) -> None:
         if isinstance(value, Tensor):
             values[name] = value.clone()  # a later node may write into it
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, SupportsIndex, cast
 
 import safetensors.torch
 import torch
@@ -228,7 +228,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
-    table: list[dict[str, Any]] = []
+    table: list[dict[str, object]] = []
     for prefix, container in body.named_modules(remove_duplicate=False):
         owned: list[tuple[str, Tensor]] = [
             *container.named_parameters(prefix, recurse=False, remove_duplicate=False),
@@ -257,7 +257,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     in_full = not facts["stored"] and dtype is None
     if in_full:
         del facts["stored"]
-    header: dict[str, Any] = {
+    header: dict[str, object] = {
         "format_version": _PLAIN_VERSION if in_full else FORMAT_VERSION,
         "spec": facts,
         "graph": graph_to_data(body.graph),
@@ -268,7 +268,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     return safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header, allow_nan=False)})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Plain data as JSON holds it: tuples as lists, a Candidate as an object."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -278,7 +278,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {key: _plain(item) for key, item in asdict(value).items()}
-    return operator.index(value)
+    return operator.index(cast("SupportsIndex", value))
 
 
 def _raw(tensor: Tensor) -> memoryview:
@@ -318,7 +318,7 @@ def _header_length(start: bytes | memoryview, size: int) -> int:
     return length
 
 
-def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, Any]]:
+def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, object]]:
     """The header, checked, and the same as the data its digest is made from."""
     text = content[8:].decode("utf-8")
     # What JSON and graph take in memory, up to 100 bytes per separator and 9,000 per node, is held to 10 times the
@@ -352,10 +352,10 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, An
     return ArchiveHeader(version, spec, graph, tensors, sha256), data
 
 
-def _parsed(text: object) -> dict[str, Any]:
+def _parsed(text: object) -> dict[str, object]:
     """A JSON object, strictly: no key twice, no words outside the standard."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         made = dict(pairs)
         if len(made) != len(pairs):
             raise ArchiveError(f"the header has a duplicate key among {shown([key for key, _ in pairs])}")
@@ -378,7 +378,7 @@ def _parsed(text: object) -> dict[str, Any]:
 
 
 def _refuse_absolute_paths(data: object) -> None:
-    left = [data]
+    left: list[object] = [data]
     while left:
         value = left.pop()
         if isinstance(value, dict):
@@ -389,7 +389,7 @@ def _refuse_absolute_paths(data: object) -> None:
             raise ArchiveError(f"the header holds an absolute path, {shown(value)}: an archive names nothing outside")
 
 
-def _table_from(data: object, table: dict[str, Any], size: int, version: int) -> tuple[TensorEntry, ...]:
+def _table_from(data: object, table: dict[str, object], size: int, version: int) -> tuple[TensorEntry, ...]:
     """The tensors, in the module's order, once they are known to fill the file's ``size`` bytes exactly."""
     entries, spans = [], []
     keys = ["name", "kind", "requires_grad", "order", *(["dtype"] if version > _PLAIN_VERSION else [])]
@@ -410,7 +410,7 @@ def _table_from(data: object, table: dict[str, Any], size: int, version: int) ->
                 raise ArchiveError(f"{where}: has to have a float32 scale for each of its rows, not {of_scale} {rows}")
         elif stored != dtype and not (dtype.is_floating_point and stored in (torch.bfloat16, torch.float16)):
             raise ArchiveError(f"{where}: {stored} cannot stand for {dtype}")
-        order = check_list(item["order"], where)
+        order = cast("list[int]", check_list(item["order"], where))
         if not all(type(axis) is int for axis in order) or sorted(order) != list(range(len(shape))):
             raise ArchiveError(f"{where}: {shown(order)} is no order of {len(shape)} axes")
         if item["kind"] not in ("parameter", "buffer") or type(item["requires_grad"]) is not bool:
@@ -442,7 +442,7 @@ def _stored_from(data: object, where: str, size: int) -> tuple[torch.dtype, tupl
     stored = check_keys(data, ["dtype", "shape", "data_offsets"], where)
     dtype = _dtype_from(stored["dtype"], where)
     shape = check_shape(stored["shape"], where)
-    offsets = check_list(stored["data_offsets"], where)
+    offsets = cast("list[int]", check_list(stored["data_offsets"], where))
     if len(offsets) != 2 or not all(type(offset) is int and 0 <= offset <= size for offset in offsets):
         raise ArchiveError(f"{where}: offsets {shown(offsets)} lie outside the file's {size} bytes of tensors")
     needed, given = math.prod(shape) * dtype.itemsize, offsets[1] - offsets[0]
@@ -463,7 +463,7 @@ def _scale_of(name: str) -> str:
     return f"{name}:scale"
 
 
-def _digest(header: dict[str, Any], entries: Sequence[tuple[str, list[int], torch.dtype, memoryview]]) -> str:
+def _digest(header: dict[str, object], entries: Sequence[tuple[str, list[int], torch.dtype, memoryview]]) -> str:
     """SHA-256 over all that influences the clone: header, and each tensor's name, shape, dtype and bytes."""
     digest = hashlib.sha256()
     facts = [(name, shape, str(dtype)) for name, shape, dtype, _ in entries]

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -54,8 +53,8 @@ class Bundle:
     architecture: str
     tensors: Mapping[str, Tensor]
     clones: tuple[Packed, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def without(self, name: str | None) -> Bundle:
         """The bundle without a clone; ``name`` may be None where there is only one.
@@ -96,7 +95,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         tensors = {f"{_TARGET}{name}": tensor for name, tensor in plain.items()}
         for packed in bundle.clones:
             tensors[f"{_CLONE}{packed.name}"] = torch.frombuffer(bytearray(packed.archive), dtype=torch.uint8)
-        header = {
+        header: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "architecture": bundle.architecture,
             "clones": [{"name": packed.name, "at": packed.at} for packed in bundle.clones],
@@ -164,14 +163,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(architecture, own, clones, config, options)
 
 
-def config_of(network: nn.Module) -> dict[str, Any]:
+def config_of(network: nn.Module) -> dict[str, object]:
     """The preprocessing of a network's images and its class names, as a bundle stores them."""
     config = preparation(network).as_config()
     labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
     return config | ({"label_names": list(labels)} if labels else {})
 
 
-def _packed(item: Any, tensors: dict[str, Tensor]) -> Packed:
+def _packed(item: object, tensors: dict[str, Tensor]) -> Packed:
     item = check_keys(item, ["name", "at"], "a clone")
     name, at = item["name"], item["at"]
     if not is_plain_text(name) or not (at is None or is_plain_text(at)):

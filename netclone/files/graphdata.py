@@ -7,10 +7,11 @@ import math
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 
 from netclone.errors import ArchiveError
 from netclone.graph.dry_run import MAX_ELEMENTS
@@ -28,7 +29,8 @@ _BODY_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 # Literals JSON has no word for are tagged, {tag: name}; these are the names there are.
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-_LITERALS: dict[str, dict[str, Any]] = {
+_Literal: TypeAlias = float | torch.dtype | torch.memory_format | torch.layout | torch.device
+_LITERALS: dict[str, Mapping[str, _Literal]] = {
     "float": _NON_FINITE,
     "dtype": {
         str(dtype).removeprefix("torch."): dtype
@@ -52,7 +54,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def check_keys(value: object, keys: Sequence[str], where: str) -> dict[str, Any]:
+def check_keys(value: object, keys: Sequence[str], where: str) -> dict[str, object]:
     """The value itself, a JSON object with exactly these keys."""
     if not isinstance(value, dict) or set(value) != set(keys):
         seen = sorted(value) if isinstance(value, dict) else value
@@ -60,7 +62,7 @@ def check_keys(value: object, keys: Sequence[str], where: str) -> dict[str, Any]
     return value
 
 
-def check_list(value: object, where: str) -> list[Any]:
+def check_list(value: object, where: str) -> list[object]:
     """The value itself, a JSON array."""
     if not isinstance(value, list):
         raise ArchiveError(f"{where} has to be a list, got {shown(value)}")
@@ -69,7 +71,7 @@ def check_list(value: object, where: str) -> list[Any]:
 
 def check_shape(value: object, where: str) -> tuple[int, ...]:
     """The value as a shape of at most ``MAX_ELEMENTS`` elements."""
-    sizes = tuple(check_list(value, where))
+    sizes = cast("tuple[int, ...]", tuple(check_list(value, where)))
     if len(sizes) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in sizes):
         raise ArchiveError(f"{where} has to be a shape, at most {_MAX_AXES} sizes of 0 or more, got {shown(value)}")
     if any(size > MAX_ELEMENTS for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
@@ -106,7 +108,7 @@ def _check_identifier(name: object, where: str) -> str:
 _LARGEST_FLOAT = sys.float_info.max
 
 
-def float_to_data(value: float) -> Any:
+def float_to_data(value: float) -> object:
     """A float as standard JSON can hold it: ``inf`` as ``{"float": "inf"}``."""
     return value if math.isfinite(value) else {"float": str(value)}
 
@@ -115,12 +117,12 @@ def float_from_data(value: object) -> float:
     """What :func:`float_to_data` wrote; a plain integer is taken as it is."""
     if isinstance(value, dict) and value.keys() == {"float"} and value["float"] in list(_NON_FINITE):
         return _NON_FINITE[value["float"]]
-    if type(value) not in (int, float) or not -_LARGEST_FLOAT <= value <= _LARGEST_FLOAT:  # type: ignore[operator]
+    if type(value) not in (int, float) or not -_LARGEST_FLOAT <= (number := cast("float", value)) <= _LARGEST_FLOAT:
         raise ArchiveError(f"expected a number, got {shown(value)}")
-    return value  # type: ignore[return-value]
+    return number
 
 
-def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
+def graph_to_data(graph: fx.Graph) -> list[dict[str, object]]:
     """The graph as a list of nodes, each an object of strings, numbers and lists.
 
     Raises
@@ -156,9 +158,9 @@ def unsavable(graph: fx.Graph) -> list[str]:
     return reasons
 
 
-def _node_to_data(node: fx.Node) -> dict[str, Any]:
+def _node_to_data(node: fx.Node) -> dict[str, object]:
     where = f"node '{node.name}'"
-    target = node.target
+    target: object = node.target
     if node.op == "call_function":
         target = operator_name(target)
         if find_operator(target) is not node.target:
@@ -178,7 +180,7 @@ def _node_to_data(node: fx.Node) -> dict[str, Any]:
     return dict(zip(_FIELDS, (node.op, node.name, target, args, kwargs), strict=True))
 
 
-def _literal_to_data(value: object, where: str) -> Any:
+def _literal_to_data(value: object, where: str) -> object:
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
@@ -219,7 +221,7 @@ def graph_from_data(data: object, tensors: Collection[str], max_nodes: int) -> f
         args = tuple(_literal_from_data(value, made, where) for value in check_list(item["args"], where))
         kwargs = {
             _check_identifier(key, where): _literal_from_data(value, made, where)
-            for key, value in check_keys(item["kwargs"], list(item["kwargs"]), where).items()
+            for key, value in check_keys(item["kwargs"], list(cast("dict[str, object]", item["kwargs"])), where).items()
         }
         if op == "call_function":
             called = find_operator(target)
@@ -235,16 +237,16 @@ def graph_from_data(data: object, tensors: Collection[str], max_nodes: int) -> f
                 raise ArchiveError(f"{where}: there is no tensor {shown(target)}")
         elif op != "output" or target != "output" or index != len(nodes) - 1:
             raise ArchiveError(f"{where}: {shown(op)} is no kind of node an archive holds here")
-        made[name] = graph.create_node(op, target, args, kwargs, name)
+        made[name] = graph.create_node(op, cast("Target", target), args, kwargs, name)
         if made[name].name != name or len(made) != index + 1:
             raise ArchiveError(f"{where}: the name is taken or reserved")
-    if not nodes or nodes[-1]["op"] != "output":
+    if not nodes or cast("dict[str, object]", nodes[-1])["op"] != "output":
         raise ArchiveError("graph: the last node has to be the output")
     graph.lint()
     return graph
 
 
-def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, depth: int = 0) -> Any:
+def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, depth: int = 0) -> Argument:
     if depth > _MAX_DEPTH:
         raise ArchiveError(f"{where}: arguments are nested more than {_MAX_DEPTH} levels deep")
     if type(value) is int and abs(value) > MAX_ELEMENTS and value != _MAX_INTEGER:
@@ -252,7 +254,7 @@ def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, d
     if type(value) is float and not math.isfinite(value):
         raise ArchiveError(f"{where}: a number outside the range of a float")
     if value is None or type(value) in (bool, int, float, str):
-        return value
+        return cast("float | str | None", value)
     if isinstance(value, list):
         if len(value) > MAX_ITEMS:
             raise ArchiveError(f"{where}: a list of {len(value)} arguments, the limit is {MAX_ITEMS}")
@@ -260,7 +262,7 @@ def _literal_from_data(value: object, made: Mapping[str, fx.Node], where: str, d
     if isinstance(value, dict) and len(value) == 1:
         [(tag, content)] = value.items()
         if tag == "tuple" and isinstance(content, list):
-            return tuple(_literal_from_data(content, made, where, depth))
+            return tuple(cast("list[Argument]", _literal_from_data(content, made, where, depth)))
         if tag == "node" and isinstance(content, str):
             if content not in made:
                 raise ArchiveError(f"{where}: uses {shown(content)}, which is not defined before it")

@@ -9,7 +9,6 @@ import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +36,7 @@ class Inspection:
     nodes: int
     spec: CloneSpec
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """All of it as plain data, what is known about the clone side by side with the rest."""
         facts = asdict(self)
         return {**facts.pop("spec"), **facts}
@@ -75,10 +74,10 @@ class BundleInspection:
     bytes: int
     architecture: str
     values: int
-    config: dict[str, Any]
+    config: dict[str, object]
     clones: tuple[tuple[str, str | None, Inspection], ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """All of it as plain data."""
         clones = [{"name": name, "at": at, **found.as_dict()} for name, at, found in self.clones]
         return {**asdict(replace(self, clones=())), "clones": clones}

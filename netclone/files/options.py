@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard, cast
 
 from netclone.errors import ArchiveError
 from netclone.files.graphdata import shown
@@ -14,7 +14,7 @@ SAID = "netclone_target"
 """Key of the metadata under which a checkpoint that netclone wrote records its architecture, options and config."""
 
 
-def checked_config(config: Any) -> dict[str, Any]:
+def checked_config(config: object) -> dict[str, object]:
     """A target's config, with known fields of the right types only.
 
     Raises
@@ -30,7 +30,7 @@ def checked_config(config: Any) -> dict[str, Any]:
     return dict(config)
 
 
-def checked_options(options: Any) -> dict[str, Any]:
+def checked_options(options: object) -> dict[str, object]:
     """Options of a constructor, as literals; none of them may say where to get weights or code.
 
     Raises
@@ -58,25 +58,29 @@ def is_of_weights(name: str) -> bool:
     return name.startswith(_NO_OPTIONS)
 
 
-def _literal(value: Any, name: str, depth: int = 0) -> Any:
+def _literal(value: object, name: str, depth: int = 0) -> object:
     """A JSON literal of moderate size, a tuple as a list."""
     if value is None or type(value) is bool or (is_plain_text(value) and len(value) <= _MOST_LETTERS):
         return value
-    if type(value) in (int, float) and abs(value) <= _LARGEST:
+    if type(value) in (int, float) and abs(cast("float", value)) <= _LARGEST:
         return value
-    if type(value) in (list, tuple) and len(value) <= _MOST_OPTIONS and depth < 3:
+    if _is_sequence(value) and len(value) <= _MOST_OPTIONS and depth < 3:
         return [_literal(item, name, depth + 1) for item in value]
     raise ArchiveError(
         f"options: '{name}' has an invalid value, {shown(value)}; expected text, a number, true, false, or a list"
     )
 
 
-def _are_words(value: Any) -> bool:
+def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    return type(value) in (list, tuple)
+
+
+def _are_words(value: object) -> bool:
     return isinstance(value, list) and len(value) <= _LARGEST and all(is_plain_text(word) for word in value)
 
 
 _LARGEST = 100_000  # of a number, of names of labels
 _MOST_OPTIONS, _MOST_LETTERS = 100, 1000
 _NO_OPTIONS = ("pretrained", "weights", "checkpoint", "cache", "custom", "hf_", "features_only", "device", "dtype")
-CONFIG: dict[str, Callable[[Any], bool]] = {**IMAGES, "label_names": _are_words}
+CONFIG: dict[str, Callable[[object], bool]] = {**IMAGES, "label_names": _are_words}
 """The fields of a target's config, by timm's names, and the check of each one's value."""

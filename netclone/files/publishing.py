@@ -118,7 +118,7 @@ class _Published(
         write_file(save_directory / FILE, self.file.read_bytes())
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(  # type: ignore[override]  # without the keywords of other models
         cls,
         *,
         model_id: str,
@@ -139,11 +139,12 @@ class _Published(
         )
         return cls(Path(file), model_id)
 
-    def generate_model_card(self, **metadata: Any) -> ModelCard:  # type: ignore[override]
+    def generate_model_card(self, **metadata: Any) -> ModelCard:
         """The card; ``metadata`` goes to its first lines: ``license="mit"``, ``base_model="user/network"``."""
         info = self._hub_mixin_info
         data = ModelCardData(**{**info.model_card_data.to_dict(), **metadata})
-        return ModelCard.from_template(data, template_str=info.model_card_template, **self._values())
+        card: ModelCard = ModelCard.from_template(data, template_str=info.model_card_template, **self._values())
+        return card
 
     def _values(self) -> dict[str, Any]:
         """What the card says, with whatever comes from the file made text that Markdown takes for nothing else."""
@@ -301,7 +302,7 @@ def push(
     token: str | None = None,
     message: str | None = None,
     revision: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> str:
     """Upload a clone's file, unchanged, and a model card to a repository on the hub; create it if necessary.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, TypeVar, overload
 
 from netclone.errors import ArchiveError
 from netclone.files.graphdata import check_keys, check_list, check_shape, float_from_data, shown
@@ -67,13 +67,19 @@ class CloneSpec:
 BATCH = 2
 """Samples in the runs on shapes that a file is checked by."""
 
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+_V = TypeVar("_V")
+_Reader: TypeAlias = Callable[[object], _T]
+"""Makes what a field holds from JSON, or raises ArchiveError."""
+
 _LARGEST_SCORE, _MOST_CHANNELS = 1e30, 2**31
 
 
 def _text(value: object) -> str:
     if not is_plain_text(value):
         raise ArchiveError(f"expected text without control characters, got {shown(value)}")
-    return cast(str, value)
+    return value
 
 
 def _finite(value: object) -> float:
@@ -109,15 +115,19 @@ def _shape(value: object) -> tuple[int, ...]:
     return shape
 
 
-def _optional(read: Callable[[object], Any]) -> Callable[[object], Any]:
+def _optional(read: _Reader[_T]) -> _Reader[_T | None]:
     return lambda value: None if value is None else read(value)
 
 
-def _items(read: Callable[[object], Any]) -> Callable[[object], Any]:
+def _items(read: _Reader[_T]) -> _Reader[tuple[_T, ...]]:
     return lambda value: tuple(read(item) for item in check_list(value, "the field"))
 
 
-def _row(*reads: Callable[[object], Any]) -> Callable[[object], Any]:
+@overload
+def _row(first: _Reader[_T], second: _Reader[_U], /) -> _Reader[tuple[_T, _U]]: ...
+@overload
+def _row(first: _Reader[_T], second: _Reader[_U], third: _Reader[_V], /) -> _Reader[tuple[_T, _U, _V]]: ...
+def _row(*reads: _Reader[object]) -> _Reader[tuple[object, ...]]:
     return lambda value: tuple(
         read(item) for read, item in zip(reads, check_list(value, "a row of the field"), strict=True)
     )
@@ -128,11 +138,11 @@ def _candidate(value: object) -> Candidate:
 
 
 def _fields_from(
-    value: object, readers: dict[str, Callable[[object], Any]], where: str, later: dict[str, Any] | None = None
+    value: object, readers: Mapping[str, _Reader[object]], where: str, later: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """The fields by name; those in ``later`` are younger than the format, and left out of older files."""
     if isinstance(value, dict):
-        value = (later or {}) | value
+        value = {**(later or {}), **value}
     data = check_keys(value, list(readers), where)
     made = {}
     for name, read in readers.items():
@@ -153,13 +163,13 @@ def _preparation(value: object) -> Preparation:
     return Preparation(**made)
 
 
-_CANDIDATE: dict[str, Callable[[object], Any]] = {
+_CANDIDATE: dict[str, _Reader[object]] = {
     "at": _text,
     "source_at": _optional(_text),
     "score": _optional(_finite),
     "reason": _text,
 }
-_SPEC: dict[str, Callable[[object], Any]] = {
+_SPEC: dict[str, _Reader[object]] = {
     "classes": _items(_integer),
     "class_names": _items(_text),
     "source_at": _optional(_text),
@@ -181,7 +191,7 @@ _SPEC: dict[str, Callable[[object], Any]] = {
     "origin": _items(_row(_text, _text)),
     "stored": _items(_row(_text, _error)),
 }
-_LATER: dict[str, Any] = {
+_LATER: dict[str, object] = {
     "target_digests": [],
     "target_preparation": None,
     "recipe": [],

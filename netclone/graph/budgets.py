@@ -60,7 +60,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.operations = 0
         self.elements = 0
         self.may_write: Callable[[int], bool] = lambda memory: True
@@ -154,5 +154,5 @@ def _inside(packet: Any, args: Any, kwargs: Any, made: list[Tensor]) -> int:
     if name in ("linalg_vector_norm", "linalg_cross"):
         return 0  # one pass, unlike all others of linear algebra
     if "linalg" in name or name in ("inverse", "det", "matrix_exp", "_cdist_forward", "_linalg_det"):
-        return 64 * args[0].numel() * max(args[0].shape[-2:], default=1)
+        return 64 * int(args[0].numel() * max(args[0].shape[-2:], default=1))
     return 0

@@ -216,7 +216,8 @@ def fingerprint(graph_module: fx.GraphModule) -> str:
 def tensor_at(module: nn.Module, name: str) -> Tensor:
     """The parameter or buffer with a dotted name."""
     path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
+    tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor
 
 
 def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -225,7 +226,7 @@ def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
     for part in path.split(".") if path else []:
         if part not in module._modules:
             module.add_module(part, nn.Module())
-        module = module._modules[part]  # type: ignore[assignment]
+        module = module.get_submodule(part)
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(leaf, tensor)
     else:
@@ -380,7 +381,7 @@ def drop_unused_tensors(graph_module: fx.GraphModule) -> None:
     for name in [*graph_module._parameters, *graph_module._buffers]:
         delattr(graph_module, name)
     for name, module in root._modules.items():
-        graph_module.add_module(name, module)  # type: ignore[arg-type]
+        graph_module.add_module(name, module)
     for name, parameter in root._parameters.items():
         graph_module.register_parameter(name, parameter)
     for name, buffer in root._buffers.items():

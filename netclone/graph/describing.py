@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import fx, nn
@@ -17,7 +16,7 @@ NAMES = (
 """The names of the attributes; a graph has those that its network has."""
 
 
-def described(model: nn.Module) -> dict[str, Any]:
+def described(model: nn.Module) -> dict[str, object]:
     """A copy of a network's descriptive attributes, as plain data.
 
     Examples
@@ -30,7 +29,7 @@ def described(model: nn.Module) -> dict[str, Any]:
     return copy.deepcopy({name: value for name, value in found.items() if isinstance(value, (int, list, tuple, dict))})
 
 
-def describe(graph: fx.GraphModule, values: Mapping[str, Any]) -> None:
+def describe(graph: fx.GraphModule, values: Mapping[str, object]) -> None:
     """Set the descriptive attributes of a graph, and of its deep copies, to exactly these; modules keep their names.
 
     Examples
@@ -50,7 +49,9 @@ def describe(graph: fx.GraphModule, values: Mapping[str, Any]) -> None:
         graph.meta[_KEPT] = free
 
 
-def widened(values: Mapping[str, Any], own: int, classes: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, Any]:
+def widened(
+    values: Mapping[str, object], own: int, classes: Mapping[str, tuple[int, tuple[str, ...]]]
+) -> dict[str, object]:
     """A network's descriptive attributes once clones have added their columns: more classes, with their names.
 
     Class names always match the columns: if the network or a clone has none, the result has none.

@@ -19,7 +19,7 @@ from netclone.errors import OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
 from netclone.graph.recurrent import as_torch_has_it, exported_by_shape
 
-_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor, which torch types as what it gives
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _MODES = {  # operators that run a part of the model under a mode, and the argument that holds the part
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
@@ -284,7 +284,8 @@ def _bilinear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None
 
 def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
     """``torch.cdist``."""
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    distances: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    return distances
 
 
 def _product_of(tensors: Sequence[Tensor]) -> Tensor:

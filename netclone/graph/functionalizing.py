@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -72,7 +72,7 @@ def _outer(changed: fx.Node) -> list[fx.Node]:
     """The tensors that a node is a part of, by slices and selections with fixed bounds, from the inside out."""
     found = []
     while _bounds(changed) is not None:
-        changed = changed.args[0]  # type: ignore[assignment]
+        changed = cast("fx.Node", changed.args[0])
         found.append(changed)
     return found
 
@@ -147,7 +147,7 @@ def _copied_as_it_is(node: fx.Node) -> fx.Node | None:
     """The source of a copy that has the shape and dtype of the tensor that it overwrites."""
     if node.target is not aten.copy.default or not isinstance(node.args[1], fx.Node):
         return None
-    before, after = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+    before, after = cast("fx.Node", node.args[0]).meta["val"], node.args[1].meta["val"]
     alike = before.dim() == after.dim() and before.dtype == after.dtype
     return (
         node.args[1]

@@ -6,6 +6,7 @@ tells all threads that they are being compiled, and switches off oneDNN for all 
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import threading
@@ -53,7 +54,7 @@ class _PatcherOfOneThread(symbolic._Patcher):
         self, frame_dict: dict[str, Any], name: str, new_fn: Callable[..., Any], deduplicate: bool = True
     ) -> None:
         """Replace a function of a module."""
-        before = frame_dict[name] if name in frame_dict else getattr(symbolic.builtins, name)
+        before = frame_dict[name] if name in frame_dict else getattr(builtins, name)
         super().patch(frame_dict, name, self._only_here(new_fn, before), deduplicate)
 
     def patch_method(self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True) -> None:
@@ -114,7 +115,7 @@ def _convolutions_without_onednn() -> Callable[..., Any]:
         weight: Tensor = kwargs["weight"] if "weight" in kwargs else args[1]  # by name in torch 2.9
         if threading.get_ident() != thread or weight.device.type != "cpu":
             return asked(*args, **kwargs)
-        backends = torch._C._ConvBackend  # type: ignore[attr-defined]
+        backends = torch._C._ConvBackend  # type: ignore[attr-defined]  # torch's stub lacks it
         return backends.Slow2d if weight.dim() == 4 else backends.Slow3d
 
     return chosen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,23 @@ _MOST = 100_000  # of a size or a number
 _CHANNELS = 1000
 
 
-def _is_size(value: Any) -> bool:
-    sizes = isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
-    return sizes and min(value) >= 1 and math.prod(value) <= _MOST_VALUES
+def _is_size(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 3 or not all(type(size) is int for size in value):
+        return False
+    return min(value) >= 1 and math.prod(value) <= _MOST_VALUES
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= _MOST
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < cast("float", value) <= _MOST
 
 
-def _are_numbers(value: Any) -> bool:
-    numbers = isinstance(value, list) and 1 <= len(value) <= _CHANNELS
-    return numbers and all(type(number) in (int, float) and abs(number) <= _MOST for number in value)
+def _are_numbers(value: object) -> TypeGuard[list[float]]:
+    if not isinstance(value, list) or not 1 <= len(value) <= _CHANNELS:
+        return False
+    return all(type(number) in (int, float) and abs(number) <= _MOST for number in value)
 
 
-IMAGES: dict[str, Callable[[Any], bool]] = {
+IMAGES: dict[str, Callable[[object], bool]] = {
     "input_size": _is_size,
     "mean": _are_numbers,
     "std": lambda value: _are_numbers(value) and all(number > 0 for number in value),
@@ -73,7 +75,7 @@ class Preparation:
         )
         return made
 
-    def as_config(self) -> dict[str, Any]:
+    def as_config(self) -> dict[str, object]:
         """The same as plain data, by timm's names."""
         return {
             "input_size": list(self.size),
@@ -132,7 +134,7 @@ def said_preparation(network: nn.Module, size: tuple[int, ...] = ()) -> Preparat
     return replace(said, size=(size[0], size[1], size[2])) if len(size) == 3 else said
 
 
-def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
+def prepared_as(network: nn.Module, images: Mapping[str, object]) -> None:
     """Record preprocessing in a network's ``pretrained_cfg``, as timm does; everything else stays.
 
     Examples
@@ -149,8 +151,11 @@ def prepared_as(network: nn.Module, images: Mapping[str, Any]) -> None:
     if "input_size" in images:  # timm's recommendation for testing belongs to other weights
         for name in ("test_input_size", "pool_size", "test_pool_size"):
             about.pop(name, None)
-    values = {name: tuple(value) if name in ("input_size", "mean", "std") else value for name, value in images.items()}
-    network.pretrained_cfg = about | values  # type: ignore[assignment]
+    values = {
+        name: tuple(cast("list[float]", value)) if name in ("input_size", "mean", "std") else value
+        for name, value in images.items()
+    }
+    network.pretrained_cfg = about | values  # type: ignore[assignment]  # nn.Module: tensors and modules alone
     network.default_cfg = network.pretrained_cfg
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
 
 aten = torch.ops.aten
 
@@ -102,7 +103,7 @@ def as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
     """Replace an exported recurrent operator by torch's own; zero states get its dtype, and other nodes stay."""
     if node.target is torch.ops.netclone.lstm.default:
         source, state, *rest = node.args
-        started: Any = [_started(graph, node, source, start) for start in state]  # type: ignore[union-attr]
+        started = [_started(graph, node, source, start) for start in cast("list[Argument]", state)]
         node.target, node.args = aten.lstm.input, (source, started, *rest)
     elif node.target is torch.ops.netclone.recurrent.default:
         kind, source, state, *rest = node.args
@@ -110,7 +111,7 @@ def as_torch_has_it(graph: fx.Graph, node: fx.Node) -> None:
         node.args = (source, _started(graph, node, source, state), *rest)
 
 
-def _started(graph: fx.Graph, reader: fx.Node, source: Any, start: Any) -> Any:
+def _started(graph: fx.Graph, reader: fx.Node, source: Argument, start: Argument) -> Argument:
     """An initial state, in the input's dtype if it is zeros."""
     if not isinstance(start, fx.Node) or start.target is not aten.zeros.default:
         return start

@@ -88,7 +88,7 @@ class _Recording(TorchDispatchMode):
     """Records the operators that torch computes a node from, in the graph before that node."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.graph = graph
         self.before = node
         self.made: list[fx.Node] = []

@@ -16,13 +16,13 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from netclone.errors import ArgumentError, LostInTrainingWarning, OutputError, PositionError, TraceError, first_line
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
-from netclone.graph.capturing import FACTS, capture, deterministic
+from netclone.graph.capturing import FACTS, capture
 from netclone.graph.describing import describe, described
 from netclone.graph.exporting import copied, other_dtype
 from netclone.graph.images import images_fault, not_finite
 from netclone.graph.isolation import isolated
 from netclone.graph.training import differing
-from netclone.runtime.entering import entered
+from netclone.runtime.entering import deterministic, entered
 
 _log = logging.getLogger(__package__)
 INPUT = "input"
@@ -245,11 +245,14 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     netclone.errors.PositionError: no position 'layer9' in ResNet; did you mean 'layer4', 'layer3' or 'layer2'?
     """
     facts = traced.meta.get(FACTS, {})
-    nodes = {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
+    nodes: dict[str, fx.Node] = {
+        node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")
+    }
     paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
     model = type(traced).__name__
     if at == INPUT:  # even if a module has that name, whose node can still be named
-        return next(node for node in traced.graph.nodes if node.op == "placeholder")
+        images: fx.Node = next(node for node in traced.graph.nodes if node.op == "placeholder")
+        return images
     if at in facts.get("not_tensors", {}):
         raise PositionError(
             f"position '{at}' of {model} returns {facts['not_tensors'][at]}, not one tensor: "
@@ -337,7 +340,8 @@ def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | Non
         few = example_inputs[:2].detach().clone()
         return few if len(few) == 2 else torch.cat([few, few])
     if isinstance(model, fx.GraphModule) and FACTS in model.meta:
-        return model.meta[FACTS]["example"]
+        known: Tensor = model.meta[FACTS]["example"]
+        return known
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
     if size is None:

@@ -101,7 +101,7 @@ class Adapter(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         d = self.destination
         grid = self.grid(features)
-        mapped = self.map(grid)
+        mapped: Tensor = self.map(grid)
         if d.layout == "NCHW":
             return mapped
         if d.layout == "NHWC":
@@ -168,7 +168,8 @@ class Classifier(nn.Module):
         new = self.scale * own
         if given is not None:
             new = new + given
-        return new + self.linear(seen)
+        learned: Tensor = self.linear(seen)
+        return new + learned
 
     def terms(self, module_features: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """What the new logits are made of: ``scale * own + given + linear(seen)``; ``given``: None where not gated."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def _joined(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def _is_map_style(data: Data) -> bool:
+def _is_map_style(data: Data) -> TypeGuard[Dataset[Any]]:
     return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
 
 
@@ -119,7 +119,7 @@ def _parts(data: Data, what: str) -> Iterator[Any]:
         way = "files are read by the command line alone" if isinstance(data, (str, bytes)) else "labels are missing"
         raise DataError(f"{what}: got {type(data).__name__}; expected batches (images, labels): {way}")
     if _is_map_style(data):
-        return (data[index] for index in range(len(data)))  # type: ignore[arg-type, index]
+        return (data[index] for index in range(len(cast("Sized", data))))
     if not isinstance(data, Iterable):
         raise DataError(
             f"{what}: got {type(data).__name__}; expected an iterable of batches (images, labels), or a Dataset"

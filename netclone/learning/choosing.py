@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -89,7 +91,9 @@ class _Rows:
     def by_sample(self, values: Tensor) -> Tensor:
         """The mean over the rows that show a sample, for each sample."""
         _, place, count = self.shows.unique(return_inverse=True, return_counts=True)
-        return torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add(0, place, values) / count
+        sums = torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add(0, place, values)
+        means: Tensor = sums / count
+        return means
 
 
 def fit_classifier(
@@ -232,9 +236,9 @@ def _solved(rows: _Rows, start: _Numbers) -> dict[str, _Numbers]:
             if deviation is not None:
                 prior = prior + (now.weight - start.weight).square().sum() / deviation**2
             value = (rows.losses(rows.outputs(now)) * weights).mean() + prior / (2 * count)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
-        optimizer.step(loss)  # type: ignore[arg-type, no-untyped-call, unused-ignore]
+        optimizer.step(cast("Callable[[], float]", loss))
         found[name] = _Numbers(*(part.detach().clone() for part in vars(now).values()))
     return found

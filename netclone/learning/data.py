@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, NetcloneError, WeakDataWarning, first_line
-from netclone.graph.capturing import deterministic
 from netclone.graph.describing import plain
 from netclone.graph.exporting import copied
 from netclone.learning.batches import Data, batches, format_of
+from netclone.runtime.entering import deterministic
 from netclone.runtime.sharing import ALONE, Workers
 from netclone.runtime.text import is_plain_text
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netclone.arguments import Budget, Method, MixedPrecision, Sharing
 from netclone.channels.budgeting import Allocation, Measure, channel_share, units_kept
 from netclone.channels.gates import Gated, gate_vector
 from netclone.channels.grouping import ChannelGroups, channel_groups
@@ -38,7 +39,7 @@ ALLOCATIONS = ("global", "uniform")
 TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
 REUSE = 3  # steps that a point of a neighbourhood is used in: the full source's answer for it is computed once
 LEARNING_RATE = 0.08  # of standardised scores; falls to zero over the steps
-_USUAL = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
+_USUAL: dict[Method, Sharing] = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
 
 
 @entered()
@@ -47,17 +48,17 @@ def localize(  # noqa: PLR0913 - public
     data: Batches | None = None,
     *,
     classes: Sequence[int] | None = None,
-    method: str = "local",
+    method: Method = "local",
     keep: float = 0.5,
-    budget: str = "channels",
-    allocation: str | None = None,
+    budget: Budget = "channels",
+    allocation: Sharing | None = None,
     round_to: int = 1,
     latency_batch: int = 1,
     seed: int = 0,
     steps: int = 100,
     batch_size: int = 64,
     augment: Augment | None = None,
-    mixed_precision: str = "no",
+    mixed_precision: MixedPrecision = "no",
     device: str | torch.device | None = None,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -202,7 +203,7 @@ def localize(  # noqa: PLR0913 - public
 
 
 def _divided(
-    groups: ChannelGroups, classes: tuple[int, ...], allocation: str, keep: float, measure: Measure
+    groups: ChannelGroups, classes: tuple[int, ...], allocation: Sharing, keep: float, measure: Measure
 ) -> Allocation | None:
     """How a budget is divided among the groups; None if every group keeps the same share."""
     if groups.groups and measure.budget != "channels" and keep < 1 and allocation == "global":
@@ -210,7 +211,7 @@ def _divided(
     return None
 
 
-def _check_allocation(allocation: str | None, budget: str) -> None:
+def _check_allocation(allocation: Sharing | None, budget: Budget) -> None:
     if allocation not in (None, *ALLOCATIONS):
         raise ArgumentError(
             f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
@@ -222,7 +223,7 @@ def _check_allocation(allocation: str | None, budget: str) -> None:
         )
 
 
-def check_method(method: str) -> None:
+def check_method(method: Method) -> None:
     """Raise unless there is such a method."""
     if method not in METHODS:
         raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")

@@ -119,7 +119,7 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
     return not bool(new.kept_slices(str(weight.target), 1).all())
 
 
-def _narrowed(new: Resizer, node: fx.Node, value: Any) -> Tensor:
+def _narrowed(new: Resizer, node: fx.Node, value: object) -> Tensor:
     assert isinstance(value, Tensor)
     for axis in range(1, value.dim()):
         kept = new.kept_along(node, axis)
@@ -179,7 +179,8 @@ def _refit(
 def _ridge(gram: Tensor, cross: Tensor, old: Tensor) -> Tensor:
     """Solve normal equations, regularised towards the old rows ``(b, a)``."""
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge, cross + ridge @ old.T).T
+    solution: Tensor = torch.linalg.solve(gram + ridge, cross + ridge @ old.T)
+    return solution.T
 
 
 def _patches(

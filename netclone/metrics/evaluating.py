@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -322,7 +323,7 @@ def _columns_of_clones(model: nn.Module) -> dict[str, range]:
 
 
 def _classes(model: nn.Module, name: str) -> tuple[int, ...]:
-    return model.get_submodule(name).classes  # type: ignore[return-value]
+    return cast(CloneModule, model.get_submodule(name)).classes
 
 
 def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:

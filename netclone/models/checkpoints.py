@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from netclone.errors import LoadError, NetcloneWarning, first_line
-from netclone.models.recipes import SAID
+from netclone.files.options import SAID
 
 _PLAIN: list[Any] = [Namespace]  # what training scripts keep beside the tensors: their arguments, as data
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

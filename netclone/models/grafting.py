@@ -16,12 +16,12 @@ from netclone.cloning.modules import CloneModule, to_bytes
 from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, LoadError, PositionError
 from netclone.files.bundling import Bundle, Packed, config_of, write_bundle
+from netclone.files.options import checked_options
 from netclone.graph.capturing import FACTS
 from netclone.graph.modes import QUICK
 from netclone.graph.tracing import position, same_bits
 from netclone.models.loading import grafted as built
 from netclone.models.loading import told_size
-from netclone.models.recipes import checked_options
 
 
 def save_grafted(

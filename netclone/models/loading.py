@@ -254,7 +254,7 @@ def _torchvision_plan(model: str) -> Plan:
         if weights is None and "weights_backbone" in parameters:
             options.setdefault("weights_backbone", None)  # detection and segmentation download one by default
         chosen = "DEFAULT" if weights == PRETRAINED else weights
-        network = torchvision.models.get_model(model, weights=chosen, **options)
+        network: nn.Module = torchvision.models.get_model(model, weights=chosen, **options)
         if chosen is not None:
             prepared_as(network, _preset(known[chosen].transforms()))
         return network

@@ -271,7 +271,8 @@ def _of_name(
 def _picture(file: IO[bytes]) -> Image.Image:
     """An image, decoded in full."""
     with contextlib.closing(file), Image.open(file) as opened:
-        return opened.convert("RGB")
+        picture: Image.Image = opened.convert("RGB")
+        return picture
 
 
 def _collated(samples: Sequence[tuple[Tensor, int] | None]) -> Any:
@@ -319,7 +320,7 @@ def _labels_of(samples: Any) -> Sequence[int]:
     if isinstance(samples, Subset):
         known = _labels_of(samples.dataset)
         return [known[index] for index in samples.indices]
-    listed = getattr(samples, "targets", None)
+    listed: Sequence[int] | None = getattr(samples, "targets", None)
     if listed is not None:
         return listed
     return [-1 if (sample := samples[index]) is None else int(sample[1]) for index in range(len(samples))]

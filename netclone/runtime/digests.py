@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def content_digest(facts: Any, tensors: Mapping[str, Tensor]) -> str:
+def content_digest(facts: object, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256, as hexadecimal digits, of plain data and of the names, shapes, dtypes and bits of tensors.
 
     It detects damage. It does not detect tampering, since anyone who changes a file can compute it again.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TypeGuard
 
 MOST_LETTERS = 10_000
 _JOINERS = "\u200c\u200d"  # used within words of Persian or Hindi, and in emoji
 
 
-def is_plain_text(value: object) -> bool:
+def is_plain_text(value: object) -> TypeGuard[str]:
     """Whether a value is text of moderate length without control characters, lone surrogates or line breaks.
 
     Characters that change the writing direction, and those of zero width, count as control characters, except for the

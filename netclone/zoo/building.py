@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ def _built(name: str, device: str, seed: int) -> Network:
             return _of_torchvision(name)
         if library == "timm":
             model = load_model(name, weights=None, num_classes=CLASSES)
-            size = _affordable(model.pretrained_cfg)  # type: ignore[arg-type]
+            size = _affordable(cast("dict[str, Any]", model.pretrained_cfg))
             if model.num_classes == 0:  # an encoder, which has no head
                 model = Averaged(model, first=True).eval()
             return Network(name, model, size)
@@ -150,9 +150,9 @@ def smallest(names: Sequence[str], progress: Callable[[int, int], None] | None =
 def _of_torchvision(name: str) -> Network:
     what = kind(name)
     if what == "detection":
-        detector = load_model(name, weights=None)
-        size = detector.transform.fixed_size or (128, 128)  # type: ignore[union-attr, operator]
-        return Network(name, Averaged(detector.backbone, first=False).eval(), (3, *size))  # type: ignore[arg-type, misc]
+        detector: Any = load_model(name, weights=None)  # whose parts torchvision gives no types
+        size = detector.transform.fixed_size or (128, 128)
+        return Network(name, Averaged(detector.backbone, first=False).eval(), (3, *size))
     if what == "segmentation":
         network = load_model(name, weights=None, num_classes=CLASSES)
         return Network(name, Averaged(network, first=True).eval(), (3, 128, 128))
