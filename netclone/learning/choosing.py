@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -95,6 +95,11 @@ class _Rows:
         means: Tensor = sums / count
         return means
 
+    def fewest(self) -> int:
+        """Samples of the new class that has the fewest, or of all old classes together if these are fewer."""
+        kinds = self.labels.clamp_min(self.logits.shape[1] - 1)  # the old classes are one kind
+        return min(len(self.shows[kinds == kind].unique()) for kind in kinds.unique().tolist())
+
 
 def fit_classifier(
     branch: Branch, train: Cached, held_out: Cached, shows: Tensor, *, loop: Loop, calibrate: bool = True
@@ -144,6 +149,7 @@ def choose(
     classifier as it starts. It is solved without one fold of the samples after the other, and judged on the fold left
     out. A fit counts if its loss there is lower than that of no fit by a standard error, and its balanced accuracy is
     not lower. The one of the lowest loss is solved on all samples. If none counts, the classifier stays as it starts.
+    A gated classifier does so, too, where a new class has fewer samples than there are folds, or the old ones together.
 
     Parameters
     ----------
@@ -171,7 +177,8 @@ def choose(
     rows = _Rows(own.double(), given.double(), seen.double(), samples.logits[:, :columns].double(), labels, shows)
     linear = classifier.linear
     start = _Numbers(*(part.detach().double() for part in (classifier.scale, linear.bias, linear.weight)))
-    outputs = _left_out(rows, start, _folds(rows, generator))
+    tried = FITS if not classifier.gated or rows.fewest() >= FOLDS else {}
+    outputs = _left_out(rows, start, tried, _folds(rows, generator))
     losses = {name: rows.by_sample(rows.losses(out) * rows.weights(OLD_WEIGHT)) for name, out in outputs.items()}
     right = {name: out.argmax(1) == rows.labels for name, out in outputs.items()}
     scores = {name: float(rows.by_sample(hit * rows.weights(1.0)).mean()) for name, hit in right.items()}
@@ -182,9 +189,9 @@ def choose(
         error = gain.std(unbiased=False) / len(gain) ** 0.5
         return bool(gain.mean() > SURE * error) and scores[name] >= scores[NO_FIT]
 
-    fit = min([NO_FIT, *filter(counts, FITS)], key=means.__getitem__)
+    fit = min([NO_FIT, *filter(counts, tried)], key=means.__getitem__)
     if fit != NO_FIT:
-        found = _solved(rows, start)[fit]
+        found = _solved(rows, start, tried)[fit]
         with torch.no_grad():
             for part, number in zip((classifier.scale, linear.bias, linear.weight), vars(found).values(), strict=True):
                 part.copy_(number)
@@ -207,25 +214,25 @@ def _folds(rows: _Rows, generator: torch.Generator) -> Tensor:
     return fold[rows.shows]
 
 
-def _left_out(rows: _Rows, start: _Numbers, fold: Tensor) -> dict[str, Tensor]:
+def _left_out(rows: _Rows, start: _Numbers, tried: Mapping[str, float | None], fold: Tensor) -> dict[str, Tensor]:
     """The outputs of each candidate, for every fold by what was solved without it."""
-    outputs = {name: rows.outputs(start) for name in (NO_FIT, *FITS)}
+    outputs = {name: rows.outputs(start) for name in (NO_FIT, *tried)}
     if not bool(torch.isfinite(rows.losses(outputs[NO_FIT])).all()):
         raise FitError("fitting the classifier: the loss is not finite; check the data's scale")
     for number in fold.unique().tolist():
         out = fold == number
         if not bool(out.all()):
-            for name, found in _solved(rows[~out], start).items():
+            for name, found in _solved(rows[~out], start, tried).items():
                 outputs[name][out] = rows[out].outputs(found)
     return outputs
 
 
-def _solved(rows: _Rows, start: _Numbers) -> dict[str, _Numbers]:
+def _solved(rows: _Rows, start: _Numbers, tried: Mapping[str, float | None]) -> dict[str, _Numbers]:
     """What each candidate finds on these samples; each begins where the one before it ended."""
     weights, count = rows.weights(OLD_WEIGHT), len(rows.shows.unique())
     now = _Numbers(*(part.clone().requires_grad_(True) for part in vars(start).values()))
     found = {}
-    for name, deviation in FITS.items():
+    for name, deviation in tried.items():
         parts = [now.scale, now.bias] if deviation is None else list(vars(now).values())
         optimizer = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
