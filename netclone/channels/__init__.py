@@ -1,6 +1,6 @@
 """Which channels of a network belong together, and how to remove some of them exactly."""
 
-import lazy_loader  # type: ignore[import-untyped]
+import lazy_loader
 
 # what modules of this name had before they were rooms
 __getattr__, __dir__, _ = lazy_loader.attach(
