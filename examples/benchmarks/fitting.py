@@ -24,7 +24,7 @@ from netclone.benchmarking.suites import Suite, in_development, suite_named
 from netclone.benchmarking.training import Networks, find, renamed
 from netclone.cloning import searching
 from netclone.learning.adapting import Branch, Cached, fit
-from netclone.learning.choosing import Choice
+from netclone.learning.choosing import Choice, fit_classifier
 from netclone.learning.stepping import Loop
 from netclone.runtime.resuming import Findings
 
@@ -69,9 +69,10 @@ def measured(suite: Suite, networks: Networks, seed: int, size: str, keep: float
     is_old = tested[0][1] < old
     before = float((reference.argmax(1) == tested[0][1])[is_old].double().mean())
     record: dict[str, Any] = {}
-    for name, change in (("no fit", {"epochs": 0}), ("adam", {}), ("clone", {})):
+    changes: dict[str, dict[str, Any]] = {"no fit": {"epochs": 0}, "adam": {}, "clone": {}}
+    for name, change in changes.items():
         started = time.perf_counter()
-        fitted = by_adam if name == "adam" else searching.fit_classifier
+        fitted = by_adam if name == "adam" else fit_classifier
         with mock.patch.object(searching, "fit_classifier", fitted), warnings.catch_warnings():
             warnings.simplefilter("ignore", netclone.NetcloneWarning)
             named = torch.tensor(classes)[labels[new] - old]
