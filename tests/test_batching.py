@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import netclone
-from netclone.cloning.extracting import TOLERANCE
+from netclone.channels.certifying import TOLERANCE
 from netclone.cloning.placing import candidates, passed_over
 from netclone.errors import AdapterError, NetcloneError, OutputError, PositionError
 from netclone.graph.capturing import capture

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import netclone
 from netclone.cloning import method, planning, recipe, searching
-from netclone.cloning.extracting import Slimmed
 from netclone.cloning.placing import candidates
 from netclone.learning.adapting import OLD_WEIGHT, Cached
 from netclone.learning.data import Samples
@@ -270,7 +269,7 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     """As many of old classes as of new ones."""
     monkeypatch.setattr(method, "REFIT", 12)
     seen: list[Samples] = []
-    monkeypatch.setattr(Slimmed, "reconstruct", lambda self, samples, at, workers: seen.append(samples))
+    monkeypatch.setattr(method, "refit", lambda slimmed, samples, at, workers: seen.append(samples) or slimmed)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     clone(source, target, samples(4, 40), classes=[2], target_data=samples(2, 90), at="input", method="random")
     assert len(seen) == 1 and len(seen[0]) == 12

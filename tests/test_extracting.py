@@ -1,5 +1,6 @@
 """Slim equals masked: on small networks against models written by hand, at cuts, and for 23 architectures."""
 
+import copy
 import gc
 import weakref
 
@@ -23,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from netclone.channels.certifying import TOLERANCE
 from netclone.channels.grouping import channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.channels.slimming import Resizer
-from netclone.cloning.extracting import TOLERANCE, extract, slim_down
+from netclone.cloning.extracting import certify_slim, extract, module_of, refit, slim_down
 from netclone.cloning.modules import CloneModule
 from netclone.errors import ArgumentError, CertificateError, DataError, MaskError, OutputError, PositionError
 from netclone.graph.capturing import tensor_at
@@ -314,7 +316,7 @@ def test_folding_batch_norms_changes_no_output(masked):
 def test_features_only_ends_before_the_classifier(masked):
     name, groups, mask, full = masked
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
-    module = slim_down(groups, mask, None).module(None, features_only=True)
+    module = module_of(slim_down(groups, mask, None), None, features_only=True)
     head = [n for n in groups.graph_module.state_dict() if n.endswith("weight")][-1]
     assert head not in stored(module)
     weight, bias = tensor_at(full, head), tensor_at(full, head.replace("weight", "bias"))
@@ -448,9 +450,9 @@ def test_features_that_do_not_fit_into_memory_give_the_same_weights(small):
     made = []
     for in_memory in (2**30, 0, 10**6):
         slimmed = slim_down(groups, mask, None)
-        new = Resizer(groups.labelling, slimmed.removed)
-        reconstruct_slim(groups.graph_module, slimmed.graph_module, new, many, None, in_memory)
-        made.append(slimmed.graph_module.state_dict())
+        new, refitted = Resizer(groups.labelling, slimmed.removed), copy.deepcopy(slimmed.graph_module)
+        reconstruct_slim(groups.graph_module, refitted, new, many, None, in_memory)
+        made.append(refitted.state_dict())
     for other in made[1:]:
         for name in made[0]:  # up to the order of sums, which follows the layout in memory
             torch.testing.assert_close(made[0][name], other[name], rtol=1e-9, atol=1e-12)
@@ -573,7 +575,7 @@ def test_a_certificate_takes_the_memory_of_one_layer(through_norms):
     assert mask.share == 0.5
     slimmed = slim_down(groups, mask, None)
     with _Peak() as peak:
-        assert slimmed.certify(None) < 1e-12
+        assert certify_slim(slimmed, None) < 1e-12
     layer = 8 * width**2
     assert layer <= peak.most < 3 * layer
 
@@ -587,23 +589,26 @@ def test_a_certificate_changes_neither_network():
 
     net = Net(forward, stem=nn.Conv1d(4, 6, 1), norm=nn.BatchNorm1d(6), head=nn.Linear(6, 3)).double()
     groups = channel_groups(net, torch.randn(2, 4, 5, dtype=torch.float64))
-    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None, refit=False)
+    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None)
     graphs = groups.graph_module, slimmed.graph_module
     before = [{name: tensor.clone() for name, tensor in graph.state_dict().items()} for graph in graphs]
     assert any("mean" in name for name in before[0])
-    slimmed.certify(None)
+    certify_slim(slimmed, None)
     for graph, state in zip(graphs, before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in graph.state_dict().items())
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_only_what_is_refitted_is_kept_twice(refit):
+def test_a_refit_is_another_network_and_the_certificate_is_about_the_plain_one():
     net = Net(lambda net, x: net.head(net.stem(x).relu()), stem=nn.Linear(4, 6), head=nn.Linear(6, 3))
     groups = channel_groups(net, torch.randn(2, 4))
-    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None, refit)
-    for name, tensor in slimmed.graph_module.state_dict().items():
-        assert torch.equal(tensor, slimmed.plain[name])
-        assert (tensor.data_ptr() == slimmed.plain[name].data_ptr()) == (not refit)
+    slimmed = slim_down(groups, localize(groups, method="magnitude", keep=0.5), None)
+    before = {name: tensor.clone() for name, tensor in slimmed.plain.items()}
+    refitted = refit(slimmed, Samples(torch.randn(64, 4), torch.zeros(64, dtype=torch.long), "data"), None)
+    own, other = slimmed.graph_module.state_dict(), refitted.graph_module.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.items())
+    assert all(tensor.data_ptr() == slimmed.plain[name].data_ptr() for name, tensor in own.items())  # not kept twice
+    assert not torch.equal(other["head.weight"], own["head.weight"])
+    assert certify_slim(refitted, None) == certify_slim(slimmed, None)
 
 
 def test_a_source_that_cannot_run_in_float64_is_refused_with_the_way_out():
@@ -627,7 +632,7 @@ def test_without_a_linear_classifier_there_is_nothing_to_end_before_and_classes_
     )
     x = torch.randn(4, 3, 9, 9)
     groups = channel_groups(net, x)
-    module = slim_down(groups, ChannelMask.from_kept(groups, {}), [4, 1]).module(None, features_only=True)
+    module = module_of(slim_down(groups, ChannelMask.from_kept(groups, {}), [4, 1]), None, features_only=True)
     torch.testing.assert_close(module(x), net(x)[:, [4, 1]])
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from netclone.channels.grouping import channel_groups
 from netclone.channels.masks import ChannelMask
-from netclone.cloning.extracting import slim_down
+from netclone.cloning.extracting import refit, slim_down
 from netclone.learning.data import Samples
 from netclone.learning.reconstructing import RIDGE
 
@@ -39,7 +39,7 @@ KEPT = [True, False, True, True]
 def test_a_linear_layer_gets_the_ridge_solution_written_by_hand():
     net, images = perceptron()
     slim = slimmed(net, images, KEPT)
-    slim.reconstruct(samples(images), None)
+    slim = refit(slim, samples(images), None)
     with torch.no_grad():
         seen = torch.cat([torch.tanh(net[0](images))[:, KEPT], torch.ones(100, 1, dtype=torch.float64)], 1)
         old = torch.cat([net[2].weight[:, KEPT], net[2].bias[:, None]], 1)
@@ -55,17 +55,17 @@ def test_it_is_nearer_to_the_full_network_than_the_plain_copy():
     net, images = perceptron()
     slim = slimmed(net, images, KEPT)
     before = error(slim, net, images)
-    slim.reconstruct(samples(images), None)
+    slim = refit(slim, samples(images), None)
     assert error(slim, net, images) < before
 
 
 def test_what_lost_no_input_stays_to_the_bit():
     net, images = perceptron()
     slim = slimmed(net, images, KEPT)
-    slim.reconstruct(samples(images), None)
+    slim = refit(slim, samples(images), None)
     assert torch.equal(slim.graph_module.get_parameter("0.weight"), net[0].weight[KEPT])
     whole = slimmed(net, images, [True] * 4)
-    whole.reconstruct(samples(images), None)
+    whole = refit(whole, samples(images), None)
     assert torch.equal(whole.graph_module.get_parameter("2.weight"), net[2].weight)
 
 
@@ -76,7 +76,7 @@ def test_a_channel_that_others_repeat_is_made_up_for():
     with torch.no_grad():
         net[0].weight[1], net[0].bias[1] = 2 * net[0].weight[0], 2 * net[0].bias[0]
     slim = slimmed(net, images, KEPT)
-    slim.reconstruct(samples(images), None)
+    slim = refit(slim, samples(images), None)
     assert relative_error(slim.graph_module(images), net(images)) <= 1e-3
 
 
@@ -92,5 +92,5 @@ def test_a_convolution_is_refitted_too(convolution, layer):
     net, images = net.double().eval(), torch.randn(64, 3, *[8] * axes, dtype=torch.float64)
     slim = slimmed(net, images, KEPT)
     before = error(slim, net, images)
-    slim.reconstruct(samples(images), None)
+    slim = refit(slim, samples(images), None)
     assert error(slim, net, images) < before

@@ -23,7 +23,7 @@ import netclone
 from netclone.channels.grouping import channel_groups
 from netclone.cli import app
 from netclone.cloning import searching
-from netclone.cloning.extracting import slim_down
+from netclone.cloning.extracting import refit, slim_down
 from netclone.errors import DataError, WorkerError
 from netclone.graph.tracing import same_bits
 from netclone.learning.data import Samples
@@ -190,7 +190,7 @@ def results(workers=ALONE):
         mask = netclone.localize(groups, [new], classes=[1, 4], batch_size=7, workers=workers, **options)
         found |= {f"mask {name} {group}": torch.tensor(flags) for group, flags in mask.kept}
     slimmed = slim_down(groups, mask, None)
-    slimmed.reconstruct(Samples(*new, "data"), None, workers)
+    slimmed = refit(slimmed, Samples(*new, "data"), None, workers)
     found |= {f"refit {name}": tensor.clone() for name, tensor in slimmed.graph_module.state_dict().items()}
     distill(
         slimmed.graph_module,

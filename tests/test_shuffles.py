@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netclone.channels.budgeting import Allocation, Measure
+from netclone.channels.certifying import TOLERANCE
 from netclone.channels.grouping import channel_groups
 from netclone.channels.labelling import Labelling
 from netclone.channels.masks import ChannelMask
-from netclone.cloning.extracting import TOLERANCE, extract
+from netclone.cloning.extracting import extract
 from netclone.learning.localizing import localize
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

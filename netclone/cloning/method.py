@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -19,7 +20,7 @@ from netclone.arguments import Budget
 from netclone.channels.budgeting import check_budget
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
-from netclone.cloning.extracting import Slimmed, features_node, slim_down
+from netclone.cloning.extracting import Slimmed, refit, slim_down
 from netclone.cloning.injecting import GraftedModule, clones, names_in, remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.planning import check_source, planned
@@ -27,6 +28,7 @@ from netclone.cloning.problem import Problem, classifier_share
 from netclone.cloning.recipe import Recipe, RecipeFields
 from netclone.cloning.searching import search
 from netclone.errors import ArgumentError, DataError, UncalibratedWarning
+from netclone.graph.cutting import features_node
 from netclone.graph.tracing import INPUT
 from netclone.learning.data import (
     Batches,
@@ -287,15 +289,16 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
     """The slim source, refitted on the training samples; computed once for all positions."""
     run, recipe, full = problem.run, problem.recipe, problem.groups.graph_module
     whole = features_node(full) is not None  # without distillation the logits of other classes are never needed
-    slimmed = slim_down(problem.groups, mask, None if whole else problem.classes, recipe.reconstruct)
+    slimmed = slim_down(problem.groups, mask, None if whole else problem.classes)
     if not recipe.reconstruct:
         return slimmed
     if (found := run.found.recall("refit")) is not None:
-        slimmed.graph_module.load_state_dict(found[0])
-        return slimmed
+        refitted = copy.deepcopy(slimmed.graph_module)
+        refitted.load_state_dict(found[0])
+        return replace(slimmed, graph_module=refitted)
     run.tell("refit", 0, 1)
     some = problem.some(REFIT)
-    slimmed.reconstruct(Samples(problem.images[some], problem.labels[some], "data"), None, run.workers)
+    slimmed = refit(slimmed, Samples(problem.images[some], problem.labels[some], "data"), None, run.workers)
     run.tell("refit", 1, 1)
     weights = balance(problem.labels[problem.train], problem.logits.shape[1])
     everything = all(kept == units for _, kept, units in mask.summary())

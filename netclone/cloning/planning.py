@@ -9,12 +9,13 @@ from torch import fx
 
 from netclone.channels.grouping import ChannelGroups
 from netclone.channels.masks import ChannelMask
-from netclone.cloning.extracting import cut, slim_down
+from netclone.cloning.extracting import certify_slim, slim_down
 from netclone.cloning.placing import Place, candidates, matching, passed_over, reason
 from netclone.cloning.problem import Problem
 from netclone.errors import ArchiveError, NetcloneError, PositionError
 from netclone.files.graphdata import unsavable
 from netclone.files.spec import Candidate
+from netclone.graph.cutting import cut
 from netclone.graph.tracing import INPUT, position, shape_of
 from netclone.learning.adapting import grid_of
 
@@ -85,7 +86,7 @@ def _check_cut(groups: ChannelGroups, at: str | None) -> None:
 def check_source(groups: ChannelGroups, classes: tuple[int, ...]) -> None:
     """Raise if the source cannot be certified at all, by trying it with every channel kept."""
     everything = ChannelMask.from_kept(groups, {group.name: [True] * group.size for group in groups.groups})
-    slim_down(groups, everything, classes, refit=False).certify(None)
+    certify_slim(slim_down(groups, everything, classes), None)
 
 
 def none_works(tried: Sequence[Candidate]) -> PositionError:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.channels.grouping import ChannelGroups
-from netclone.cloning.extracting import features_node
 from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError
+from netclone.graph.cutting import features_node
 from netclone.graph.tracing import logits_node, shape_of, trace
 from netclone.learning.data import Samples, balance, in_batches
 from netclone.learning.neighbourhoods import drawn, viewed

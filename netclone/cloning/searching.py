@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from netclone.cloning.extracting import Slimmed, classifier_rows
+from netclone.cloning.extracting import Slimmed, module_of
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.placing import Place, features_at, reason
 from netclone.cloning.planning import Planned, none_works
@@ -16,6 +16,7 @@ from netclone.cloning.problem import Problem
 from netclone.errors import NetcloneError
 from netclone.files.spec import Candidate
 from netclone.graph.capturing import FACTS, capture, fingerprint
+from netclone.graph.cutting import classifier_rows
 from netclone.graph.functionalizing import in_place_again
 from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import said_preparation
@@ -121,7 +122,7 @@ def search(
 
 def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
     """A position with adapter and classifier at their closed-form start, ready to be fitted."""
-    module = slimmed.module(source_at, features_only=True).with_spec(classes=problem.classes)
+    module = module_of(slimmed, source_at, features_only=True).with_spec(classes=problem.classes)
     module.body.requires_grad_(False)
     by = problem.batch_size, problem.workers
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from netclone.channels.certifying import TOLERANCE
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
-from netclone.cloning.extracting import TOLERANCE, extract
+from netclone.cloning.extracting import extract
 from netclone.cloning.injecting import GraftedModule, clones, inject, own_nodes, remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.verifying import Verification, compare
