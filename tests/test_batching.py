@@ -155,7 +155,7 @@ def test_a_source_that_squeezes_is_right_at_every_batch_size(function):
 def test_a_target_whose_logits_lose_the_batch_of_one_image_is_refused_with_the_way_out(function):
     target = Net(function, stem=nn.Conv2d(3, 8, 3), head=nn.Conv2d(8, 5, 1), line=nn.Linear(8, 5)).eval()
     reader = whole(nn.Sequential(nn.Flatten(), nn.Linear(432, 2)), example=MAPS)
-    with untouched(target), pytest.raises(OutputError, match=r"of one image it has shape \(5,\).*\.flatten\(1\)"):
+    with untouched(target), pytest.raises(OutputError, match=r"for one image it has shape \(5,\).*\.flatten\(1\)"):
         netclone.inject(target, reader, at="input", example_inputs=MAPS)
 
 

@@ -269,7 +269,13 @@ def test_a_refit_takes_no_more_samples_than_it_needs(monkeypatch: pytest.MonkeyP
     """As many of old classes as of new ones."""
     monkeypatch.setattr(method, "REFIT", 12)
     seen: list[Samples] = []
-    monkeypatch.setattr(method, "refit", lambda slimmed, samples, at, workers: seen.append(samples) or slimmed)
+    refit = method.refit
+
+    def watched(slimmed: Any, samples: Samples, *rest: Any) -> Any:
+        seen.append(samples)
+        return refit(slimmed, samples, *rest)
+
+    monkeypatch.setattr(method, "refit", watched)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     clone(source, target, samples(4, 40), classes=[2], target_data=samples(2, 90), at="input", method="random")
     assert len(seen) == 1 and len(seen[0]) == 12

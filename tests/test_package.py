@@ -142,6 +142,7 @@ ELSEWHERE = {
     "files.bundling": "test_deploying.py",
     "graph.budgets": "test_dry_run.py",
     "graph.holding": "test_injecting.py",
+    "graph.cutting": "test_extracting.py",
     "graph.modes": "test_verifying.py",
     "graph.preparing": "test_checkpoints.py",
     "graph.recurrent": "test_exporting.py",
