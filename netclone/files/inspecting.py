@@ -175,7 +175,7 @@ def facts(inspection: Inspection) -> dict[str, str]:
         + ", ".join(inspection.dtypes),
         "stored as": ", ".join(f"{word} (off by {error:.1e} of the largest logit)" for word, error in spec.stored),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
-        "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores),
+        "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores if ", " not in name),
         "made from": ", ".join(f"{name} {fact}" for name, fact in spec.origin),
         "made by": " ".join(f"{name} {fact}" for name, fact in spec.versions),
         "recipe": ", ".join(f"{name} {value.strip(chr(34))}" for name, value in spec.recipe),
@@ -195,6 +195,14 @@ def show(inspection: Inspection, console: Console) -> None:
             filled = round(_WIDTH * kept / size)
             table.add_row(_cell(name), "█" * filled + "░" * (_WIDTH - filled), f"{kept} of {size}")
         console.print(table)
+    if fits := _fits(spec):
+        measures = sorted({measure for measured in fits.values() for measure in measured})
+        table = Table("fit of the classifier", title="Judged by cross-validation", title_justify="left")
+        for measure in measures:
+            table.add_column(as_plain_text(measure), justify="right")
+        for name, measured in fits.items():
+            table.add_row(*map(_cell, (name, *(f"{measured[m]:.4g}" if m in measured else "" for m in measures))))
+        console.print(table)
     if spec.search:
         table = Table("position", "source cut behind", title="Positions tried", title_justify="left")
         table.add_column("score", justify="right")
@@ -203,6 +211,16 @@ def show(inspection: Inspection, console: Console) -> None:
             score = "" if tried.score is None else f"{tried.score:.1%}"
             table.add_row(*map(_cell, (tried.at, tried.source_at or "input", score, tried.reason)))
         console.print(table)
+
+
+def _fits(spec: CloneSpec) -> dict[str, dict[str, float]]:
+    """The scores of what was tried for one thing, by name and by measure: those named ``"measure, name"``."""
+    found: dict[str, dict[str, float]] = {}
+    for score, value in spec.scores:
+        measure, _, name = score.partition(", ")
+        if name:
+            found.setdefault(name, {})[measure] = value
+    return found
 
 
 def classes_of(spec: CloneSpec) -> str:
