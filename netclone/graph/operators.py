@@ -160,7 +160,7 @@ def kind_of(function: Any) -> str | None:
         return None
     if torch.Tag.pointwise in function.tags and len(function._schema.returns) == 1:
         return "elementwise"
-    return "reduction" if torch.Tag.reduction in function.tags else None
+    return "reduction" if getattr(torch.Tag, "reduction", None) in function.tags else None  # torch 2.9 has no such tag
 
 
 def operator_name(function: Any) -> str:
