@@ -117,6 +117,18 @@ def learning() -> str:
     return _measured("learning.json")
 
 
+def fitting() -> str:
+    """What the fit of the classifier gains and loses, from the committed measurements."""
+    found = json.loads((RESULTS / "fitting.json").read_text(encoding="utf-8"))
+    lines = ["| suite | kept | images a class | no fit | Adam | `clone()` |", "|---|---|---|---|---|---|"]
+    for run in found["runs"]:
+        suite = f"`{run['suite']}`" + ", development" * run["development"] + f", seed {run['seed']}"
+        size = run["size"] + ("" if run["old samples"] else ", none of old classes")
+        figures = [f"{100 * fit['mean']:.1f}, {fit['old_lost']:.1f}" for fit in run["fits"].values()]
+        lines.append(f"| {suite} | {run['keep']:.0%} | {size} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def deployment() -> str:
     """Where grafted networks go, from the committed measurements."""
     return _measured("deployment.json")
@@ -260,6 +272,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "demo-cost": demo_cost,
     "surgery": surgery,
     "deployment": deployment,
+    "fitting": fitting,
     "learning": learning,
     "pruning": pruning,
     "operators": operators,

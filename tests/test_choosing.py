@@ -1,5 +1,8 @@
 """What of a classifier is fitted: chosen on samples left out, never worse there than the start."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -169,3 +172,9 @@ def test_a_source_of_the_new_classes_alone_is_fitted_among_them(calibrate: bool)
     assert (out.argmax(1) + OLD == new.labels).double().mean() > 0.9
     won = (out.amax(1) > new.logits.amax(1)).double().mean()
     assert not calibrate or won == pytest.approx(0.9, abs=0.03)
+
+
+def test_in_no_committed_run_is_the_fit_worse_than_no_fit() -> None:
+    file = Path(__file__).parents[1] / "docs" / "results" / "fitting.json"
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    assert runs and all(run["fits"]["clone"]["mean"] >= run["fits"]["no fit"]["mean"] for run in runs)
