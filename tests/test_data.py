@@ -179,7 +179,7 @@ def test_images_that_say_nothing_are_told(spoil):
     samples = clone_set({3: 8, 4: 8})
     images = samples.images[8:]
     images[:] = 0 if spoil == "black" else images[:, :1, :1, :1] if spoil.startswith("grey") else images[:1].clone()
-    with pytest.warns(WeakDataWarning, match="data: class 4 is one whose images are all equal or blank.*nothing can"):
+    with pytest.warns(WeakDataWarning, match="data: class 4 is one whose images are all equal or blank"):
         check_clone_set(samples, (3, 4))
 
 
@@ -236,7 +236,7 @@ def test_a_source_that_is_unsure_raises_no_alarm():
 def test_labels_in_another_order_are_told():
     message = (
         r"data: the source's own prediction agrees with the labels on 0% of 24 samples \(it takes class 2 mostly for "
-        r"3; 3 mostly for 4; 4 mostly for 2\); the module learns what the source knows.*give labels in the source's"
+        r"3; 3 mostly for 4; 4 mostly for 2\); the module learns what the source knows.*Give labels in the source's"
     )
     with pytest.warns(WeakDataWarning, match=message):
         check_agreement(logits_for((LABELLED.labels - 1) % 3 + 2, 6), LABELLED, (2, 3, 4))
