@@ -8,9 +8,8 @@ import pytest
 
 import netclone
 from netclone import arguments
-from netclone.arguments import Budget, MixedPrecision, Search, Sharing, check_choice, words
+from netclone.arguments import Budget, MixedPrecision, Search, check_choice, words
 from netclone.errors import ArgumentError
-from netclone.learning.localizing import ALLOCATIONS, METHODS
 from netclone.learning.stepping import PRECISIONS
 
 
@@ -27,8 +26,6 @@ def test_each_word_is_taken(word):
 
 
 def test_what_learning_knows_is_what_the_choices_say():
-    assert words(arguments.Method) == METHODS
-    assert words(Sharing) == ALLOCATIONS
     assert words(MixedPrecision) == tuple(PRECISIONS)
 
 

@@ -11,12 +11,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from netclone.arguments import Method, words
 from netclone.channels.gates import Gated, gate_vector
 from netclone.channels.grouping import channel_groups
 from netclone.channels.masks import ChannelMask, silence
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.graph.tracing import trace
-from netclone.learning.localizing import METHODS, localize
+from netclone.learning.localizing import localize
 
 KNOWN = 1200  # digits used for training and localising; the rest measure
 
@@ -124,7 +125,7 @@ def test_taylor_keeps_the_channels_on_which_the_loss_depends():
 # ---------------------------------------------------------------- the same for every method
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", words(Method))
 def test_the_same_seed_gives_the_same_mask_and_moves_nothing(source, method):
     options = {"classes": (5, 7), "method": method, "steps": 12, "seed": 3}
     with untouched(source):
@@ -142,7 +143,7 @@ def test_another_seed_gives_another_mask(groups, method):
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.9, 1, 1.0])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", words(Method))
 def test_every_group_keeps_its_share(groups, method, keep):
     mask = localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=5, keep=keep)
     assert mask.summary() == tuple((g.name, max(1, round(keep * g.size)), g.size) for g in groups.groups)
@@ -179,7 +180,7 @@ def test_the_order_of_classes_does_not_matter(groups):
 def test_a_network_with_nothing_to_prune_gives_an_empty_mask():
     net = nn.Sequential(nn.Linear(6, 3))
     data = [(torch.randn(6, 6), torch.arange(6) % 3)]
-    for method in METHODS:
+    for method in words(Method):
         mask = localize(net, data, method=method, steps=2)
         assert mask.kept == ()
         assert torch.equal(mask.apply(net, data[0][0])(data[0][0]), net(data[0][0]))
@@ -263,7 +264,7 @@ def test_bad_arguments_are_refused_and_nothing_moves(groups, error, message, opt
         localize(groups, **arguments)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", words(Method))
 def test_classes_and_labels_are_checked_by_every_method(groups, method):
     with pytest.raises(ArgumentError, match="classes: 10 is out of range"):
         localize(groups, [(IMAGES, LABELS)], classes=[10], method=method)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netclone.arguments import Method, words
 from netclone.benchmarking.networks import ResNet, Training, cropped
 from netclone.demo import load_data, make_network, shifted
 from netclone.errors import ArgumentError
@@ -98,7 +99,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "kernel modulation": (3e-2, 1e-1, 3e-1),
     "residual patches": (3e-2, 1e-1, 3e-1),
 }
-METHODS = ("local", "taylor", "magnitude", "random")
+METHODS = words(Method)
 ABLATIONS: tuple[tuple[str, Options], ...] = (
     ("no distillation", {"distill_steps": 0}),
     ("plain copy: neither refitted nor distilled", {"reconstruct": False}),

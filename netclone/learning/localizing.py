@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.arguments import Budget, Method, MixedPrecision, Sharing
+from netclone.arguments import Budget, Method, MixedPrecision, Sharing, check_choice, words
 from netclone.channels.budgeting import Allocation, Measure, channel_share, units_kept
 from netclone.channels.gates import Gated, gate_vector
 from netclone.channels.grouping import ChannelGroups, channel_groups
@@ -34,8 +34,6 @@ from netclone.runtime.entering import entered
 from netclone.runtime.resuming import Unfinished
 from netclone.runtime.sharing import ALONE, Workers
 
-METHODS = ("local", "taylor", "magnitude", "random")
-ALLOCATIONS = ("global", "uniform")
 TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
 REUSE = 3  # steps that a point of a neighbourhood is used in: the full source's answer for it is computed once
 LEARNING_RATE = 0.08  # of standardised scores; falls to zero over the steps
@@ -212,9 +210,9 @@ def _divided(
 
 
 def _check_allocation(allocation: Sharing | None, budget: Budget) -> None:
-    if allocation not in (None, *ALLOCATIONS):
+    if allocation not in (None, *words(Sharing)):
         raise ArgumentError(
-            f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, ALLOCATIONS))} or None"
+            f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, words(Sharing)))} or None"
         )
     if allocation == "global" and budget == "channels":
         raise ArgumentError(
@@ -225,8 +223,7 @@ def _check_allocation(allocation: Sharing | None, budget: Budget) -> None:
 
 def check_method(method: Method) -> None:
     """Raise unless there is such a method."""
-    if method not in METHODS:
-        raise ArgumentError(f"method: got {method!r}, expected one of {', '.join(map(repr, METHODS))}")
+    check_choice(method, Method, "method")
 
 
 def _standardised(scores: Tensor) -> Tensor:
