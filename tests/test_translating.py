@@ -1,12 +1,14 @@
 """netclone export: ONNX and torch.export's archive of grafted networks compute what the network computes."""
 
 import json
+import logging
 import sys
 
 import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ from netclone.cli import app
 from netclone.errors import ArchiveError, ArgumentError, TraceError
 from netclone.graph.tracing import same_bits
 from netclone.workflows import translating
-from netclone.workflows.translating import to_onnx, to_pt2
+from netclone.workflows.translating import to_int8_onnx, to_onnx, to_pt2
 
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
@@ -132,3 +134,56 @@ def test_the_command_writes_a_grafted_file_and_says_what_was_checked(tmp_path):
     result = runner.invoke(app, ["export", grafted, "--to", "pt2", "--out", str(tmp_path / "model.pt2")])
     assert result.exit_code == 0, result.output
     assert "differ by 0.0e+00" in result.output
+
+
+# int8
+
+
+def test_int8_is_a_third_of_the_bytes_and_says_what_it_changed(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=6).eval()
+    whole, some = to_onnx(model, tmp_path / "whole.onnx", images(2)), torch.randn(24, 3, 64, 64)
+    before = torch.get_rng_state(), logging.root.manager.disable
+    small = to_int8_onnx(model, tmp_path / "small.onnx", some)
+    assert torch.equal(before[0], torch.get_rng_state()) and logging.root.manager.disable == before[1]
+    assert small.bytes == (tmp_path / "small.onnx").stat().st_size <= whole.bytes / 3
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(["logits"], {"images": some[1::2].numpy()})[0])
+    with torch.no_grad():
+        want = model(some[1::2])
+    assert small.difference == pytest.approx(float((got - want).abs().max() / want.abs().max()), rel=1e-3)
+    assert small.agreement == float((got.argmax(1) == want.argmax(1)).float().mean())
+    assert 0 < small.difference < 0.2
+
+
+def test_int8_needs_images_to_calibrate_and_to_measure(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=6).eval()
+    with pytest.raises(ArgumentError, match="images: got 1, expected some to calibrate with and some to measure on"):
+        to_int8_onnx(model, tmp_path / "small.onnx", torch.randn(1, 3, 160, 160))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_calibrates_with_a_folder(tmp_path):
+    for index in range(8):
+        folder = tmp_path / "images" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=2)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    asked = [
+        "export",
+        f"timm/test_resnet@{tmp_path / 'weights.pth'}",
+        "--to",
+        "onnx",
+        "--out",
+        str(tmp_path / "m.onnx"),
+    ]
+    result = CliRunner().invoke(app, [*asked, "--int8", "--data", str(tmp_path / "images"), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert 0 <= facts["agreement"] <= 1 and facts["bytes"] == (tmp_path / "m.onnx").stat().st_size
+    for wrong in (["--int8"], ["--data", str(tmp_path / "images")]):
+        result = CliRunner().invoke(app, [*asked, *wrong])
+        assert result.exit_code == 1 and "--int8 goes with --to onnx and with --data" in result.stderr

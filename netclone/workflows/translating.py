@@ -1,9 +1,11 @@
-"""to_onnx(model, path) and to_pt2(model, path): export a network, grafted or not, for other runtimes."""
+"""to_onnx, to_int8_onnx and to_pt2: export a network, grafted or not, for other runtimes."""
 
 from __future__ import annotations
 
 import copy
 import io
+import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
+from netclone.graph.preparing import preparation
 from netclone.graph.tracing import example_input
 from netclone.metrics.evaluating import predict
+from netclone.models.reading import read
 from netclone.runtime.writing import check_place, write_file
 
 TOLERANCE = {"onnx": 1e-4, "pt2": 0.0}
@@ -25,17 +29,23 @@ TOLERANCE = {"onnx": 1e-4, "pt2": 0.0}
 Run = Callable[[Tensor], Tensor]
 """Runs an exported file: images to logits."""
 
+_CALIBRATED = 8  # images at a time
+
 BATCHES = (1, 3)
 """Batch sizes that an exported file is tried with; it is exported with another one."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """An exported file: its size, and max |its logits - the network's| / max |the network's|; None if not compared."""
+    """An exported file: its size, and max |its logits - the network's| / max |the network's|; None if not compared.
+
+    ``agreement`` is the share of images that a file of int8 takes for the same class as the network does.
+    """
 
     path: Path
     bytes: int
     difference: float | None
+    agreement: float | None = None
 
 
 def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
@@ -64,12 +74,95 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
     ...     to_onnx(timm.create_model("test_resnet", num_classes=4), Path(folder, "model.onnx")).difference < 1e-5
     True
     """
+    check_place(path)
+    plain, example = _prepared(model, example_inputs)
+    content = _onnx(plain, example)
+    difference = _compared(plain, example, _onnxruntime(content), "onnx")
+    write_file(path, content)
+    return Translation(path, len(content), difference)
+
+
+def to_int8_onnx(model: nn.Module, path: Path, images: Tensor) -> Translation:
+    """Write a network as ONNX whose convolutions and products compute in int8, calibrated on images ``(N, C, H, W)``.
+
+    onnxruntime quantises it: weights for each channel, activations by the ranges that every second image gives. The
+    others measure what that changed. How much may be changed is for the caller to say, who gets the figures.
+
+    Raises
+    ------
+    ArgumentError
+        If onnxscript or onnxruntime is not installed, or there are fewer than two images.
+    TraceError
+        If the network cannot be exported or quantised, or the file before that gives other logits.
+    ArchiveError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, timm
+    >>> network, images = timm.create_model("test_resnet", num_classes=4), torch.randn(4, 3, 160, 160)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_int8_onnx(network, Path(folder, "model.onnx"), images).difference < 0.2
+    True
+    """
+    try:
+        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    except ImportError as error:
+        raise ArgumentError("int8: needs onnxruntime, which is missing: pip install 'netclone[onnx]'") from error
+    if len(images) < 2:
+        raise ArgumentError(f"images: got {len(images)}, expected some to calibrate with and some to measure on")
+    check_place(path)
+    plain, example = _prepared(model, images[:1])
+    content = _onnx(plain, example)
+    _compared(plain, example, _onnxruntime(content), "onnx")
+
+    class Calibration(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(images[::2].split(_CALIBRATED))
+
+        def get_next(self) -> dict[str, object] | None:
+            part = next(self.left, None)
+            return None if part is None else {"images": part.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        whole, small = Path(folder, "whole.onnx"), Path(folder, "small.onnx")
+        whole.write_bytes(content)
+        try:
+            quantize_static(whole, small, Calibration(), per_channel=True, weight_type=QuantType.QInt8)
+            content = small.read_bytes()
+        except Exception as error:  # of onnxruntime, which has many
+            raise TraceError(f"int8: onnxruntime: {type(error).__name__}: {first_line(error)}") from error
+    run = _onnxruntime(content)
+    assert run is not None
+    want, got = predict(plain, images[1::2]), run(images[1::2])
+    write_file(path, content)
+    return Translation(
+        path, len(content), _difference(got, want), float((got.argmax(1) == want.argmax(1)).float().mean())
+    )
+
+
+def some_images(network: nn.Module, data: str, split: str, most: int = 128) -> Tensor:
+    """At most so many named images, as a network takes them (see :func:`netclone.models.reading.read`).
+
+    Raises
+    ------
+    NetcloneError
+        As :func:`netclone.models.reading.read`.
+    """
+    found: list[Tensor] = []
+    for images, _ in read(data, preparation(network).transform(), split, "data", _CALIBRATED):
+        found.append(images)
+        if len(found) * _CALIBRATED >= most:
+            break
+    return torch.cat(found)[:most]
+
+
+def _onnx(plain: nn.Module, example: Tensor) -> bytes:
+    """A network as ONNX, which takes ``images`` and gives ``logits``, for any batch size."""
     try:
         import onnxscript  # noqa: F401  what torch exports with
     except ImportError as error:
         raise ArgumentError("to: onnx needs onnxscript, which is missing: pip install 'netclone[onnx]'") from error
-    check_place(path)
-    plain, example = _prepared(model, example_inputs)
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -82,12 +175,10 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
                 verbose=False,
             )
             assert program is not None
-            content = program.model_proto.SerializeToString()
+            content: bytes = program.model_proto.SerializeToString()
         except Exception as error:  # of torch's exporter and of protobuf, which holds no more than 2 GiB
             raise TraceError(f"to: onnx: {type(error).__name__}: {first_line(error)}") from error
-    difference = _compared(plain, example, _onnxruntime(content), "onnx")
-    write_file(path, content)
-    return Translation(path, len(content), difference)
+    return content
 
 
 def to_pt2(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
@@ -171,7 +262,7 @@ def _compared(model: nn.Module, example: Tensor, run: Run | None, kind: str) -> 
             raise TraceError(
                 f"to: {kind}: the file gives {tuple(got.shape)} for {size} images, not {tuple(want.shape)}"
             )
-        worst = max(worst, float((got - want).abs().amax() / want.abs().amax().clamp_min(1e-12)))
+        worst = max(worst, _difference(got, want))
     if not worst <= TOLERANCE[kind]:
         raise TraceError(
             f"to: {kind}: logits of the file differ by {worst:.1e} of the largest, more than {TOLERANCE[kind]:.0e}; "
@@ -180,9 +271,18 @@ def _compared(model: nn.Module, example: Tensor, run: Run | None, kind: str) -> 
     return worst
 
 
+def _difference(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().amax() / want.abs().amax().clamp_min(1e-12))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings about their internals; the result is checked anyway."""
+    before = logging.root.manager.disable
     with isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
