@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import netclone
+from netclone.channels import budgeting
 from netclone.cloning import method, planning, recipe, searching
 from netclone.cloning.placing import candidates
+from netclone.graph.measuring import measure
 from netclone.learning.adapting import OLD_WEIGHT, Cached
 from netclone.learning.data import Samples
 from netclone.runtime.resuming import Findings
@@ -600,3 +602,28 @@ def test_options_are_refused_before_the_data_are_read() -> None:
         options, error, named = refusals()[name]
         with pytest.raises(error, match=named):
             clone(source, target, data(), classes=[2], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_clone_with_a_budget_of_time_has_no_batch_norm_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a clock that counts MACs."""
+
+    def of_nodes(graph: Any, images: Tensor) -> dict[str, float]:
+        return {name: float(node.macs) for name, node in measure(graph, images).items()}
+
+    def relative(model: Any, other: Any, images: Tensor) -> float:
+        return netclone.cost(model, images, repeats=1).macs / netclone.cost(other, images, repeats=1).macs
+
+    monkeypatch.setattr(budgeting, "seconds_of_nodes", of_nodes)
+    monkeypatch.setattr(budgeting, "relative_time", relative)
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    options: dict[str, Any] = {"at": "input", "method": "magnitude", "distill_steps": 2, "round_to": 8}
+    module = clone(source, target, samples(4), classes=[2], target_data=samples(2), budget="latency", **options)
+    assert not [node for node in module.body.graph.nodes if "batch_norm" in str(node.target)]
+    assert all(kept % 8 == 0 for _, kept, size in module.spec.kept if size >= 16)
+    assert dict(module.spec.recipe)["budget"] == '"latency"' and module.certificate <= 1e-9
+    netclone.save(module, tmp_path / "clone.safetensors")
+    images = torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        grafted = netclone.inject(target, netclone.load(tmp_path / "clone.safetensors"))
+        assert torch.equal(grafted(images)[:, :2], target(images))
