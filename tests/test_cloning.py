@@ -193,6 +193,7 @@ def test_at_the_input_the_whole_slim_source_runs_beside_the_target(tmp_path: Pat
         assert torch.equal(netclone.remove(grafted)(images), own)
 
 
+@pytest.mark.long
 def test_every_position_is_tried_if_asked() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     module = clone(
@@ -243,6 +244,7 @@ def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+@pytest.mark.long
 def test_a_position_found_with_few_samples_is_fitted_as_if_it_had_been_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "BRIEF", 1)
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
@@ -321,9 +323,7 @@ def test_an_augmentation_that_gives_no_views_is_refused(views: Callable[[Tensor,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "part", [recipe.PARTS[0], *(pytest.param(part, marks=pytest.mark.long) for part in recipe.PARTS[1:])]
-)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.long) for part in recipe.PARTS])
 def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="layer2", method="magnitude", epochs=10)
@@ -337,7 +337,7 @@ def test_parts_of_the_method_can_be_left_out(part: str) -> None:
     assert torch.equal(outputs[1], outputs[2])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clones_of_two_sources_share_a_target_made_for_it_or_one_after_the_other_and_leave_in_any_order() -> None:
     target, names = network("test_resnet", 2), ("first", "second")
     sources, places = (network("test_efficientnet", 4), network("test_vit", 4)), ("layer2", "input")

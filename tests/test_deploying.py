@@ -83,6 +83,7 @@ def test_removal_in_any_order_leaves_the_targets_very_tensors(zoo, grafted, orde
     assert all(same_bits(left[name], before[name]) for name in before)
 
 
+@pytest.mark.long
 def test_a_grafted_file_takes_more_clones(zoo, grafted, tmp_path):
     folder, target, _ = zoo
     out = tmp_path / "more.safetensors"

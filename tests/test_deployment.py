@@ -44,7 +44,11 @@ def images(count=4, seed=3):
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=" <- ".join)
+@pytest.fixture(
+    scope="module",
+    params=[PAIRS[0], *(pytest.param(pair, marks=pytest.mark.long) for pair in PAIRS[1:])],
+    ids=" <- ".join,
+)
 def pair(request):
     """A target, and it with half of another network at its input."""
     target, source = network(request.param[0], 5, 1), network(request.param[1], 6, 2)
