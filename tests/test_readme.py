@@ -193,3 +193,11 @@ def _near(networks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where both libraries passed, and ended at MACs within 5%."""
     both = [network["both"] for network in networks if network.get("both", {}).get("passed")]
     return [one for one in both if one["our_macs"] >= 0.95 * one["macs"]]
+
+
+def test_the_page_of_costs_says_what_the_budgets_left_of_the_time():
+    rows = json.loads((ROOT / "docs" / "results" / "latency.json").read_text())["rows"]
+    page = " ".join((ROOT / "docs" / "explanation" / "cost.md").read_text().split())
+    for budget, words in (("params", "of the parameters left"), ("macs", "of the MACs"), ("latency", "of the time")):
+        shares = [value for claim, value, _ in rows if f"half of the {budget}, time" in claim]
+        assert len(shares) == 6 and f"alf {words} {min(shares):.2f} to {max(shares):.2f}" in page
