@@ -61,3 +61,9 @@ def check_choice(value: object, choice: Any, what: str) -> None:
     """
     if not isinstance(value, str) or value not in words(choice):
         raise ArgumentError(f"{what}: got {value!r}, expected one of {', '.join(map(repr, words(choice)))}")
+
+
+def check_number(number: object, what: str, least: int) -> None:
+    """Raise unless ``number`` is an integer >= ``least``."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")

@@ -29,3 +29,20 @@ def extracted(name: str, at: str) -> fx.GraphModule:
     target = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 25))
     grafted = netclone.inject(target, module, at="0", name="odd", example_inputs=torch.zeros(2, 3, 160, 160))
     return netclone.inject(grafted, module, at="0", name="even")
+
+
+LONG = "a_clone_with_a_rather_long_name"
+
+
+def cnn_graft() -> fx.GraphModule:
+    """A CNN in a CNN, at a block of each; the clone is called ``digits``."""
+    target = timm.create_model("test_resnet", num_classes=7)
+    source = timm.create_model("test_efficientnet", num_classes=10)
+    return graft(source, target, at="layer2", source_at="blocks.2", classes=(7, 8, 9))
+
+
+def vit_graft() -> fx.GraphModule:
+    """A ViT in a ViT of a thousand classes; the clone is called ``LONG``."""
+    target = timm.create_model("test_vit", num_classes=1000, img_size=64)
+    source = timm.create_model("test_vit", num_classes=10, img_size=64)
+    return graft(source, target, LONG, (3,), at="blocks.1", source_at="blocks.2")

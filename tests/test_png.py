@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from grafts import extracted, graft
+from grafts import LONG, cnn_graft, extracted, graft, vit_graft
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
@@ -22,21 +22,15 @@ from netclone.reporting.png import MOST_STAGES, draw
 
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
-LONG = "a_clone_with_a_rather_long_name"
-
 
 @pytest.fixture(scope="module")
 def cnn() -> fx.GraphModule:
-    target = timm.create_model("test_resnet", num_classes=7)
-    source = timm.create_model("test_efficientnet", num_classes=10)
-    return graft(source, target, at="layer2", source_at="blocks.2", classes=(7, 8, 9))
+    return cnn_graft()
 
 
 @pytest.fixture(scope="module")
 def vit() -> fx.GraphModule:
-    target = timm.create_model("test_vit", num_classes=1000, img_size=64)
-    source = timm.create_model("test_vit", num_classes=10, img_size=64)
-    return graft(source, target, LONG, (3,), at="blocks.1", source_at="blocks.2")
+    return vit_graft()
 
 
 def _words(figure: Figure) -> list[str]:

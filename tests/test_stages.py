@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import timm
-from grafts import graft
+from grafts import LONG, cnn_graft, vit_graft
 from torch import fx
 
 import netclone
@@ -12,21 +11,15 @@ from netclone.reporting.stages import Row, rows, stages
 
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
-LONG = "a_clone_with_a_rather_long_name"
-
 
 @pytest.fixture(scope="module")
 def cnn() -> fx.GraphModule:
-    target = timm.create_model("test_resnet", num_classes=7)
-    source = timm.create_model("test_efficientnet", num_classes=10)
-    return graft(source, target, at="layer2", source_at="blocks.2", classes=(7, 8, 9))
+    return cnn_graft()
 
 
 @pytest.fixture(scope="module")
 def vit() -> fx.GraphModule:
-    target = timm.create_model("test_vit", num_classes=1000, img_size=64)
-    source = timm.create_model("test_vit", num_classes=10, img_size=64)
-    return graft(source, target, LONG, (3,), at="blocks.1", source_at="blocks.2")
+    return vit_graft()
 
 
 def test_stages_of_a_cnn(cnn: fx.GraphModule) -> None:

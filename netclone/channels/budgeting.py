@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from netclone.arguments import Budget, check_choice
+from netclone.arguments import Budget, check_choice, check_number
 from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outputs
 from netclone.channels.slimming import slim
 from netclone.errors import ArgumentError
@@ -41,10 +41,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        for name in ("round_to", "latency_batch"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"{name}: got {value!r}, expected a whole number from 1 on")
+        check_number(self.round_to, "round_to", 1)
+        check_number(self.latency_batch, "latency_batch", 1)
 
 
 def channel_share(groups: ChannelGroups, keep: float, measure: Measure, classes: Sequence[int] | None = None) -> float:

@@ -130,7 +130,7 @@ class GraftedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> GraftedModule:
         """Switch the clones (and this module's own flag) to train or eval mode; the target's modules stay in eval."""
         super().train(False)
-        for clone in _clones(self).values():
+        for clone in modules_of(self).values():
             clone.train(mode)
         self.training = mode
         return self
@@ -357,7 +357,14 @@ def clones(grafted: nn.Module) -> tuple[str, ...]:
     return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
 
 
-def _clones(grafted: fx.GraphModule) -> dict[str, CloneModule]:
+def modules_of(grafted: fx.GraphModule) -> dict[str, CloneModule]:
+    """The clones in a grafted graph by name, in order of injection.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
     return {name: cast(CloneModule, grafted.get_submodule(name)) for name in _record(grafted).names}
 
 
@@ -365,7 +372,7 @@ def names_in(target: nn.Module) -> frozenset[str]:
     """The class names of a network's columns, clones included, in normal form; empty if they are not known."""
     found = set(labels_of(target))
     if isinstance(target, GraftedModule):
-        for clone in _clones(target).values():
+        for clone in modules_of(target).values():
             found |= {plain(name) for name in clone.class_names}
     return frozenset(found)
 
@@ -380,7 +387,7 @@ def columns(grafted: fx.GraphModule) -> dict[str, range]:
     """
     shape = shape_of(logits_node(grafted))
     assert shape is not None
-    widths = {name: len(clone.classes) for name, clone in _clones(grafted).items()}
+    widths = {name: len(clone.classes) for name, clone in modules_of(grafted).items()}
     first, found = shape[0] - sum(widths.values()), {}
     for name, width in widths.items():
         found[name] = range(first, first + width)
@@ -393,8 +400,14 @@ def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
     return [node for node in grafted.graph.nodes if _BRANCH not in node.meta]
 
 
+def own_logits(grafted: fx.GraphModule) -> fx.Node:
+    """The target's node that gives its logits: what the cat at the end joins first, behind the node that holds it."""
+    joined = logits_node(grafted)
+    return cast(fx.Node, joined.args[0][0].args[0])  # type: ignore[index, union-attr]
+
+
 _VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
-    "clones": _clones,
+    "clones": modules_of,
     "columns": columns,
     "own": lambda grafted: tuple(own_nodes(grafted)),
 }
@@ -674,7 +687,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
 
 def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, object]:
     """The target's descriptive attributes, extended by the classes of the clones."""
-    added = {name: (len(clone.classes), clone.class_names) for name, clone in _clones(grafted).items()}
+    added = {name: (len(clone.classes), clone.class_names) for name, clone in modules_of(grafted).items()}
     columns = (shape_of(logits_node(grafted)) or (0,))[0]
     return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
 

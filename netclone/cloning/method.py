@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from netclone.arguments import Budget
+from netclone.arguments import Budget, check_number
 from netclone.channels.budgeting import check_budget
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
@@ -40,7 +40,6 @@ from netclone.learning.data import (
     check_keep,
     check_names,
     check_new,
-    check_number,
     check_taken,
     gather,
     in_batches,

@@ -8,9 +8,8 @@ from typing import TypedDict
 
 import torch
 
-from netclone.arguments import Ablation, Method, MixedPrecision, Search, check_choice, words
+from netclone.arguments import Ablation, Method, MixedPrecision, Search, check_choice, check_number, words
 from netclone.errors import ArgumentError
-from netclone.learning.data import check_number
 from netclone.learning.localizing import check_method
 from netclone.learning.neighbourhoods import Augment
 from netclone.learning.stepping import precision_of

@@ -343,12 +343,6 @@ def check_new(names: Sequence[str], own: Iterable[str], what: str) -> None:
         )
 
 
-def check_number(number: int, what: str, least: int) -> None:
-    """Raise unless ``number`` is an integer >= ``least``."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")
-
-
 def _says_nothing(images: Tensor) -> bool:
     """Whether several images are all the same, or each has one value everywhere."""
     flat = images.flatten(1)

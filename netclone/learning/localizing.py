@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.arguments import Budget, Method, MixedPrecision, Sharing, check_choice, words
+from netclone.arguments import Budget, Method, MixedPrecision, Sharing, check_choice, check_number, words
 from netclone.channels.budgeting import Allocation, Measure, channel_share, units_kept
 from netclone.channels.gates import Gated, gate_vector
 from netclone.channels.grouping import ChannelGroups, channel_groups
@@ -22,7 +22,6 @@ from netclone.learning.data import (
     balance,
     check_classes,
     check_keep,
-    check_number,
     check_taken,
     gather,
     in_batches,

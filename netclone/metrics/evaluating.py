@@ -14,12 +14,13 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import columns
+from netclone.arguments import check_number
+from netclone.cloning.injecting import columns, modules_of
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
-from netclone.learning.data import Batches, Samples, check_number, streamed, taken_by
+from netclone.learning.data import Batches, Samples, streamed, taken_by
 from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
 from netclone.runtime.sharing import ALONE, Workers
@@ -323,7 +324,7 @@ def _columns_of_clones(model: nn.Module) -> dict[str, range]:
 
 
 def _classes(model: nn.Module, name: str) -> tuple[int, ...]:
-    return cast(CloneModule, model.get_submodule(name)).classes
+    return modules_of(cast(fx.GraphModule, model))[name].classes
 
 
 def reliability(logits: Tensor, right: Tensor) -> tuple[Bin, ...]:

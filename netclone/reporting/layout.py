@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from netclone.cloning.injecting import clones
+from netclone.cloning.injecting import clones, modules_of
 from netclone.cloning.modules import CloneModule
 from netclone.errors import CloneNameError
 from netclone.graph.capturing import FACTS
@@ -178,8 +178,7 @@ def lay_out(
         raise CloneNameError(
             f"name: no clone {name!r} in the graph, which holds {', '.join(map(repr, clones(grafted)))}; name one"
         )
-    module = grafted.get_submodule(name)
-    assert isinstance(module, CloneModule)
+    module = modules_of(grafted)[name]
     _, tap, features = reads(grafted, name)
     parts = stages(grafted, name, most)
     at = next((index for index, part in enumerate(parts) if part.nodes[-1] == tap.name), -1)  # -1: the images
@@ -243,8 +242,7 @@ def _box(stage: Stage, measured: Mapping[str, Measured], share: float | None = N
 def _joined(grafted: fx.GraphModule, own: int) -> Box:
     """The box of the joined logits, with the count of each network's own."""
     counts = {"the target": own}
-    for clone in clones(grafted):
-        counts[f"'{clone}'"] = len(grafted.get_submodule(clone).spec.classes)  # type: ignore[union-attr, arg-type]
+    counts |= {f"'{name}'": len(module.classes) for name, module in modules_of(grafted).items()}
     words = " + ".join(f"{count} of {whose}" for whose, count in counts.items())
     return Box("logits", words, "the target's logits, to the bit, then those of the clones", (sum(counts.values()),))
 

@@ -18,8 +18,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 import netclone
-from netclone.cloning.injecting import clones, columns, remove
-from netclone.cloning.modules import CloneModule
+from netclone.cloning.injecting import clones, columns, modules_of, remove
 from netclone.errors import ArgumentError
 from netclone.files.spec import CloneSpec
 from netclone.learning.data import Batches, Samples, gather
@@ -231,8 +230,7 @@ def _gathered(
     tell: Progress,
 ) -> Report:
     """All facts except those about the page itself."""
-    module = grafted.get_submodule(name)
-    assert isinstance(module, CloneModule)
+    module = modules_of(grafted)[name]
     labels = samples.labels.cpu()
     tell("report", 0, _STEPS)
     logits = predict(grafted, samples.images).cpu()
@@ -322,9 +320,7 @@ def _names(grafted: fx.GraphModule, width: int, old_names: Sequence[str]) -> tup
             f"old_names: {len(old_names)} names for the {count} columns of the target; give one for each, in order"
         )
     found = [str(name) for name in old_names] or [str(column) for column in range(count)]
-    for name in of_clones:
-        module = grafted.get_submodule(name)
-        assert isinstance(module, CloneModule)
+    for module in modules_of(grafted).values():
         found += [str(label) for label in module.class_names or module.classes]
     return tuple(shortened(name, _LONGEST) for name in found)
 

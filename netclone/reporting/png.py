@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from netclone.cloning.modules import CloneModule
+from netclone.cloning.injecting import modules_of
 from netclone.errors import ArchiveError, ArgumentError
 from netclone.reporting.layout import ACROSS, SIZES, Box, Edge, Layout, Text, lay_out
 from netclone.reporting.style import LIGHT, WIDTH, figure, points, save
@@ -67,8 +67,7 @@ def draw(grafted: fx.GraphModule, name: str, path: str | os.PathLike[str]) -> Fi
     Reference: Partial Network Cloning (arXiv 2303.10597), figure 2.
     """
     layout = lay_out(grafted, name, None, MOST_STAGES, ACROSS)
-    module = grafted.get_submodule(name)
-    assert isinstance(module, CloneModule)
+    module = modules_of(grafted)[name]
     width, height = max(layout.width, WIDTH), _HEAD + layout.height + _FOOT
     made = figure(height, width)
     axes = made.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height - _HEAD, -_HEAD))

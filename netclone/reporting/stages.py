@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from netclone.cloning.injecting import own_nodes, read_by
+from netclone.cloning.injecting import own_logits, own_nodes, read_by
 from netclone.cloning.modules import CloneModule
 from netclone.graph.capturing import FACTS, tensor_at
 from netclone.graph.tracing import shape_of
@@ -63,7 +63,7 @@ def stages(grafted: fx.GraphModule, name: str, most: int) -> tuple[Stage, ...]:
     for path, node in positions.items():
         if node in order and (_is_stage(path, positions) or node == tap.name):
             call(node, path)
-    logits = _logits(grafted)
+    logits = own_logits(grafted)
     for last in [tap, logits] if features is None else [tap, features, logits]:
         if last.name not in names and last.name in order:
             named = [path for path, node in positions.items() if node == last.name]
@@ -130,7 +130,7 @@ def kept(module: CloneModule, stage: Stage) -> float | None:
 def reads(grafted: fx.GraphModule, name: str) -> tuple[list[fx.Node], fx.Node, fx.Node | None]:
     """The target's own nodes, the one that a clone taps, and the node of its second input, if any."""
     nodes = own_nodes(grafted)
-    own = [node for node in nodes[: nodes.index(_logits(grafted)) + 1] if node.op != "placeholder"]
+    own = [node for node in nodes[: nodes.index(own_logits(grafted)) + 1] if node.op != "placeholder"]
     tap, *features = read_by(grafted, name)
     return own, tap, features[0] if features else None
 
@@ -155,15 +155,6 @@ def merged(found: list[Stage], keep: set[str], most: int) -> tuple[Stage, ...]:
         paths, nodes = first.paths + second.paths, first.nodes + second.nodes
         total = first.parameters + second.parameters
         found[index : index + 2] = [replace(second, paths=paths, nodes=nodes, parameters=total)]
-
-
-def _logits(grafted: fx.GraphModule) -> fx.Node:
-    """The node with the target's own logits: the first input of the cat at the end, behind the node that holds it."""
-    joined = next(node for node in grafted.graph.nodes if node.op == "output").args[0]
-    assert isinstance(joined, fx.Node)
-    logits = joined.args[0][0].args[0]  # type: ignore[index, union-attr]
-    assert isinstance(logits, fx.Node)
-    return logits
 
 
 def _is_stage(path: str, positions: Mapping[str, str]) -> bool:
@@ -199,14 +190,13 @@ def _stretches(module: CloneModule) -> dict[_Key, list[fx.Node]]:
     """The computing nodes of a clone by the part that they belong to, with the classifier last."""
     last: _Key = (True, CLASSIFIER)
     tensors = {node: str(node.target) for node in module.body.graph.nodes if node.op == "get_attr"}
-    fitted = module.spec.feature_shape is not None
-    own = [name.partition(".")[2] if fitted else name for name in tensors.values() if not fitted or _of_source(name)]
+    own = [_in_source(module, name) for name in tensors.values() if module.part_of(name) == "source"]
     common = _common([name.split(".")[:-1] for name in own])
     inputs = [node for node in module.body.graph.nodes if node.op == "placeholder"]
     place: dict[fx.Node, _Key | None] = {node: last if node is not inputs[0] else None for node in inputs}
     for node in module.body.graph.nodes:
         if node in tensors:
-            place[node] = _key(tensors[node], fitted, common)
+            place[node] = _key(module, tensors[node], common)
         elif node.op not in ("placeholder", "output"):
             held = [place[given] for given in node.all_input_nodes if given in tensors and place[given] is not None]
             passed = [place[given] for given in node.all_input_nodes if given not in tensors]
@@ -228,19 +218,16 @@ def _common(paths: Sequence[list[str]]) -> int:
     return next((depth for depth, level in enumerate(levels) if len(set(level)) > 1), len(levels))
 
 
-def _of_source(tensor: str) -> bool:
-    """Whether a tensor of a fitted clone comes from the source, and not from adapter or classifier."""
-    return tensor.startswith("body.")
+def _in_source(module: CloneModule, tensor: str) -> str:
+    """The name that a tensor of the source's part had in the source."""
+    return tensor if module.spec.feature_shape is None else tensor.partition(".")[2]
 
 
-def _key(tensor: str, fitted: bool, common: int) -> _Key | None:
+def _key(module: CloneModule, tensor: str, common: int) -> _Key:
     """The adapter, classifier or source block of a tensor, by its name without its ``common`` leading parts."""
-    if fitted:
-        top, _, rest = tensor.partition(".")
-        if not _of_source(tensor):
-            return (True, top) if top in (ADAPTER, CLASSIFIER) else None
-        tensor = rest
-    parts = tensor.split(".")
+    if (part := module.part_of(tensor)) != "source":
+        return True, part
+    parts = _in_source(module, tensor).split(".")
     deep = common + 2 if len(parts) > common + 1 and parts[common + 1].isdigit() else common + 1
     return False, ".".join(parts[:deep])
 

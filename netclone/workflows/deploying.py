@@ -9,11 +9,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import fx
 
-from netclone.cloning.injecting import columns, differences, graft, tell_mismatch, tell_same_names
+from netclone.cloning.injecting import columns, differences, graft, modules_of, tell_mismatch, tell_same_names
 from netclone.cloning.method import check_options
 from netclone.cloning.method import clone as netclone_clone
 from netclone.cloning.modules import CloneModule, save
@@ -223,7 +223,7 @@ def inject(
     of_clones = columns(network)
     found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
     for name, own in of_clones.items():
-        found.append((own.start, own.stop - 1, name, classes_of(cast(CloneModule, network.get_submodule(name)).spec)))
+        found.append((own.start, own.stop - 1, name, classes_of(modules_of(network)[name].spec)))
     return tuple(found)
 
 

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import columns
-from netclone.cloning.modules import CloneModule
+from netclone.cloning.injecting import columns, modules_of
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import Preparation, converted, preparation
@@ -227,5 +226,4 @@ def _new_columns(network: nn.Module) -> dict[str, int]:
 def _names_of_clones(network: nn.Module) -> list[Sequence[str]]:
     """The class names of each clone, or the source's columns if it has no names."""
     assert isinstance(network, fx.GraphModule)
-    modules = [cast(CloneModule, network.get_submodule(clone)) for clone in columns(network)]
-    return [module.class_names or tuple(map(str, module.classes)) for module in modules]
+    return [module.class_names or tuple(map(str, module.classes)) for module in modules_of(network).values()]
