@@ -75,6 +75,15 @@ def test_a_start_that_is_off_is_mended(scale: float, shift: float) -> None:
     assert made.scale != 1
 
 
+def test_a_lower_loss_that_costs_accuracy_does_not_count() -> None:
+    cached = samples(40, seed=2, noise=2.0)
+    found = chosen(classifier(cached, 0.6), cached, seed=2)
+    losses, scores = dict(found.losses), dict(found.scores)
+    best = min(losses, key=losses.__getitem__)
+    assert best != NO_FIT and scores[best] < scores[NO_FIT]  # what this is about
+    assert found.fit == NO_FIT
+
+
 @settings(max_examples=10, deadline=None)
 @given(count=st.integers(1, 40), noise=st.floats(0.1, 5), scale=st.floats(0.1, 3), seed=st.integers(0, 99))
 def test_what_is_chosen_is_never_worse_than_no_fit_on_what_was_left_out(

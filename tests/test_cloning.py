@@ -372,7 +372,10 @@ def test_very_few_samples_are_enough_to_make_a_clone(at: str, count: int) -> Non
     assert netclone.inject(target, module)(images).isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("epochs", -1), ("distill_steps", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("epochs", -1), ("distill_steps", 1.5), ("round_to", 0), ("latency_batch", 0)],
+)
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     with pytest.raises(netclone.ArgumentError, match=f"{name}: got {value}, expected a whole number from [01] on"):

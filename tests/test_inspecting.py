@@ -6,7 +6,7 @@ import pytest
 import timm
 from typer.testing import CliRunner
 
-from netclone import extract, localize, save
+from netclone import extract, load, localize, save
 from netclone.cli import app
 from netclone.files.inspecting import inspect
 from netclone.files.spec import Candidate
@@ -53,6 +53,23 @@ def test_a_person_sees_classes_scores_what_was_kept_and_what_was_tried(file):
     assert result.exit_code == 0, result.output
     for part in ("1 a, 3 [b]", "all 0.875", "no map", "87.5%", "█", "conv1"):
         assert part in result.output, result.output
+
+
+def test_fits_that_were_compared_are_a_table_and_not_among_the_scores(file, tmp_path):
+    scores = (("validation", 0.5), ("left out, no fit", 0.4), ("left out, linear (chosen)", 0.75))
+    scores += (("loss left out, no fit", 2.5), ("loss left out, linear (chosen)", 1.25))
+    save(file[1].with_spec(scores=scores), tmp_path / "fits.safetensors")
+    result = runner.invoke(app, ["inspect", str(tmp_path / "fits.safetensors")])
+    words = [line.replace("│", " ").split() for line in result.output.splitlines()]
+    assert ["scores", "validation", "0.5"] in words
+    assert ["no", "fit", "0.4", "2.5"] in words and ["linear", "(chosen)", "0.75", "1.25"] in words
+
+
+def test_what_fewer_bits_changed_is_shown(file, tmp_path):
+    save(file[1], tmp_path / "small.safetensors", dtype="int8")
+    result = runner.invoke(app, ["inspect", str(tmp_path / "small.safetensors")])
+    ((_, error),) = load(tmp_path / "small.safetensors").spec.stored
+    assert f"int8 (off by {error:.1e} of the largest logit)" in " ".join(result.output.split())
 
 
 def test_a_file_that_is_none_is_one_line_and_exit_code_1(tmp_path):

@@ -125,3 +125,15 @@ def test_a_file_that_was_changed_is_refused(module, tmp_path, change, why):
     _changed(path, change)
     with pytest.raises(ArchiveError, match=why):
         netclone.load(path)
+
+
+def test_a_scale_that_was_changed_is_refused(module, tmp_path):
+    path = tmp_path / "small.safetensors"
+    netclone.save(module, path, dtype="int8")
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    table = json.loads(content[8:start])
+    content[start + table[_scale(table)]["data_offsets"][0]] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="the digest does not match"):
+        netclone.load(path)

@@ -8,8 +8,9 @@ from torch import nn
 from netclone.channels.grouping import channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.cloning.extracting import refit, slim_down
+from netclone.graph.operators import kind_of
 from netclone.learning.data import Samples
-from netclone.learning.reconstructing import RIDGE
+from netclone.learning.reconstructing import RIDGE, _patches
 
 
 def slimmed(net, images, kept):
@@ -94,3 +95,23 @@ def test_a_convolution_is_refitted_too(convolution, layer):
     before = error(slim, net, images)
     slim = refit(slim, samples(images), None)
     assert error(slim, net, images) < before
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("layer", [{"padding": 1}, {"stride": 2}, {"padding": "same", "dilation": 2}], ids=str)
+def test_every_position_of_a_map_is_read_once_in_as_many_batches(axes, layer):
+    """What is read there, times the weight, is what the convolution gives."""
+    torch.manual_seed(0)
+    body = [nn.Conv1d, nn.Conv2d, nn.Conv3d][axes - 1](2, 3, 3, bias=False, **layer).double()
+    images = torch.randn(1, 2, *[7] * axes, dtype=torch.float64)
+    with torch.no_grad():
+        want = body(images)
+    net = Net(lambda net, x: net.head(net.body(x).flatten(2).mean(2)), body=body, head=nn.Linear(3, 2).double()).eval()
+    graph = channel_groups(net, images).graph_module
+    node = next(node for node in graph.graph.nodes if kind_of(node.target) == "convolution")
+    every, seen = 2, []
+    for number in range(every**axes):
+        patches, given = _patches(node, images, want, body.weight, every, number)
+        torch.testing.assert_close(patches @ body.weight.detach().flatten(1).T, given)
+        seen.append(given[..., 0].flatten())
+    assert torch.equal(torch.cat(seen).sort().values, want[:, 0].flatten().sort().values)
