@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import overload
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
+from netclone.channels.emptying import constant_name, double, emptied, stored
 from netclone.channels.grouping import ChannelGroups, columns_without
 from netclone.channels.masks import leave_out_of_norms, silenced, silent_columns
 from netclone.channels.slimming import Resizer
@@ -28,6 +28,8 @@ def certify(
     """max |masked - slim| / max |masked| in float64 on the example input, for what follows a node (None: all of it).
 
     ``slim`` is the source without the ``removed`` units, and ``weights`` its tensors by name, as they were cut out.
+    Constants that took the place of layers without channels are compared before they were rounded to the weights'
+    dtype.
 
     Raises
     ------
@@ -35,8 +37,9 @@ def certify(
         If it is not within :data:`TOLERANCE`, or the source cannot be run in float64.
     """
     new = Resizer(groups.labelling, removed)
+    weights = {**weights, **_before_rounding(new, weights)}
     cut_node = next((node for node in groups.graph_module.graph.nodes if node.name == at), None)
-    example = groups.example[:1].to(_double(groups.example.dtype))
+    example = groups.example[:1].to(double(groups.example.dtype))
     silent = silent_columns(groups.labelling, removed)
     full = groups.graph_module
     if groups.labelling.norms:
@@ -78,6 +81,17 @@ def certify(
     return error
 
 
+def _before_rounding(new: Resizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The constants of a slim network in float64, by name; raises if those among its weights are others."""
+    empty, exact = emptied(new), dict[str, Tensor]()
+    for node, value in ({} if empty is None else empty.constants).items():
+        name = constant_name(node)
+        exact[name] = stored(value, node, value.dtype)
+        if not torch.equal(weights[name], stored(value, node)):
+            raise CertificateError(f"'{name}' is not the constant that node '{node.name}' becomes")
+    return exact
+
+
 class _InFloat64(fx.Interpreter):
     """Runs an operator graph in float64, and records the value of one node.
 
@@ -104,25 +118,14 @@ class _InFloat64(fx.Interpreter):
             value = n.meta.get("val")
             makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
             if makes and isinstance(value, Tensor) and "dtype" not in kwargs:  # torch would use its default
-                kwargs = {**kwargs, "dtype": _double(value.dtype)}
+                kwargs = {**kwargs, "dtype": double(value.dtype)}
         return args, kwargs
 
     def _given(self, argument: Argument) -> Argument:
         if not isinstance(argument, fx.Node):
-            return _double(argument)
+            return double(argument)
         if argument.op != "get_attr":
             value: Argument = self.env[argument]
             return value
         tensor = self.tensor(str(argument.target))
-        return tensor.to(_double(tensor.dtype))
-
-
-@overload
-def _double(value: torch.dtype) -> torch.dtype: ...
-@overload
-def _double(value: Argument) -> Argument: ...
-def _double(value: Argument) -> Argument:
-    """The float64 or complex128 counterpart of a floating or complex dtype; anything else unchanged."""
-    if not isinstance(value, torch.dtype):
-        return value
-    return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value
+        return tensor.to(double(tensor.dtype))

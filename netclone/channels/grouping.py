@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from netclone.channels.emptying import emptied
 from netclone.channels.labelling import Labelling
 from netclone.channels.labels import Event, compact
+from netclone.channels.slimming import Resizer
 from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
@@ -23,7 +25,10 @@ _log = logging.getLogger(__package__)
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Units that appear in exactly the same tensors. Any of them may be kept, but at least one.
+    """Units that appear in exactly the same tensors. Any of them may be kept.
+
+    At least one stays, unless what the group feeds is constant without it, as the last layer of a residual branch is
+    (see :meth:`ChannelGroups.last_units`).
 
     ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``.
     """
@@ -164,6 +169,26 @@ class ChannelGroups:
         else:
             because = "nothing would be left without it" + (", since it forms one unit with others" if events else "")
         return Explanation(name, channel, None if group is None else group.name, because, events)
+
+    def last_units(self) -> tuple[Unprunable, ...]:
+        """The groups that keep at least one unit unless others go with them, with reason and node.
+
+        Any group that is not among them may lose all of its units. What it fed is then a constant.
+
+        Examples
+        --------
+        >>> import timm, netclone
+        >>> groups = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4))
+        >>> stay = {item.name for item in groups.last_units()}
+        >>> [group.name for group in groups.groups if group.name not in stay]
+        ['layer1.0.conv1', 'layer2.0.conv1', 'layer3.0.conv1', 'layer3.0.conv2', 'layer4.0.conv1']
+        """
+        found = []
+        for group in self.groups:
+            empty = emptied(Resizer(self.labelling, torch.tensor(sorted(group.units))))
+            if empty is not None and empty.refused is not None:
+                found.append(Unprunable(group.name, 1, empty.refused.node, empty.refused.why))
+        return tuple(found)
 
     def __str__(self) -> str:
         share = self.prunable_parameters / max(self.parameters, 1)

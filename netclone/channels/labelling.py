@@ -43,6 +43,8 @@ class Labelling:
         Name of each other convolution with groups of several channels, to the labels of these.
     norms
         Name of a node that normalises over prunable channels, to the labels of these (with ``through_norms``).
+    fixed
+        Nodes that do not depend on the input: parameters, buffers, and what is computed from these alone.
     without_rule
         ``(node, operator)`` of each operator that has no rule.
 
@@ -63,7 +65,7 @@ class Labelling:
         self.roles: dict[tuple[str, int], str] = {}
         self.constants: dict[str, Tensor] = {}
         self.without_rule: list[tuple[str, str]] = []
-        self._constant_nodes: set[fx.Node] = set()
+        self.fixed: set[fx.Node] = set()
         self._uses: dict[
             tuple[str, fx.Node], dict[int, str]
         ] = {}  # weight and reader to the sliced axes and their roles
@@ -233,7 +235,7 @@ class Labelling:
                 shape = torch.broadcast_shapes(labels.shape, adopted.shape)
                 return labels.expand(shape)
         a, b = self._aligned(labels, self.data(other))
-        return self._meet(node, a, b, b_is_constant=other in self._constant_nodes)
+        return self._meet(node, a, b, b_is_constant=other in self.fixed)
 
     def contract(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
         """Labels of a product of activations whose summed axes are merged already; combined labels are united."""
@@ -265,10 +267,10 @@ class Labelling:
         if node.op == "placeholder":
             self.values[node] = torch.zeros((), dtype=torch.long).expand(self.shapes(node)[0])
         elif node.op == "get_attr":
-            self._constant_nodes.add(node)
+            self.fixed.add(node)
         elif node.op == "call_function":
-            if node.all_input_nodes and all(n in self._constant_nodes for n in node.all_input_nodes):
-                self._constant_nodes.add(node)
+            if node.all_input_nodes and all(n in self.fixed for n in node.all_input_nodes):
+                self.fixed.add(node)
             rule = rule_of(node.target)
             if rule is None or rule.label is None:
                 self.without_rule.append((node.name, operator_name(node.target)))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from netclone.channels.emptying import emptied
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.labelling import Labelling
 from netclone.channels.normalising import leave_out
+from netclone.channels.slimming import Resizer
 from netclone.errors import MaskError
 from netclone.graph.capturing import tensor_at
 
@@ -44,7 +46,7 @@ class ChannelMask:
         Raises
         ------
         MaskError
-            If a group is unknown, has another number of units, or would lose all of them.
+            If a group is unknown, has another number of units, or cannot lose all of them.
         """
         known = {group.name: group for group in groups.groups}
         for name in kept:
@@ -74,7 +76,7 @@ class ChannelMask:
         Raises
         ------
         MaskError
-            If it was made for another structure, or keeps no unit of a group.
+            If it was made for another structure, or keeps no unit of groups that cannot lose their last one.
         """
         sizes = {group.name: group.size for group in groups.groups}
         if self.fingerprint != groups.fingerprint or {name: len(flags) for name, flags in self.kept} != sizes:
@@ -84,13 +86,18 @@ class ChannelMask:
                 f"this mask was made for another model (its groups: {ours}...; the model's: {theirs}...): make one "
                 "for this model with netclone.localize"
             )
-        for name, flags in self.kept:
-            if not any(flags):
-                raise MaskError(f"the mask keeps no unit of group '{name}' ({len(flags)} units): keep at least one")
+        without = [(name, len(flags)) for name, flags in self.kept if not any(flags)]
+        empty = emptied(Resizer(groups.labelling, self._removed(groups))) if without else None
+        if empty is not None and empty.refused is not None:
+            named = " and ".join(f"group '{name}' ({count} units)" for name, count in without)
+            raise MaskError(f"the mask keeps no unit of {named}: keep at least one, because {empty.refused}")
 
     def removed_units(self, groups: ChannelGroups) -> Tensor:
         """The units (roots of labels) that are not kept, sorted."""
         self.validate(groups)
+        return self._removed(groups)
+
+    def _removed(self, groups: ChannelGroups) -> Tensor:
         flags = dict(self.kept)
         removed = [
             unit

@@ -56,6 +56,11 @@ def leave_out(graph_module: fx.GraphModule, node: fx.Node, kept: Tensor) -> None
     """Restrict a norm to the channels flagged in ``kept``, in place; the others become zero."""
     norm = norm_over_channels(node)
     assert norm is not None
+    if not bool(kept.any()):
+        with graph_module.graph.inserting_before(node):
+            nothing = graph_module.graph.call_function(aten.zeros_like.default, (norm.source,))
+        node.replace_all_uses_with(nothing)
+        return
     some = next((tensor for tensor in graph_module.parameters()), kept)
     where = kept.nonzero().flatten().to(some.device)
     back = torch.full((len(kept),), len(where), device=where.device)  # all others read the last entry, which is zero

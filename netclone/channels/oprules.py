@@ -254,6 +254,11 @@ def _split_sizes(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     return (_args(node)[0], sizes, axis)
 
 
+def _pieces(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
+    """Only the pieces of which channels are left."""
+    return ([piece for piece in _args(node)[0] if piece.op == "get_attr" or not new.vanishes(piece)], *_args(node)[1:])
+
+
 def _slice_bounds(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     source = _args(node)[0]
     given = list(_args(node)[1:])
@@ -578,7 +583,7 @@ RULES: dict[str, Rule] = {
     "like another": Rule(_like),
     "prelu": Rule(_prelu),
     "movement": Rule(_move),
-    "joined": Rule(_cat),
+    "joined": Rule(_cat, _pieces),
     "channel shuffle": Rule(_channel_shuffle),
     "view": Rule(_move, _reshaped(1)),
     "unflatten": Rule(_move, _reshaped(2)),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Target
 
+from netclone.channels.emptying import constant_name, emptied, size_of_batch, stored
 from netclone.channels.labelling import Labelling, Shape
 from netclone.channels.labels import compact, expanded
 from netclone.channels.oprules import rule_of
-from netclone.errors import CertificateError
+from netclone.errors import CertificateError, MaskError
 from netclone.graph.capturing import set_tensor, tensor_at
 from netclone.graph.functionalizing import IN_PLACE
 
@@ -21,7 +22,7 @@ class Resizer:
     """Shapes before and after removing units, for the resize rules of :mod:`netclone.channels.oprules`."""
 
     def __init__(self, labelling: Labelling, removed: Tensor) -> None:
-        self._labelling = labelling
+        self.labelling = labelling
         self._gone = labelling.labels.marked(removed)
         self._targets: dict[fx.Node, Target] = {}
         self._shapes: dict[fx.Node, list[Shape]] = {}
@@ -30,7 +31,7 @@ class Resizer:
         """Which indices of an axis stay (True) once the units are removed."""
         if labels.size(axis) == 1 or labels.stride(axis) == 0:
             return torch.ones(labels.size(axis), dtype=torch.bool)
-        units = compact(expanded(self._labelling.labels.roots(labels)))
+        units = compact(expanded(self.labelling.labels.roots(labels)))
         if units.size(axis) == 1:
             return torch.ones(labels.size(axis), dtype=torch.bool)
         index = tuple(slice(None) if a == axis else 0 for a in range(units.dim()))
@@ -38,7 +39,7 @@ class Resizer:
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
         """Which slices of a parameter stay along an axis (``[True]`` if no unit lies along it)."""
-        slot = self._labelling.slots.get((parameter, axis))
+        slot = self.labelling.slots.get((parameter, axis))
         return torch.ones(1, dtype=torch.bool) if slot is None else self.kept(slot, 0)
 
     def kept_along(self, node: fx.Node, axis: int) -> Tensor:
@@ -47,7 +48,7 @@ class Resizer:
 
     def tensor_shape(self, node: fx.Node) -> Shape:
         """Shape of a parameter before."""
-        return tuple(self._labelling.tensor_of(node).shape)
+        return tuple(self.labelling.tensor_of(node).shape)
 
     def old_shape(self, node: fx.Node) -> Shape:
         """Shape of a node's tensor at batch size one, before."""
@@ -70,6 +71,17 @@ class Resizer:
             ]
         return self._shapes[node]
 
+    def vanishes(self, node: fx.Node) -> bool:
+        """Whether every tensor of a node loses all of its channels."""
+        if isinstance(self.labelling.values.get(node), (Tensor, tuple)):
+            pairs = list(zip(self.old_shapes(node), self.shapes(node), strict=True))
+            return bool(pairs) and all(0 in after and 0 not in before for before, after in pairs)
+        return False
+
+    def sliced(self, name: str) -> Tensor:
+        """A copy of a parameter or buffer without the removed slices."""
+        return _sliced(self, self.labelling, name)
+
     def kept_before(self, node: fx.Node, axis: int, index: int) -> int:
         """How many indices below ``index`` stay along an axis, which is the new position of that index."""
         return int(self.kept(self._labels(node)[0], axis)[:index].sum())
@@ -90,34 +102,50 @@ class Resizer:
         )
 
     def _labels(self, node: fx.Node) -> list[Tensor]:
-        value = self._labelling.value(node)
+        value = self.labelling.value(node)
         return list(value) if isinstance(value, tuple) else [cast("Tensor", value)]
 
 
 def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
     """A new operator graph without the removed units, which stores no masked weight.
 
-    The units of every tensor have to be a function of one axis, which :class:`Labelling` ensures.
+    The units of every tensor have to be a function of one axis, which :class:`Labelling` ensures. Layers that lose all
+    of their channels are left out; what they fed reads a constant, a parameter under the name ``constant_name(node)``.
+
+    Raises
+    ------
+    MaskError
+        If a layer loses all of its channels, and what is left is not constant or cannot be told.
     """
     source, new = labelling.graph_module, Resizer(labelling, removed)
+    empty = emptied(new)
+    if empty is not None and empty.refused is not None:
+        raise MaskError(f"a layer would lose all of its channels: {empty.refused}")
+    constants = {} if empty is None else empty.constants
     graph, root = fx.Graph(), nn.Module()
     copied: dict[fx.Node, fx.Node] = {}
     sliced: set[str] = set()
+    images = next(node for node in source.graph.nodes if node.op == "placeholder")
     for node in source.graph.nodes:
+        if node in constants:
+            value = stored(constants[node], node)
+            set_tensor(root, constant_name(node), nn.Parameter(value) if value.is_floating_point() else value)
+            copied[node] = graph.create_node("get_attr", constant_name(node), name=node.name)
+        if node in constants or not (empty is None or node in empty.live or node.op == "placeholder"):
+            continue
         rule = rule_of(node.target) if node.op == "call_function" else None
         arguments = rule.resize(new, node) if rule is not None and rule.resize is not None else node.args
+        if empty is not None and size_of_batch(new, node, constants):
+            arguments = (images, 0)
         if node.op == "get_attr" and str(node.target) not in sliced:
             sliced.add(str(node.target))
-            set_tensor(root, str(node.target), _sliced(new, labelling, str(node.target)))
-        copied[node] = graph.node_copy(node, copied.__getitem__)
+            set_tensor(root, str(node.target), new.sliced(str(node.target)))
+        target = new.target(node)
+        args, kwargs = fx.node.map_arg((arguments, node.kwargs), copied.__getitem__)
+        copied[node] = graph.create_node(node.op, target, args, kwargs if target is node.target else {}, node.name)
         copied[node].meta = {"val": _described(new, node)} if node.op in ("placeholder", "call_function") else {}
         if IN_PLACE in node.meta:
             copied[node].meta[IN_PLACE] = True
-        if node.op == "call_function":
-            copied[node].target = new.target(node)
-            copied[node].args = fx.node.map_arg(arguments, copied.__getitem__)
-            if new.target(node) is not node.target:
-                copied[node].kwargs = {}
     result = fx.GraphModule(root, graph, "OperatorGraph")
     result.meta = copy.copy(source.meta)
     graph.lint()

@@ -35,7 +35,8 @@ def reconstruct_slim(
 
     Both graphs run side by side, node by node and batch by batch. A layer that reads fewer channels than before gets
     the weight and bias of a ridge regression (normal equations summed in float64) from its inputs in the slim network,
-    after all earlier refits, to its outputs in the full one. Behind a cut at ``at`` the slim network starts from the
+    after all earlier refits, to its outputs in the full one. A constant that took the place of a layer becomes the mean
+    of that layer's outputs in the full network. Behind a cut at ``at`` the slim network starts from the
     full one's features. Only features that a later node still reads are held, and at most ``in_memory`` bytes of them
     in memory, however many samples there are. Each of several workers takes whole batches. Their equations are summed,
     and each worker solves them.
@@ -45,31 +46,36 @@ def reconstruct_slim(
     team = workers.team(len(batches))
     own = team.own(len(batches))
     batches = batches[own]
+    ops = {node.name: node.op for node in full.graph.nodes}
     held = _Held(in_memory)
     wide: dict[str, list[Any]] = {}
     slim: dict[str, list[Any]] = {}
-    last_use = {n: node for node in full.graph.nodes for n in node.all_input_nodes}
+    reads = {node: _names_read(node) | _names_read(twins.get(node.name)) for node in full.graph.nodes}
+    last_use = {name: node for node, names in reads.items() for name in names}
     behind = at is None  # the cut: earlier nodes are not part of the slim network
     with torch.no_grad():
         for node in full.graph.nodes:
             if node.op == "output":
                 break
-            twin = twins[node.name]
+            twin = twins.get(node.name)  # None: the slim network does without it
             keep = held.keep if node.op == "call_function" else _as_it_is  # weights are refitted where they lie
             wide[node.name] = [keep(_run(full, node, wide, i, images)) for i, images in enumerate(batches)]
-            if behind and node.op == "call_function" and _lost_inputs(new, node):
-                _refit(slimmed, twin, slim, wide[node.name], new, node, own.start, team)
+            if twin is not None and behind and node.op == "call_function":
+                if twin.op == "get_attr":
+                    _refit_constant(tensor_at(slimmed, str(twin.target)), wide[node.name], new, node, team)
+                elif _lost_inputs(new, node):
+                    _refit(slimmed, twin, slim, wide[node.name], new, node, own.start, team)
             if node.name == at:
                 behind = True
                 slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
-            elif behind or node.op == "get_attr":
+            elif twin is not None and (behind or node.op == "get_attr"):
                 slim[node.name] = [keep(_run(slimmed, twin, slim, i, images)) for i, images in enumerate(batches)]
             else:  # read later, if at all, only for its sizes
                 slim[node.name] = wide[node.name]
-            for used in node.all_input_nodes:
-                if last_use[used] is node:
-                    seen = wide.pop(used.name), slim.pop(used.name)
-                    if used.op == "call_function":
+            for name in reads[node]:
+                if last_use[name] is node:
+                    seen = wide.pop(name), slim.pop(name)
+                    if ops[name] == "call_function":
                         held.drop(seen[0])
                         if seen[1] is not seen[0]:
                             held.drop(seen[1])
@@ -117,6 +123,24 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
     if len(weight.users) > 1:  # a refit for one reader would change the outputs of another
         return False
     return not bool(new.kept_slices(str(weight.target), 1).all())
+
+
+def _names_read(node: fx.Node | None) -> set[str]:
+    return set() if node is None else {used.name for used in node.all_input_nodes}
+
+
+def _refit_constant(constant: Tensor, want: list[Any], new: Resizer, node: fx.Node, team: Workers) -> None:
+    """Set the constant that took the place of a node to the mean of what the full source computes there."""
+    shape = [1] * (want[0].dim() - constant.dim()) + list(constant.shape)
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    total, count = constant.new_zeros(constant.shape, dtype=torch.float64), torch.tensor(0)
+    for value in want:
+        narrowed = _narrowed(new, node, value)
+        total += narrowed.double().sum(axes).reshape(constant.shape)
+        count += narrowed.numel() // max(1, constant.numel())
+    team.add([total, count])
+    if bool(torch.isfinite(total).all()) and int(count):
+        constant.copy_(total / int(count))
 
 
 def _narrowed(new: Resizer, node: fx.Node, value: object) -> Tensor:
