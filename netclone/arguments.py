@@ -13,7 +13,7 @@ from netclone.errors import ArgumentError
 Budget = Literal["channels", "params", "macs", "latency"]
 """What ``keep`` is a share of: the units of every channel group, the parameters, the MACs, or the time."""
 
-Method = Literal["local", "taylor", "magnitude", "random"]
+Method = Literal["local", "taylor", "magnitude", "random", "cka"]
 """How the channels to keep are chosen; see :func:`netclone.localize`."""
 
 Sharing = Literal["global", "uniform"]

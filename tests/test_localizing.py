@@ -125,7 +125,10 @@ def test_taylor_keeps_the_channels_on_which_the_loss_depends():
 # ---------------------------------------------------------------- the same for every method
 
 
-@pytest.mark.parametrize("method", words(Method))
+CHANNELS = [method for method in words(Method) if method != "cka"]  # which needs residual blocks
+
+
+@pytest.mark.parametrize("method", CHANNELS)
 def test_the_same_seed_gives_the_same_mask_and_moves_nothing(source, method):
     options = {"classes": (5, 7), "method": method, "steps": 12, "seed": 3}
     with untouched(source):
@@ -143,7 +146,7 @@ def test_another_seed_gives_another_mask(groups, method):
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.9, 1, 1.0])
-@pytest.mark.parametrize("method", words(Method))
+@pytest.mark.parametrize("method", CHANNELS)
 def test_every_group_keeps_its_share(groups, method, keep):
     mask = localize(groups, clone_set((5, 7)), classes=(5, 7), method=method, steps=5, keep=keep)
     assert mask.summary() == tuple((g.name, max(1, round(keep * g.size)), g.size) for g in groups.groups)

@@ -247,13 +247,10 @@ class Allocation:
         ArgumentError
             If even one unit in every group is too much.
         """
-        images, whole = _batch(self.groups, self.measure), self.groups.graph_module
         asked, tries = keep, list[tuple[float, list[Tensor]]]()
         for _ in range(_TRIES):
             flags = choose(min(asked, 1.0))
-            slimmed = self.slimmed(flags)
-            fold_batch_norms(slimmed)
-            share = self.measure.workers.told(relative_time(slimmed, whole, images))[0]
+            share = self.share(flags)
             tries.append((share, flags))
             if NEAR * keep <= share <= keep or (share <= keep and asked >= 1):
                 break
@@ -263,6 +260,20 @@ class Allocation:
             _check_reachable(min(share for share, _ in tries), keep, self.budget)
         number = max(within, key=lambda number: tries[number][0])
         return number, tries[number][1]
+
+    def share(self, flags: Sequence[Tensor]) -> float:
+        """The share of the budget that the slim network takes, by measurement; its BatchNorms are folded for time."""
+        if self.budget == "channels":
+            return sum(int(flag.sum()) for flag in flags) / sum(len(flag) for flag in flags)
+        if self.budget != "latency":
+            return self.measured(flags) / self.measured(
+                _first(self.groups, 1.0, Measure(self.budget)), every_class=True
+            )
+        slimmed = self.slimmed(flags)
+        fold_batch_norms(slimmed)
+        images = _batch(self.groups, self.measure)
+        share: float = self.measure.workers.told(relative_time(slimmed, self.groups.graph_module, images))[0]
+        return share
 
     def slimmed(self, flags: Sequence[Tensor], every_class: bool = False) -> fx.GraphModule:
         """The slim network with the units that are flagged."""

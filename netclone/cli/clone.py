@@ -83,7 +83,8 @@ def clone(
         Method,
         typer.Option(
             help="How the channels to keep are chosen. local: learned gates (the default, and the best). taylor: "
-            "first-order change of the loss. magnitude: norm of the weights. random: a baseline."
+            "first-order change of the loss. magnitude: norm of the weights. random: a baseline. cka: whole residual "
+            "blocks, the most similar ones (MPruner)."
         ),
     ] = "local",
     epochs: Annotated[

@@ -45,7 +45,7 @@ from netclone.learning.data import (
     in_batches,
 )
 from netclone.learning.distilling import distill
-from netclone.learning.localizing import localize
+from netclone.learning.localizing import FROM_SAMPLES, localize
 from netclone.learning.neighbourhoods import Neighbourhoods
 from netclone.runtime.context import Run, RunFields
 from netclone.runtime.dependencies import code_digest
@@ -263,7 +263,7 @@ def _localised(problem: Problem, keep: float, budget: Budget) -> ChannelMask:
     samples = [(part.images, part.labels) for part in problem.clone_set]
     mask = localize(
         groups,
-        samples if recipe.method in ("local", "taylor") else None,
+        samples if recipe.method in FROM_SAMPLES else None,
         classes=problem.classes,
         method=recipe.method,
         keep=keep,

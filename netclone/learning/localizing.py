@@ -26,6 +26,7 @@ from netclone.learning.data import (
     gather,
     in_batches,
 )
+from netclone.learning.depth import without_similar
 from netclone.learning.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.learning.stepping import Loop, fast_forward, precision_of, step
 from netclone.runtime.devices import device_named, model_on, on_device
@@ -36,7 +37,7 @@ from netclone.runtime.sharing import ALONE, Workers
 TAYLOR_SAMPLES, TAYLOR_BATCH = 512, 8
 REUSE = 3  # steps that a point of a neighbourhood is used in: the full source's answer for it is computed once
 LEARNING_RATE = 0.08  # of standardised scores; falls to zero over the steps
-_USUAL: dict[Method, Sharing] = {"local": "global", "taylor": "uniform", "magnitude": "uniform", "random": "uniform"}
+FROM_SAMPLES: tuple[Method, ...] = ("local", "taylor", "cka")
 
 
 @entered()
@@ -70,19 +71,21 @@ def localize(  # noqa: PLR0913 - public
         The network to clone from: a module, a traced graph, or the groups found in one, which saves finding them again.
     data
         Images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space, in any form that :func:`netclone.clone`
-        takes. Needed by ``"local"`` and ``"taylor"``. From samples of other classes the mask learns what tells the
-        cloned ones apart.
+        takes. Needed by ``"local"``, ``"taylor"`` and ``"cka"``. From samples of other classes the mask learns what
+        tells the cloned ones apart.
     classes
         The classes to clone. None: all of the source's.
     method
         ``"local"``: learn gates with which the masked source agrees with the full one around the samples, while the
         budget shrinks. ``"taylor"``: first-order change of the loss. ``"magnitude"``: norm of the weights.
-        ``"random"``: by chance.
+        ``"random"``: by chance. ``"cka"``: whole residual blocks, of those whose outputs are most similar (MPruner,
+        arXiv 2408.13482).
     keep, budget
         How much to keep at most, in (0, 1]: a share of the units in every channel group (``"channels"``), of the
         source's parameters (``"params"``), of its MACs (``"macs"``), or of the time it takes (``"latency"``), measured
         here and now for ``latency_batch`` images. The size is that of :func:`netclone.extract`'s result, which has only
-        the outputs of ``classes``; for ``"latency"`` its BatchNorms are folded. At least one unit of every group stays.
+        the outputs of ``classes``; for ``"latency"`` its BatchNorms are folded. At least one unit of every group stays,
+        except with ``"cka"``.
     allocation
         How a budget of parameters, MACs or time is divided among the groups: ``"global"``, by score and cost;
         ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the other methods.
@@ -133,12 +136,12 @@ def localize(  # noqa: PLR0913 - public
     check_number(steps, "steps", 0)
     check_number(batch_size, "batch_size", 1)
     precision = precision_of(mixed_precision)
-    if data is None and method in ("local", "taylor"):
+    if data is None and method in FROM_SAMPLES:
         raise ArgumentError(
             f"data: method {method!r} learns from samples and got none; pass an iterable of (images, labels), or use "
             "method='magnitude'"
         )
-    _check_allocation(allocation, budget)
+    _check_allocation(allocation, budget, method)
     measure = Measure(budget, round_to, latency_batch, workers)
     place = device_named(device)
     samples = None if data is None else gather(data, "data", place)
@@ -150,14 +153,16 @@ def localize(  # noqa: PLR0913 - public
         if isinstance(source, nn.Module):
             check_taken(source, example_inputs, "data", "source")
     groups = channel_groups(source, example_inputs)
-    count = groups.outputs
-    wanted = check_classes(classes, count)
-    divided = _divided(groups, wanted, allocation or _USUAL[method], keep, measure)
+    wanted = check_classes(classes, groups.outputs)
+    if method == "cka":
+        assert samples is not None
+        return _masked(groups, _by_blocks(groups, samples, wanted, keep, measure))
+    divided = _divided(groups, wanted, allocation or ("global" if method == "local" else "uniform"), keep, measure)
     share = channel_share(groups, keep, measure, wanted) if divided is None else keep
 
     def best(scores: Sequence[Tensor]) -> ChannelMask:
         flags = _flags(groups, scores, share, round_to) if divided is None else divided.exact_flags(scores, share)
-        return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
+        return _masked(groups, flags)
 
     def ranked(scores: Sequence[Tensor]) -> list[Tensor]:
         return list(scores) if divided is None else _by_cost(divided, scores)
@@ -168,9 +173,7 @@ def localize(  # noqa: PLR0913 - public
     if method == "magnitude":
         return best(ranked(_magnitudes(groups)))
     assert samples is not None
-    samples.check_images(groups.example, "source")
-    samples.check_labels(count, "source")
-    samples.of_classes(wanted)  # each of them must occur
+    _check_samples(groups, samples, wanted)
     if not groups.groups:
         return best([])
     scores = ranked(_taylor(groups, samples, wanted, workers))
@@ -199,6 +202,24 @@ def localize(  # noqa: PLR0913 - public
     )
 
 
+def _masked(groups: ChannelGroups, flags: Sequence[Tensor]) -> ChannelMask:
+    return ChannelMask.from_kept(groups, {g.name: f.tolist() for g, f in zip(groups.groups, flags, strict=True)})
+
+
+def _check_samples(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...]) -> None:
+    samples.check_images(groups.example, "source")
+    samples.check_labels(groups.outputs, "source")
+    samples.of_classes(classes)  # each of them must occur
+
+
+def _by_blocks(
+    groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], keep: float, measure: Measure
+) -> list[Tensor]:
+    """Per group, which units stay if whole blocks go, the most similar ones."""
+    _check_samples(groups, samples, classes)
+    return without_similar(groups, samples, keep, Allocation(groups, measure, classes).share, measure.workers)
+
+
 def _divided(
     groups: ChannelGroups, classes: tuple[int, ...], allocation: Sharing, keep: float, measure: Measure
 ) -> Allocation | None:
@@ -208,7 +229,7 @@ def _divided(
     return None
 
 
-def _check_allocation(allocation: Sharing | None, budget: Budget) -> None:
+def _check_allocation(allocation: Sharing | None, budget: Budget, method: Method) -> None:
     if allocation not in (None, *words(Sharing)):
         raise ArgumentError(
             f"allocation: got {allocation!r}, expected one of {', '.join(map(repr, words(Sharing)))} or None"
@@ -218,6 +239,8 @@ def _check_allocation(allocation: Sharing | None, budget: Budget) -> None:
             "allocation: 'global' divides a budget of parameters, MACs or time; with budget='channels' every group "
             "keeps the same share: give budget='params', 'macs' or 'latency'"
         )
+    if allocation is not None and method == "cka":
+        raise ArgumentError("allocation: method 'cka' keeps or removes whole blocks and divides nothing: leave it out")
 
 
 def check_method(method: Method) -> None:

@@ -131,16 +131,16 @@ def _names_read(node: fx.Node | None) -> set[str]:
 
 def _refit_constant(constant: Tensor, want: list[Any], new: Resizer, node: fx.Node, team: Workers) -> None:
     """Set the constant that took the place of a node to the mean of what the full source computes there."""
-    shape = [1] * (want[0].dim() - constant.dim()) + list(constant.shape)
-    axes = [axis for axis, size in enumerate(shape) if size == 1]
-    total, count = constant.new_zeros(constant.shape, dtype=torch.float64), torch.tensor(0)
+    aligned = [1] * (want[0].dim() - constant.dim()) + list(constant.shape)
+    axes = [axis for axis, size in enumerate(aligned) if size == 1]
+    total, count = (constant.new_zeros(shape, dtype=torch.float64) for shape in (constant.shape, ()))
     for value in want:
         narrowed = _narrowed(new, node, value)
         total += narrowed.double().sum(axes).reshape(constant.shape)
         count += narrowed.numel() // max(1, constant.numel())
     team.add([total, count])
-    if bool(torch.isfinite(total).all()) and int(count):
-        constant.copy_(total / int(count))
+    if bool(torch.isfinite(total).all()) and float(count):
+        constant.copy_(total / count)
 
 
 def _narrowed(new: Resizer, node: fx.Node, value: object) -> Tensor:
