@@ -124,8 +124,7 @@ def test_views_of_a_sample_are_left_out_together() -> None:
     cached = samples(50, noise=3.0)
     twice = Cached(*(torch.cat([part, part]) for part in (cached.features, cached.logits, cached.labels)))
     ids = torch.arange(50)
-    rows = choosing._Rows(*[twice.features] * 3, twice.logits, twice.labels, torch.cat([ids, ids]))
-    fold = choosing._folds(rows, torch.Generator().manual_seed(0))
+    fold = choosing.folds(twice.labels, torch.cat([ids, ids]), torch.Generator().manual_seed(0))
     assert torch.equal(fold[:50], fold[50:])
     for label in range(OLD + NEW):
         assert fold[:50][cached.labels == label].bincount(minlength=5).tolist() == [2] * 5

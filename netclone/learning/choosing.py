@@ -178,7 +178,7 @@ def choose(
     linear = classifier.linear
     start = _Numbers(*(part.detach().double() for part in (classifier.scale, linear.bias, linear.weight)))
     tried = FITS if not classifier.gated or rows.fewest() >= FOLDS else {}
-    outputs = _left_out(rows, start, tried, _folds(rows, generator))
+    outputs = _left_out(rows, start, tried, folds(rows.labels, rows.shows, generator))
     losses = {name: rows.by_sample(rows.losses(out) * rows.weights(OLD_WEIGHT)) for name, out in outputs.items()}
     right = {name: out.argmax(1) == rows.labels for name, out in outputs.items()}
     scores = {name: float(rows.by_sample(hit * rows.weights(1.0)).mean()) for name, hit in right.items()}
@@ -202,16 +202,24 @@ def _parts(cached: Cached) -> tuple[Tensor, Tensor, Tensor]:
     return cached.features, cached.logits, cached.labels
 
 
-def _folds(rows: _Rows, generator: torch.Generator) -> Tensor:
-    """The fold of each row ``(N,)``: of every class about as many samples in each, all rows of a sample in one."""
-    row_of = {sample: row for row, sample in enumerate(rows.shows.tolist())}
-    samples = torch.tensor(list(row_of), device=rows.labels.device)
-    labels = rows.labels[list(row_of.values())]
+def folds(labels: Tensor, shows: Tensor, generator: torch.Generator) -> Tensor:
+    """The fold of each row ``(N,)``: of every class about as many samples in each, all rows of a sample in one.
+
+    ``labels (N,)`` are the classes, and ``shows (N,)`` the samples that the rows show.
+
+    Examples
+    --------
+    >>> folds(torch.zeros(6, dtype=torch.long), torch.arange(6) // 2, torch.Generator()).unique().tolist()
+    [0, 1, 2]
+    """
+    row_of = {sample: row for row, sample in enumerate(shows.tolist())}
+    samples = torch.tensor(list(row_of), device=labels.device)
+    labels = labels[list(row_of.values())]
     order = torch.randperm(len(samples), generator=generator).to(labels.device)
     order = order[labels[order].argsort(stable=True)]  # class by class, and dealt out in turn
     fold = torch.zeros(int(samples.max()) + 1, dtype=torch.long, device=labels.device)
     fold[samples[order]] = torch.arange(len(samples), device=labels.device) % FOLDS
-    return fold[rows.shows]
+    return fold[shows]
 
 
 def _left_out(rows: _Rows, start: _Numbers, tried: Mapping[str, float | None], fold: Tensor) -> dict[str, Tensor]:
