@@ -11,14 +11,28 @@ import torch
 from torch import Tensor, nn
 
 import netclone
-from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, extended, stages, train, tune, validated
+from netclone.baselines import (
+    ENSEMBLES,
+    HEADS,
+    TUNING,
+    Problem,
+    Recipe,
+    extended,
+    heads,
+    stages,
+    train,
+    tune,
+    validated,
+)
 from netclone.baselines.ensembling import Ensemble
+from netclone.baselines.frozen import chosen_strength
 from netclone.baselines.modulating import Modulator
 from netclone.baselines.patching import Patched, blocks
 from netclone.errors import ArgumentError, DataError, FitError, OutputError
+from netclone.learning import choosing
 from netclone.learning.data import Samples, balance
 
-METHODS = {**TUNING, **ENSEMBLES}
+METHODS = {**TUNING, **ENSEMBLES, **{name: HEADS[name] for name in HEADS if "both" in name}}
 OLD, NEW = 3, 2
 SIZE = 32
 QUICK = Recipe(lr=1e-3, steps=3, batch_size=8)
@@ -28,6 +42,14 @@ QUICK = Recipe(lr=1e-3, steps=3, batch_size=8)
 def _one_thread() -> None:
     """Networks this small gain nothing from a second thread, and lose much where it has to wait for a core."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few projections, and few steps of the convex fits: what is tested here does not depend on where they end."""
+    monkeypatch.setattr(heads, "WIDTH", 40)
+    for module in (heads, choosing):
+        monkeypatch.setattr(module, "STEPS", 3)
 
 
 def network(name: str, classes: int) -> nn.Module:
@@ -99,7 +121,7 @@ def test_a_method_returns_all_logits_and_touches_nothing(name: str) -> None:
         assert not torch.equal(out, logits(METHODS[name](given, replace(QUICK, seed=1)), given.train.images))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*TUNING, *ENSEMBLES, "SLDA, both features"])
 def test_a_method_takes_a_vision_transformer(name: str) -> None:
     given = problem(target="test_vit", source="test_resnet")
     assert logits(METHODS[name](given, replace(QUICK, steps=1)), given.train.images).shape == (20, OLD + NEW)
@@ -267,6 +289,70 @@ def test_ensembles_keep_the_targets_logits_bitwise() -> None:
         out = logits(method(given, QUICK), given.train.images)
         assert torch.equal(out[:, :OLD], old), name
         assert torch.equal(out[:, OLD:], new) == (name == "ensemble"), name
+
+
+@pytest.mark.parametrize("of", ["target", "source", "both"])
+def test_heads_keep_the_targets_logits_bitwise(of: str) -> None:
+    given = problem()
+    old = logits(given.target.eval(), given.train.images)
+    model = HEADS[f"nearest mean, {of} features"](given, QUICK)
+    assert torch.equal(logits(model, given.train.images)[:, :OLD], old)
+
+
+def test_the_gated_ensemble_is_the_formula_of_a_clone() -> None:
+    """logit of c: s_c - logsumexp(s of all the others) + logsumexp(z) - log(weight of a mistake on an old class)."""
+    given = problem()
+    z, s = (logits(model.eval(), given.train.images) for model in (given.target, given.source))
+    rest = s[:, [0, 1, 3, 4]].logsumexp(1, keepdim=True)
+    expected = s[:, [5, 2]] - rest + z.logsumexp(1, keepdim=True) - math.log(2.5)
+    model = ENSEMBLES["gated ensemble"](given, QUICK)
+    torch.testing.assert_close(logits(model, given.train.images)[:, OLD:], expected)
+    assert model.left_out is None
+
+
+def test_the_ridge_has_the_least_squared_error_on_the_last_fifth() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lifted, labels = torch.randn(40, 30, generator=generator).double().relu(), torch.arange(40) % 2
+    wanted, known, last = torch.eye(2).double()[labels], lifted[:32], lifted[32:]
+    losses = {}
+    for power in range(-8, 9):
+        gram = known.T @ known + 10.0**power * torch.eye(30)
+        losses[10.0**power] = float(
+            (last @ torch.linalg.solve(gram, known.T @ wanted[:32]) - wanted[32:]).square().mean()
+        )
+    found = chosen_strength(heads.KINDS["RanPAC"], lifted, labels, 2, torch.arange(40) % 5, 8)
+    assert found == min(losses, key=losses.__getitem__)
+    assert 1e-8 < found < 1e8
+
+
+def test_a_head_over_the_sources_features_learns_what_the_target_does_not_know() -> None:
+    """Classes by the brightness of images: the source has a feature for each, and the target sees nothing."""
+
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (-(x.mean((1, 2, 3))[:, None] - torch.arange(5)).square()).exp()
+
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, OLD)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.linear(x.mean((2, 3))[:, :1].repeat(1, 4).clamp(0, 1) * 0)
+            return out
+
+    source = nn.Sequential(Bright(), nn.Linear(5, 6))
+    given = Problem(Blind(), source, (5, 2), train=samples(80, 0), validation=samples(20, 1))
+    scores = {name: method(given, QUICK).left_out for name, method in HEADS.items()}
+    for kind in heads.KINDS:
+        assert scores[f"{kind}, source features"] >= 0.5 > scores[f"{kind}, target features"], kind
+
+
+def test_a_network_without_features_to_read_is_refused() -> None:
+    given = problem()
+    source = nn.Sequential(given.source, nn.Softmax(1))
+    with pytest.raises(OutputError, match="Sequential: no features to read"):
+        ENSEMBLES["gated ensemble"](replace(given, source=source), QUICK)
 
 
 def test_calibration_finds_the_scale_and_the_bias() -> None:

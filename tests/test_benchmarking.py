@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
-from netclone.baselines import ENSEMBLES, TUNING, Recipe, Trial, Tuned
+from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.planning import JOINT, REFITS
@@ -69,7 +69,7 @@ def test_every_method_is_there_with_figures(ran: Path) -> None:
     for setting in SUITES["digits"].settings:
         for fraction in setting.fractions:
             methods = {r["method"] for r in main if (r["setting"], r["fraction"]) == (setting.name, fraction)}
-            assert methods >= {*TUNING, *ENSEMBLES, JOINT, "netclone 50%"}
+            assert methods >= {*TUNING, *ENSEMBLES, *HEADS, JOINT, "netclone 50%"}
     assert {run["study"] for run in results["runs"]} == {"main", "curve", "localize", "ablation"}
     for run in results["runs"]:
         assert run["error"] == ""
@@ -165,6 +165,17 @@ def test_plots_of_the_committed_results_fit_a_page(suite: str, tmp_path: Path) -
     for path in tmp_path.iterdir():
         sizes = [struct.unpack(">II", file.read_bytes()[16:24]) for file in (path, committed / path.name)]
         assert sizes[0] == sizes[1] and sizes[0][0] == 2 * 690, path.name
+
+
+def test_of_classifiers_over_features_the_best_of_each_kind_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are drawn; the others are points that no label may cover."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plots, "label", lambda axes, named, ours, avoid: seen.append((list(named), avoid)))
+    names = ["SLDA, both features", "LwF", "SLDA, source features", "RanPAC, source features"]
+    named = {name: (float(i), 0.0) for i, name in enumerate(names)}
+    axes: Any = None
+    plots._label(axes, {"settings": {"heads": list(HEADS)}}, named)
+    assert seen == [([names[0], names[1], names[3]], [[(2.0, 0.0)]])]
 
 
 def test_nothing_is_drawn_of_no_runs(tmp_path: Path) -> None:

@@ -18,11 +18,23 @@ validation split, in the same way for every method.
 - ensemble: logits side by side.
 - calibrated ensemble: with a fitted scale and bias of the new logits (vector scaling; Guo et al., ICML 2017).
 - pruned ensemble: the same, with a source pruned by magnitude (Li et al., ICLR 2017) to ``problem.keep``.
+- gated ensemble: the new logits are the source's odds on the target's scale, as a clone's at the input before any fit.
+- fitted gated ensemble: the same, fitted as a clone's classifier is, by cross-validation.
+
+``HEADS`` train no network. Each is a classifier of all classes over frozen features, the target's, the source's, or
+both. Its new logits are gated and calibrated as a clone's are, and old ones stay the target's:
+
+- nearest mean (Mensink et al., TPAMI 2013).
+- SLDA: one covariance for all classes (Hayes and Kanan, CVPR Workshops 2020).
+- FeCAM: a covariance for each class (Goswami et al., NeurIPS 2023).
+- RanPAC: random projections and ridge regression (McDonnell et al., NeurIPS 2023).
+- logistic regression.
 """
 
 from netclone.baselines.distilling import lwf
 from netclone.baselines.ensembling import calibrated_ensemble, ensemble, pruned_ensemble
 from netclone.baselines.finetuning import finetune, stages
+from netclone.baselines.frozen import HEADS, fitted_gated_ensemble, frozen_head, gated_ensemble
 from netclone.baselines.lora import lora
 from netclone.baselines.modulating import kernel_modulation
 from netclone.baselines.patching import residual_patches
@@ -40,10 +52,13 @@ ENSEMBLES: dict[str, Method] = {
     "ensemble": ensemble,
     "calibrated ensemble": calibrated_ensemble,
     "pruned ensemble": pruned_ensemble,
+    "gated ensemble": gated_ensemble,
+    "fitted gated ensemble": fitted_gated_ensemble,
 }
 
 __all__ = [
     "ENSEMBLES",
+    "HEADS",
     "TUNING",
     "Method",
     "Problem",
@@ -54,6 +69,9 @@ __all__ = [
     "ensemble",
     "extended",
     "finetune",
+    "fitted_gated_ensemble",
+    "frozen_head",
+    "gated_ensemble",
     "kernel_modulation",
     "lora",
     "lwf",

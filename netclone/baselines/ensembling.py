@@ -105,7 +105,7 @@ def _calibrated(problem: Problem, new: nn.Module) -> Ensemble:
     )
     n = len(problem.classes)
     choices = [(model.scale, model.bias)]
-    choices += [_fitted(train, old, size, weight) for size in (1, n) for weight in (1.0, OLD_WEIGHT)]
+    choices += [fitted_scale(train, old, size, weight) for size in (1, n) for weight in (1.0, OLD_WEIGHT)]
     scores = [validated(_Rescaled(old, *choice), validation, old) for choice in choices]
     scale, bias = choices[scores.index(max(scores))]
     model.scale, model.bias = scale.expand(n).clone(), bias.expand(n).clone()
@@ -123,7 +123,7 @@ class _Rescaled(nn.Module):
         return torch.cat([logits[:, : self.old], self.scale * logits[:, self.old :] + self.bias], 1)
 
 
-def _fitted(logits: Samples, old: int, size: int, old_weight: float) -> tuple[Tensor, Tensor]:
+def fitted_scale(logits: Samples, old: int, size: int, old_weight: float) -> tuple[Tensor, Tensor]:
     """Scale and bias ``(size,)`` that minimise the balanced cross entropy; a convex problem."""
     values, weights = logits.images.double(), balance(logits.labels, old, old_weight).double()
     scale = torch.ones(size, dtype=torch.double, device=values.device, requires_grad=True)

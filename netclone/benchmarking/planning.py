@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from netclone.baselines import ENSEMBLES, TUNING
+from netclone.baselines import ENSEMBLES, HEADS, TUNING
 from netclone.benchmarking.suites import Options, Setting, Suite
 from netclone.benchmarking.training import Networks
 from netclone.cloning.placing import candidates
@@ -90,5 +90,5 @@ def planned(suite: Suite, seeds: int, networks: Networks) -> list[Job]:
 
 def _compared(suite: Suite, setting: Setting, fraction: float, seed: int) -> list[Job]:
     ours = [(sized(keep), tuple({**suite.clone, "keep": keep}.items())) for keep in setting.keeps]
-    others = [(name, ()) for name in (*TUNING, *ENSEMBLES, bound(suite))]
+    others = [(name, ()) for name in (*TUNING, *ENSEMBLES, *HEADS, bound(suite))]
     return [Job("main", setting, fraction, seed, name, options) for name, options in [*ours, *others]]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netclone.benchmarking.scores import Run, known, rows, tables
-from netclone.reporting.style import LIGHT, NETCLONE, figure, label, panel, points, save
+from netclone.reporting.style import LIGHT, NETCLONE, Point, figure, label, panel, points, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _HEIGHT = 340  # of a panel, in pixels of a page
 
@@ -28,6 +32,17 @@ def _style(method: str) -> dict[str, Any]:
     """The style of a method's point: large in netclone's colour, or grey."""
     ours = _ours(method)
     return {"marker": "o", "ls": "", "color": NETCLONE if ours else LIGHT["grey"], "ms": points(11 if ours else 8)}
+
+
+def _label(axes: Axes, results: dict[str, Any], named: dict[str, Point], avoid: Sequence[Sequence[Point]] = ()) -> None:
+    """Label the methods' points, best first; of the many classifiers over features only the first of each kind."""
+    heads = results["settings"].get("heads", ())
+    first: dict[str, str] = {}
+    for method in named:
+        first.setdefault(method.partition(",")[0] if method in heads else method, method)
+    told = {method: named[method] for method in first.values()}
+    others = [[point] for method, point in named.items() if method not in told]
+    label(axes, told, _ours, [*avoid, *others])
 
 
 def _draw_size(results: dict[str, Any], path: Path) -> None:
@@ -74,7 +89,7 @@ def _draw_size(results: dict[str, Any], path: Path) -> None:
             color=LIGHT["faint"],
         )
     across = [] if bound is None else [[(x, bound) for x in axes.get_xlim()]]
-    label(axes, named, _ours, [line, *across])
+    _label(axes, results, named, [line, *across])
     save(sheet, path)
 
 
@@ -103,7 +118,7 @@ def _draw_old_new(results: dict[str, Any], path: Path) -> None:
                 seeds.append([(old, new)])
             axes.plot(*point, **_style(method))
         axes.margins(0.08)
-        label(axes, named, _ours, seeds)
+        _label(axes, results, named, seeds)
     save(sheet, path)
 
 

@@ -131,6 +131,16 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
         "setting of `fashion` (docs/adr/0005), so for `fashion` the figures do not include that search. "
         f"`{facts['joint']}` is the source itself, restricted to the old and new classes{trained}.",
     ]
+    if facts.get("heads"):
+        lines += [
+            "",
+            "*gated ensemble*: the whole source beside the target, by the formula that a clone's classifier starts "
+            "from, with nothing fitted. *fitted*: the same with the fit of `clone()`. The methods named after features "
+            "are classifiers of all old and new classes over frozen features, the target's, the source's or both. "
+            "Strength, temperature and gate are chosen within the clone set of each run, mostly by cross-validation "
+            "(`netclone/baselines/heads.py`). Old logits stay the target's. Where a classifier reads the source's "
+            "features, its size has the source's weights in it.",
+        ]
     if results["searches"]:
         lines += ["", "| baseline | setting | recipe found | tried | search, s |", "|---|---|---|---|---|"]
     for found in results["searches"]:

@@ -20,8 +20,9 @@ from rich.console import Console
 from torch import nn
 
 import netclone
-from netclone.baselines import ENSEMBLES, TUNING, Problem, Recipe, Tuned, stages, validated
+from netclone.baselines import ENSEMBLES, HEADS, TUNING, Problem, Recipe, Tuned, stages, validated
 from netclone.baselines.ensembling import Columns
+from netclone.baselines.frozen import Beside
 from netclone.benchmarking.bars import Bars
 from netclone.benchmarking.planning import Job, bound, planned, sized
 from netclone.benchmarking.reporting import write
@@ -212,11 +213,12 @@ class _Bench:
             columns = tuple(self.dataset.columns[label] for label in self.suite.old) + problem.classes
             record["seconds"] = self.networks.facts[f"source, seed {job.seed}"]["seconds"]
             model: nn.Module = Columns(problem.source, columns, problem.train.images.device).eval()
-        elif job.method in ENSEMBLES:
-            model = ENSEMBLES[job.method](problem, Recipe(lr=0, steps=0, seed=job.seed))
+        elif job.method in (fixed := {**ENSEMBLES, **HEADS}):
+            model = fixed[job.method](problem, Recipe(lr=0, steps=0, seed=job.seed))
         else:
             model = self._trained(job, problem, record)
-        record["validation"] = validated(model, problem.validation, problem.old)[0]
+        left_out = model.left_out if isinstance(model, Beside) else None  # it was fitted to the validation samples too
+        record["validation"] = validated(model, problem.validation, problem.old)[0] if left_out is None else left_out
         return model
 
     def _cloned(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
@@ -330,6 +332,7 @@ class _Bench:
             "clone": suite.clone,
             "tuning": list(TUNING),
             "ensembles": list(ENSEMBLES),
+            "heads": list(HEADS),
             "joint": self.bound,
             "ours": sized(suite.settings[0].keeps[0]),
         }
