@@ -5,6 +5,7 @@ from .cloning.injecting import GraftedModule, clones, inject, remove
 from .cloning.method import clone
 from .cloning.modules import CloneModule, load, save
 from .cloning.recipe import Recipe
+from .cloning.refitting import Latents, latents, refit
 from .cloning.verifying import Difference, Verification, verify
 from .errors import (
     AdapterError,
@@ -61,6 +62,7 @@ __all__ = [
     "FitError",
     "GraftedModule",
     "HubError",
+    "Latents",
     "LoadError",
     "LostInTrainingWarning",
     "MaskError",
@@ -87,10 +89,12 @@ __all__ = [
     "evaluate",
     "extract",
     "inject",
+    "latents",
     "load",
     "load_model",
     "localize",
     "position",
+    "refit",
     "remove",
     "save",
     "save_grafted",

@@ -67,7 +67,7 @@ class Problem:
         images = new.images
         if old is not None:
             images, labels = torch.cat([old.images, images]), torch.cat([old.labels, labels])
-        train, held_out = _split(labels, recipe.validation, generator)
+        train, held_out = split(labels, recipe.validation, generator)
         first_new = 0 if old is None else len(old)
         own = train[train >= first_new] - first_new
         clone_set: tuple[Samples, ...] = (Samples(new.images[own], new.labels[own], "data"),)
@@ -165,7 +165,7 @@ def _most_likely(logits: Tensor) -> list[int]:
     return order[: min(count, MOST_REST)].tolist()
 
 
-def _split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices for training and validation, split per class; a class of one sample is in both."""
     train, held_out = [], []
     for label in labels.unique().tolist():

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, SupportsIndex, cast
+from typing import BinaryIO, cast
 
 import safetensors.torch
 import torch
@@ -29,13 +28,12 @@ from netclone.files.graphdata import (
     check_list,
     check_shape,
     check_tensor_name,
-    float_to_data,
     graph_from_data,
     graph_to_data,
     shown,
 )
 from netclone.files.quantizing import STORED, dequantized, error_of, is_stored_in_fewer_bits, quantized
-from netclone.files.spec import CloneSpec, spec_from_data
+from netclone.files.spec import CloneSpec, spec_from_data, spec_to_data
 from netclone.graph.dry_run import dry_run
 from netclone.runtime.writing import check_place, write_file
 
@@ -253,7 +251,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     if missing := sorted(used - tensors.keys()):
         raise ArchiveError(f"node reads '{missing[0]}', which is no parameter or buffer: register it as a buffer")
     tensors |= scales
-    facts = {field.name: _plain(vars(spec)[field.name]) for field in fields(CloneSpec)}
+    facts = spec_to_data(spec)
     in_full = not facts["stored"] and dtype is None
     if in_full:
         del facts["stored"]
@@ -266,19 +264,6 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     entries = [(name, list(tensor.shape), tensor.dtype, _raw(tensor)) for name, tensor in tensors.items()]
     header["sha256"] = _digest(header, entries)
     return safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header, allow_nan=False)})
-
-
-def _plain(value: object) -> object:
-    """Plain data as JSON holds it: tuples as lists, a Candidate as an object."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, float):
-        return float_to_data(float(value))
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(item) for key, item in asdict(value).items()}
-    return operator.index(cast("SupportsIndex", value))
 
 
 def _raw(tensor: Tensor) -> memoryview:

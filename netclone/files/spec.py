@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, overload
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 from netclone.errors import ArchiveError
-from netclone.files.graphdata import check_keys, check_list, check_shape, float_from_data, shown
+from netclone.files.graphdata import check_keys, check_list, check_shape, float_from_data, float_to_data, shown
 from netclone.graph.preparing import IMAGES, Preparation
 from netclone.runtime.text import is_plain_text
 
@@ -60,6 +61,24 @@ class CloneSpec:
     versions: tuple[tuple[str, str], ...] = ()
     origin: tuple[tuple[str, str], ...] = ()
     stored: tuple[tuple[str, float], ...] = ()
+
+
+def spec_to_data(spec: CloneSpec) -> dict[str, object]:
+    """A spec as JSON holds it, field by field; :func:`spec_from_data` reads it."""
+    return {field.name: _plain(vars(spec)[field.name]) for field in fields(spec)}
+
+
+def _plain(value: object) -> object:
+    """Plain data as JSON holds it: tuples as lists, a Candidate as an object."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, float):
+        return float_to_data(float(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    return operator.index(cast("SupportsIndex", value))
 
 
 # From a file
