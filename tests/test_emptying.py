@@ -317,3 +317,35 @@ def test_a_constant_that_is_another_is_not_certified():
     plain = {**slimmed.plain, "batch_norm_1_constant": slimmed.plain["batch_norm_1_constant"] + 1e-6}
     with pytest.raises(CertificateError, match="is not the constant that node 'batch_norm_1' becomes"):
         certify_slim(dataclasses.replace(slimmed, plain=plain), None)
+
+
+def _linear():
+    """A block without a nonlinearity before another layer."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        return net.head(net.after(x + net.outer(net.inner(x))).relu().mean((2, 3)))
+
+    parts = {"inner": nn.Conv2d(4, 3, 1), "outer": nn.Conv2d(3, 4, 1), "after": nn.Conv2d(4, 4, 3)}
+    return built(forward, **parts)
+
+
+def test_the_next_layers_take_over_what_a_block_computed_linearly():
+    groups, mask = without(_linear, "inner")
+    slimmed = slim_down(groups, mask, None)
+    want = groups.graph_module(MORE.double())
+    assert relative_error(slimmed.graph_module(MORE.double()), want) > 0.1
+    refitted = refit(slimmed, samples(), None)
+    assert relative_error(refitted.graph_module(MORE.double()), want) < 1e-3
+
+
+def test_layers_before_the_block_are_left_alone():
+    groups, mask = without(_linear, "inner")
+    slimmed = slim_down(groups, mask, None)
+    refitted = refit(slimmed, samples(), None)
+    changed = {
+        name
+        for name, tensor in refitted.graph_module.state_dict().items()
+        if not torch.equal(tensor, slimmed.plain[name])
+    }
+    assert changed == {"after.weight", "after.bias", "head.weight", "head.bias", "conv2d_2_constant"}

@@ -36,10 +36,10 @@ def reconstruct_slim(
     Both graphs run side by side, node by node and batch by batch. A layer that reads fewer channels than before gets
     the weight and bias of a ridge regression (normal equations summed in float64) from its inputs in the slim network,
     after all earlier refits, to its outputs in the full one. A constant that took the place of a layer becomes the mean
-    of that layer's outputs in the full network. Behind a cut at ``at`` the slim network starts from the
-    full one's features. Only features that a later node still reads are held, and at most ``in_memory`` bytes of them
-    in memory, however many samples there are. Each of several workers takes whole batches. Their equations are summed,
-    and each worker solves them.
+    of that layer's outputs in the full network, and dense layers behind it are refitted whether or not they lost
+    inputs. Behind a cut at ``at`` the slim network starts from the full one's features. Only features that a later node
+    still reads are held, and at most ``in_memory`` bytes of them in memory, however many samples there are. Each of
+    several workers takes whole batches. Their equations are summed, and each worker solves them.
     """
     twins = {node.name: node for node in slimmed.graph.nodes}
     batches = samples.images.split(BATCH)
@@ -52,6 +52,7 @@ def reconstruct_slim(
     slim: dict[str, list[Any]] = {}
     reads = {node: _names_read(node) | _names_read(twins.get(node.name)) for node in full.graph.nodes}
     last_use = {name: node for node, names in reads.items() for name in names}
+    moved: set[str] = set()  # nodes with other values than in the full network, because a constant took a layer's place
     behind = at is None  # the cut: earlier nodes are not part of the slim network
     with torch.no_grad():
         for node in full.graph.nodes:
@@ -63,8 +64,11 @@ def reconstruct_slim(
             if twin is not None and behind and node.op == "call_function":
                 if twin.op == "get_attr":
                     _refit_constant(tensor_at(slimmed, str(twin.target)), wide[node.name], new, node, team)
-                elif _lost_inputs(new, node):
+                    moved.add(node.name)
+                elif _lost_inputs(new, node) or _reads_moved(new, node, moved):
                     _refit(slimmed, twin, slim, wide[node.name], new, node, own.start, team)
+                if any(used.name in moved for used in twin.all_input_nodes):
+                    moved.add(node.name)
             if node.name == at:
                 behind = True
                 slim[node.name] = [held.keep(_narrowed(new, node, value)) for value in wide[node.name]]
@@ -123,6 +127,16 @@ def _lost_inputs(new: Resizer, node: fx.Node) -> bool:
     if len(weight.users) > 1:  # a refit for one reader would change the outputs of another
         return False
     return not bool(new.kept_slices(str(weight.target), 1).all())
+
+
+def _reads_moved(new: Resizer, node: fx.Node, moved: set[str]) -> bool:
+    """Whether a dense layer, of which no other node reads the weight, reads values that have moved."""
+    if kind_of(node.target) not in ("convolution", "linear"):
+        return False
+    source, weight = node.args[:2]
+    assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
+    dense = (str(weight.target), 1) in new.labelling.slots
+    return dense and len(weight.users) == 1 and source.name in moved
 
 
 def _names_read(node: fx.Node | None) -> set[str]:
