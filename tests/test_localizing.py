@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from netclone.arguments import Method, words
 from netclone.channels.gates import Gated, gate_vector
-from netclone.channels.grouping import channel_groups
+from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask, silence
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.graph.tracing import trace
@@ -193,7 +193,7 @@ def test_a_network_with_nothing_to_prune_gives_an_empty_mask():
 
 
 def vector(groups, value):
-    return gate_vector(groups, [torch.full((g.size,), value, dtype=torch.float64) for g in groups.groups])
+    return gate_vector([torch.full((g.size,), value, dtype=torch.float64) for g in groups.groups])
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_closed_gates_are_the_silenced_network(exact):
 def test_gates_of_zeros_and_ones_are_the_mask(exact):
     groups, images = exact
     mask = random_mask(groups, 0.5)
-    gates = gate_vector(groups, [torch.tensor(flags).double() for _, flags in mask.kept])
+    gates = gate_vector([torch.tensor(flags).double() for _, flags in mask.kept])
     masked = mask.apply(groups)
     assert relative_error(Gated(groups)(gates, images), masked(images)) <= 1e-12
 
@@ -300,3 +300,10 @@ def test_learning_that_diverges_says_so(groups):
 def test_the_mask_is_a_mask_of_the_source(groups):
     assert isinstance(localize(groups, method="random"), ChannelMask)
     localize(groups, method="random").validate(groups)
+
+
+@pytest.mark.parametrize("method", ["local", "taylor"])
+def test_the_whole_source_is_kept_without_learning(groups: ChannelGroups, method: Method) -> None:
+    told: list[tuple[int, int]] = []
+    mask = localize(groups, [digits()], method=method, keep=1, progress=lambda *step: told.append(step))
+    assert mask.share == 1 and not told

@@ -97,7 +97,7 @@ def test_without_it_the_stream_stays_and_with_everything_kept_nothing_changes(ki
 def test_gates_of_zero_and_one_are_the_mask_and_gradients_are_those_of_differences(kind):
     groups, mask = masked(network(kind))
     run = Gated(groups)
-    flags = gate_vector(groups, [torch.tensor(flags).double() for _, flags in mask.kept])
+    flags = gate_vector([torch.tensor(flags).double() for _, flags in mask.kept])
     assert relative_error(run(flags, X), mask.apply(groups)(X)) <= 1e-12
     gates = torch.full_like(flags, 0.8).requires_grad_()
     (gradient,) = torch.autograd.grad(run(gates, X).square().sum(), gates)

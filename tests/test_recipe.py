@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from netclone.cloning.recipe import PARTS, Recipe, RecipeFields
+from netclone.cloning.recipe import EFFORTS, PARTS, Recipe, RecipeFields
 from netclone.errors import ArgumentError
 
 
@@ -16,7 +16,8 @@ from netclone.errors import ArgumentError
         *(("method", "best"), ("mixed_precision", "fp8")),
         *(("without", value) for value in ("calibration", ["calibrations"])),
         *(("epochs", value) for value in (-1, 1.5, True)),
-        *(("batch_size", 0), ("distill_steps", -1)),
+        *(("batch_size", 0), ("distill_steps", -1), ("mask_steps", 0.5)),
+        *(("effort", value) for value in ("most", None)),
         *(("validation", value) for value in (0, 1, float("nan"), "0.2", None)),
     ],
 )
@@ -34,6 +35,19 @@ def test_its_facts_are_plain_data_of_every_field():
     facts = recipe.facts()
     assert facts.keys() == {field.name for field in dataclasses.fields(Recipe)} == RecipeFields.__annotations__.keys()
     assert json.loads(json.dumps(facts))["epochs"] == 3
+
+
+def test_an_effort_gives_the_steps_that_a_recipe_does_not_give_itself():
+    assert [Recipe(effort=effort).steps for effort in EFFORTS] == list(EFFORTS.values())
+    assert Recipe(effort="fast", distill_steps=7).steps == (EFFORTS["fast"].mask, 7)
+    assert Recipe(effort="best", mask_steps=0).steps == (0, EFFORTS["best"].distill)
+    assert dataclasses.replace(Recipe(), effort="best").steps == EFFORTS["best"]
+
+
+def test_facts_hold_the_steps_that_are_meant():
+    usual = EFFORTS["balanced"]
+    given = Recipe(mask_steps=usual.mask, distill_steps=usual.distill)
+    assert given.facts() == Recipe().facts() != Recipe(effort="fast").facts()
 
 
 def test_facts_differ_where_augmentations_compute_something_else():

@@ -17,18 +17,25 @@ from netclone.channels.grouping import ChannelGroups
 from netclone.channels.masks import across
 from netclone.channels.normalising import Norm, gated, norm_over_channels
 from netclone.graph.capturing import tensor_at
+from netclone.graph.quickening import folded, quick
 
 
-def gate_vector(groups: ChannelGroups, gates: Sequence[Tensor]) -> Tensor:
+def gate_vector(gates: Sequence[Tensor]) -> Tensor:
     """All gates in one vector ``(1 + units,)``; its first entry is the constant 1, for channels that always stay."""
     one = torch.ones(1, device=gates[0].device if gates else None)
     return torch.cat([one, *gates])
 
 
 class Gated:
-    """A captured network that takes a gate vector and images; differentiable in the gates alone."""
+    """A captured network that takes a gate vector and images; differentiable in the gates alone.
+
+    ``full`` is the network without gates, for passes without gradient. ``sizes`` are the numbers of units, group by
+    group.
+    """
 
     def __init__(self, groups: ChannelGroups) -> None:
+        self.full = quick(groups.graph_module, groups.example)
+        self.sizes = [group.size for group in groups.groups]
         self._numbers = {unit: i + 1 for i, unit in enumerate(u for group in groups.groups for u in group.units)}
         labelling = groups.labelling
         columns = [
@@ -38,7 +45,7 @@ class Gated:
         ]
         self._columns = [column for column in columns if bool((column[2] > 0).any())]
         self._norms: dict[str, Tensor] = {}
-        self._graph_module = groups.graph_module
+        self._graph_module = folded(groups.graph_module)
         norms = {name: self._index(groups, labels) for name, labels in labelling.norms.items()}
         norms = {name: index for name, index in norms.items() if bool((index > 0).any())}
         if norms:

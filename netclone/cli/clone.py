@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from netclone.arguments import Budget, Method, MixedPrecision, Search, StoredDtype
+from netclone.arguments import Budget, Effort, Method, MixedPrecision, Search, StoredDtype
 from netclone.cli.application import (
     GRAFT,
     IMAGES,
@@ -90,9 +90,19 @@ def clone(
     epochs: Annotated[
         int, typer.Option(min=1, help="Epochs of fitting the clone's adapter and classifier at the chosen position.")
     ] = 20,
+    effort: Annotated[
+        Effort,
+        typer.Option(
+            help="How long to learn: fast takes about a third of the time of balanced, and best three times as long, "
+            "for a better clone."
+        ),
+    ] = "balanced",
     distill_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of distillation from the full source into the slim one.")
-    ] = 150,
+        int | None,
+        typer.Option(
+            min=0, help="Steps of distillation from the full source into the slim one. [default: as --effort says]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 64,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Train on horizontally flipped images too. Not for text or digits.")
@@ -135,6 +145,7 @@ def clone(
             "epochs": epochs,
         }
         options |= {
+            "effort": effort,
             "distill_steps": distill_steps,
             "batch_size": batch_size,
             "seed": seed,

@@ -102,7 +102,7 @@ def clone(  # noqa: PLR0913 - public
     keep, budget
         How much of the source to keep at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
         (``"macs"``), of its time on this device for ``latency_batch`` images (``"latency"``), or of the units in every
-        channel group (``"channels"``). With ``"latency"`` the BatchNorms of what is kept are folded.
+        channel group (``"channels"``). BatchNorms of what is kept are folded into the convolutions before them.
     at
         Target position. ``"input"``: the whole slim source runs beside the target. ``"auto"``: search for the best.
     source_at
@@ -114,9 +114,10 @@ def clone(  # noqa: PLR0913 - public
     recipe, run
         How the clone is made (a :class:`~netclone.Recipe`), and how the run is carried out (a :class:`~netclone.Run`).
     options
-        Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``reconstruct``,
-        ``distill_steps``, ``epochs``, ``batch_size``, ``validation``, ``augment``, ``without``, ``mixed_precision``,
-        ``round_to``, ``latency_batch``; ``device``, ``progress``, ``workers``, ``findings``.
+        Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``effort``,
+        ``mask_steps``, ``distill_steps``, ``reconstruct``, ``epochs``, ``batch_size``, ``validation``, ``augment``,
+        ``without``, ``mixed_precision``, ``round_to``, ``latency_batch``; ``device``, ``progress``,
+        ``workers``, ``findings``.
 
     Raises
     ------
@@ -165,11 +166,12 @@ def clone(  # noqa: PLR0913 - public
         given = mask is not None
         if mask is not None:
             mask.removed_units(groups)  # refused here if it is another network's
-        share = keep if mask is not None or budget != "params" else keep - classifier_share(problem, keep)
+        learned = mask is None and budget == "params" and keep < 1  # the whole source is one plus its classifier
+        share = keep - classifier_share(problem, keep) if learned else keep
         if run.found.path is not None:
             run.found.open(_key(problem, [whole, old], keep, budget, at, source_at, mask))
         mask = _localised(problem, share, budget) if mask is None else mask
-        slimmed = replace(_refitted(problem, mask), fold=budget == "latency")
+        slimmed = replace(_refitted(problem, mask), fold=True)
         module = search(problem.with_views(), slimmed, plan).with_spec(class_names=tuple(class_names))
         run.workers.check_same(list(module.state_dict().values()), "clone")
         asked = {"keep": keep, "budget": budget, "at": at, "source_at": source_at, "seed": seed}
@@ -271,6 +273,7 @@ def _localised(problem: Problem, keep: float, budget: Budget) -> ChannelMask:
         round_to=recipe.round_to,
         latency_batch=recipe.latency_batch,
         seed=problem.seed,
+        steps=recipe.steps.mask,
         batch_size=(recipe.batch_size + 1) // 2,  # each step runs the masked and the full source
         augment=recipe.augment,
         mixed_precision=recipe.mixed_precision,
@@ -307,7 +310,7 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
         Neighbourhoods(problem.images[problem.train], weights, recipe.augment),
         problem.images[problem.validation],
         columns=slimmed.columns,
-        steps=0 if everything else recipe.distill_steps,
+        steps=0 if everything else recipe.steps.distill,
         loop=replace(problem.loop("distil"), unfinished=run.found.unfinished("refit")),
     )
     run.found.keep("refit", slimmed.graph_module.state_dict())

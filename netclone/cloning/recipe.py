@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 
-from netclone.arguments import Ablation, Method, MixedPrecision, Search, check_choice, check_number, words
+from netclone.arguments import Ablation, Effort, Method, MixedPrecision, Search, check_choice, check_number, words
 from netclone.errors import ArgumentError
 from netclone.learning.localizing import check_method
 from netclone.learning.neighbourhoods import Augment
@@ -16,6 +16,17 @@ from netclone.learning.stepping import precision_of
 from netclone.runtime.identity import identity
 
 PARTS = words(Ablation)
+
+
+class Steps(NamedTuple):
+    """Steps of learning the mask and of distilling."""
+
+    mask: int
+    distill: int
+
+
+EFFORTS: dict[Effort, Steps] = {"fast": Steps(30, 50), "balanced": Steps(100, 150), "best": Steps(100, 600)}
+"""The steps of each effort; docs/results/effort.json has what they take and give."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,14 @@ class Recipe:
         input. ``"all"``: every candidate position.
     method
         How to localise (see :func:`netclone.localize`).
-    reconstruct, distill_steps
-        Whether to refit the layers that read removed channels by least squares, and for how many steps to distil the
-        full source into the slim one after that (0: none). ``reconstruct=False``: the paper's plain copy, without both.
+    effort
+        How many steps to learn in: ``"fast"``, ``"balanced"`` or ``"best"`` (see :data:`EFFORTS`).
+    mask_steps, distill_steps
+        Steps of learning the mask, and of distilling the full source into the slim one (0: none). None: as many as
+        ``effort`` says.
+    reconstruct
+        Whether to refit the layers that read removed channels by least squares. ``reconstruct=False``: the paper's
+        plain copy, which is not distilled either.
     epochs, batch_size, validation
         Epochs of the fit at the chosen position (25 steps at each candidate), samples per step, and the share of the
         samples that is held out to choose by. At the input the classifier alone is fitted, which takes no epochs
@@ -71,7 +87,9 @@ class Recipe:
     search: Search = "early"
     method: Method = "local"
     reconstruct: bool = True
-    distill_steps: int = 150
+    effort: Effort = "balanced"
+    mask_steps: int | None = None
+    distill_steps: int | None = None
     epochs: int = 20
     batch_size: int = 64
     validation: float = 0.2
@@ -93,7 +111,9 @@ class Recipe:
         check_number(self.batch_size, "batch_size", 1)
         check_number(self.round_to, "round_to", 1)
         check_number(self.latency_batch, "latency_batch", 1)
-        check_number(self.distill_steps, "distill_steps", 0)
+        check_choice(self.effort, Effort, "effort")
+        check_number(self.steps.mask, "mask_steps", 0)
+        check_number(self.steps.distill, "distill_steps", 0)
         precision_of(self.mixed_precision)
         if not isinstance(self.validation, (int, float)) or not 0 < self.validation < 1:
             raise ArgumentError(f"validation: got {self.validation!r}, expected a share in (0, 1), such as 0.2")
@@ -103,9 +123,19 @@ class Recipe:
         """The dtype of forward passes while training; None: that of the images."""
         return precision_of(self.mixed_precision)
 
+    @property
+    def steps(self) -> Steps:
+        """Steps of learning: the effort's, where the recipe does not give its own."""
+        usual = EFFORTS[self.effort]
+        return Steps(
+            usual.mask if self.mask_steps is None else self.mask_steps,
+            usual.distill if self.distill_steps is None else self.distill_steps,
+        )
+
     def facts(self) -> dict[str, object]:
-        """The fields as plain data; an augmentation is represented by its identity."""
+        """The fields as plain data, with the steps that are meant; an augmentation is represented by its identity."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
+        known |= {"mask_steps": self.steps.mask, "distill_steps": self.steps.distill}
         return {**known, "augment": None if self.augment is None else identity(self.augment)}
 
 
@@ -115,7 +145,9 @@ class RecipeFields(TypedDict, total=False):
     search: Search
     method: Method
     reconstruct: bool
-    distill_steps: int
+    effort: Effort
+    mask_steps: int | None
+    distill_steps: int | None
     epochs: int
     batch_size: int
     validation: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import islice
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from netclone.graph.quickening import quick
 from netclone.learning.data import in_batches
 from netclone.learning.neighbourhoods import Neighbourhoods, answered
 from netclone.learning.stepping import Loop, fast_forward, step
@@ -32,7 +34,7 @@ def distill(
 
     No label is used. The loss is the divergence of the two distributions at temperature 2, plus a tenth of the scaled
     square error of the logits. Half of each batch are samples, the other half points around them. Normalisation
-    statistics do not change. If the distance on held-out images has grown at the end, all weights are restored.
+    statistics do not change. If the distance on held-out images has grown at the end, all weights stay as they were.
 
     Parameters
     ----------
@@ -52,12 +54,13 @@ def distill(
 
     Reference: Hinton et al., Distilling the Knowledge in a Neural Network (2015); docs/adr/0005-distilled-refit.md.
     """
-    parameters = [p for p in student.parameters() if p.is_floating_point()]
-    if not parameters or steps <= 0:
+    if steps <= 0 or not any(p.is_floating_point() for p in student.parameters()):
         return
     batch_size, generator, workers = loop.batch_size, loop.generator, loop.workers
-    flags = [p.requires_grad for p in parameters]
-    before = [p.detach().clone() for p in parameters]
+    teacher = quick(teacher, held_out[:2])
+    learner = copy.deepcopy(student)
+    learned = {name: p for name, p in learner.named_parameters() if p.is_floating_point()}
+    parameters = list(learned.values())
 
     def drawn(count: int) -> Tensor:
         near = around.nearby((count + 1) // 2, generator)
@@ -71,33 +74,28 @@ def distill(
     scale = goal.std().clamp_min(1e-6)
 
     def distance() -> float:
-        return float(_loss(in_batches(student, held_out, batch_size, workers), goal, scale))
+        return float(_loss(in_batches(learner, held_out, batch_size, workers), goal, scale))
 
     def loss_of(points: Tensor, want: Tensor) -> Tensor:
-        return _loss(student(points).to(points.dtype), want, scale)
+        return _loss(learner(points).to(points.dtype), want, scale)
 
     start = distance()
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 20), pct_start=0.1)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    try:
-        first, last = loop.restored(parameters, optimizer)
-        fast_forward(schedule, first)
-        batches = islice(answered(drawn, taught, batch_size, REUSE, last), steps - first)
-        for done, batch in enumerate(batches, first):
-            step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, loop.precision)
-            schedule.step()
-            loop.keep(done + 1, parameters, optimizer, batch)
-            loop.tell(done + 1, steps)
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-    if not distance() <= start:
+    first, last = loop.restored(parameters, optimizer)
+    fast_forward(schedule, first)
+    batches = islice(answered(drawn, taught, batch_size, REUSE, last), steps - first)
+    for done, batch in enumerate(batches, first):
+        step(optimizer, loss_of, batch, f"distilling the clone, step {done}", workers, loop.precision)
+        schedule.step()
+        loop.keep(done + 1, parameters, optimizer, batch)
+        loop.tell(done + 1, steps)
+    if distance() <= start:
         with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(old)
+            for name, parameter in learned.items():
+                student.get_parameter(name).copy_(parameter)
 
 
 def _loss(got: Tensor, want: Tensor, scale: Tensor) -> Tensor:

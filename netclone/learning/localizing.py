@@ -174,9 +174,10 @@ def localize(  # noqa: PLR0913 - public
         return best(ranked(_magnitudes(groups)))
     assert samples is not None
     _check_samples(groups, samples, wanted)
-    if not groups.groups:
-        return best([])
-    scores = ranked(_taylor(groups, samples, wanted, workers))
+    if keep == 1 or not groups.groups:  # nothing to choose
+        return best([torch.zeros(group.size) for group in groups.groups])
+    gated = Gated(groups)
+    scores = ranked(_taylor(gated, samples, wanted, workers))
     if method == "taylor":
         return best(scores)
     if divided is None:
@@ -190,7 +191,7 @@ def localize(  # noqa: PLR0913 - public
     around = Neighbourhoods(samples.images, _both_sides(samples, wanted), augment)
     return best(
         _local(
-            groups,
+            gated,
             around,
             wanted,
             start,
@@ -283,7 +284,7 @@ def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
     return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
 
 
-def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], workers: Workers) -> list[Tensor]:
+def _taylor(gated: Gated, samples: Samples, classes: tuple[int, ...], workers: Workers) -> list[Tensor]:
     """Root of the summed square first-order change of the loss per unit: the gradient at an open gate.
 
     The loss is that of telling the cloned classes from each other and from the rest. Batches are small and shuffled,
@@ -292,26 +293,25 @@ def _taylor(groups: ChannelGroups, samples: Samples, classes: tuple[int, ...], w
     weights = _both_sides(samples, classes)
     order = drawn(weights, TAYLOR_SAMPLES, torch.Generator().manual_seed(0), repeat=False)
     images, labels = (tensor[order.to(tensor.device)] for tensor in (samples.images, samples.labels))
-    gates = [torch.ones(group.size, device=images.device, requires_grad=True) for group in groups.groups]
+    gates = [torch.ones(size, device=images.device, requires_grad=True) for size in gated.sizes]
     columns = torch.tensor(classes, device=images.device)
     is_class = labels[:, None] == columns
     targets = torch.where(is_class.any(1), is_class.int().argmax(1), len(classes))
-    gated = Gated(groups)
     parts = list(zip(images.split(TAYLOR_BATCH), targets.split(TAYLOR_BATCH), strict=True))
     team = workers.team(len(parts))
     gradients = []
     for part, target in parts[team.own(len(parts))]:
-        out = gated(gate_vector(groups, gates), part)
+        out = gated(gate_vector(gates), part)
         loss = F.cross_entropy(_local_logits(out, columns), target)
         gradients.append(torch.cat(torch.autograd.grad(loss, gates)))
     total = torch.zeros_like(gradients[0])
     for gradient in team.joined(torch.stack(gradients)):  # in the same order, whichever worker computed them
         total += gradient.square()
-    return list(total.sqrt().cpu().split([group.size for group in groups.groups]))
+    return list(total.sqrt().cpu().split(gated.sizes))
 
 
 def _local(
-    groups: ChannelGroups,
+    gated: Gated,
     around: Neighbourhoods,
     classes: tuple[int, ...],
     start: Sequence[Tensor],
@@ -335,14 +335,14 @@ def _local(
     scores = [score.to(images.device).clone().requires_grad_() for score in start]
     optimizer = torch.optim.Adam(scores, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
-    full = in_batches(groups.graph_module, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, loop.workers)
+    full = in_batches(gated.full, images[:: max(1, len(images) // TAYLOR_SAMPLES)], batch_size, loop.workers)
     scale = full.std().clamp_min(1e-6)
-    columns, gated = torch.tensor(classes, device=images.device), Gated(groups)
+    columns = torch.tensor(classes, device=images.device)
     first, last = loop.restored(scores, optimizer)
     fast_forward(schedule, first)
     neighbourhoods = answered(
         lambda count: around.nearby(count, loop.generator),
-        lambda points: _local_logits(in_batches(groups.graph_module, points, batch_size), columns),
+        lambda points: _local_logits(in_batches(gated.full, points, batch_size), columns),
         batch_size,
         REUSE,
         last,
@@ -352,7 +352,7 @@ def _local(
         flags = choose(scores, share)
         gates = [flag.to(score) + score - score.detach() for score, flag in zip(scores, flags, strict=True)]
         team = loop.workers if not all(bool(flag.all()) for flag in flags) else ALONE
-        vector = gate_vector(groups, gates)
+        vector = gate_vector(gates)
 
         def loss_of(points: Tensor, want: Tensor, vector: Tensor = vector) -> Tensor:
             got = _local_logits(gated(vector, points).to(points.dtype), columns)
