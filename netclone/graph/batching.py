@@ -12,6 +12,19 @@ from typing import Any
 from torch import Tensor, fx
 
 Shape = tuple[int, ...]
+BATCH = 1_000_003
+"""In an operator graph, a size that is a multiple of this prime is that multiple of the batch size."""
+
+
+def is_free(size: Any) -> bool:
+    """Whether a size of a tensor of an operator graph follows the batch size.
+
+    Examples
+    --------
+    >>> is_free(3 * BATCH), is_free(64)
+    (True, False)
+    """
+    return not isinstance(size, int) or (size > 0 and size % BATCH == 0)
 
 
 class Sizes(fx.Interpreter):
@@ -56,7 +69,7 @@ def _follows(one: Shape, two: Shape) -> bool:
 def _is_free(graph: fx.Graph) -> bool:
     """Whether the sizes in an operator graph are expressions of a free batch size."""
     given = next(node for node in graph.nodes if node.op == "placeholder").meta.get("val")
-    return isinstance(given, Tensor) and not isinstance(given.shape[0], int)
+    return isinstance(given, Tensor) and is_free(given.shape[0])
 
 
 def sizes_at(value: Tensor, count: int) -> Shape:
@@ -64,9 +77,11 @@ def sizes_at(value: Tensor, count: int) -> Shape:
 
     Converting such a size to a number would fix the batch size of the whole graph.
     """
-    return tuple(size if isinstance(size, int) else _size_at(size, count) for size in value.shape)
+    return tuple(_size_at(size, count) if is_free(size) else size for size in value.shape)
 
 
 def _size_at(size: Any, count: int) -> int:
+    if isinstance(size, int):
+        return size // BATCH * count
     expression = size.node.expr
     return int(expression.subs({symbol: count for symbol in expression.free_symbols}))

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.errors import TraceError
+from netclone.errors import TraceError, first_line
+from netclone.graph.batching import is_free
 from netclone.graph.calls import arguments, call
 from netclone.graph.dumping import dumper
-from netclone.graph.exporting import export, one_of
+from netclone.graph.exporting import Exported, export, one_of
 from netclone.graph.functionalizing import make_functional
 from netclone.graph.operators import WEIGHTS, kind_of
 from netclone.graph.spelling import spell
@@ -80,6 +81,17 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
         return copy.deepcopy(model)
     paths = model.meta.get(FACTS, {}).get("positions", {}) if isinstance(model, fx.GraphModule) else {}
     exported = export(model, examples, paths)
+    try:
+        return _captured(model, examples, exported)
+    except Exception as why:  # torch.export can do it, or says why not
+        if not exported.recorded:
+            raise
+        _log.debug("%s: exported after all: %s: %s", type(model).__name__, type(why).__name__, first_line(why))
+    return _captured(model, examples, export(model, examples, paths, recorded=False))
+
+
+def _captured(model: nn.Module, examples: tuple[Tensor, ...], exported: Exported) -> fx.GraphModule:
+    """The operator graph of an export."""
     root = nn.Module()
     names = _names(exported.tensors)
     for name, tensor in _untied(exported.tensors).items():
@@ -102,8 +114,9 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     drop_unused_tensors(graph_module)
     dump(graph_module.graph, "folded")
     _log.debug(
-        "%s: exported; %d nodes, folded constants: %s",
+        "%s: %s; %d nodes, folded constants: %s",
         type(model).__name__,
+        "recorded" if exported.recorded else "exported",
         len(graph_module.graph.nodes),
         ", ".join(folded) or "none",
     )
@@ -242,7 +255,7 @@ def _name_squeezed_axes(graph: fx.Graph) -> None:
         asked = arguments(node)[1] if len(node.args) > 1 else list(range(before.dim()))
         axes = [axis % before.dim() for axis in (asked if isinstance(asked, (list, tuple)) else [asked])]
         node.target = aten.squeeze.dims
-        node.args = (node.args[0], [axis for axis in axes if isinstance(before.shape[axis], int)])
+        node.args = (node.args[0], [axis for axis in axes if not is_free(before.shape[axis])])
 
 
 def _drop_bookkeeping(graph: fx.Graph) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from netclone.errors import OutputError, TraceError, first_line
-from netclone.graph.isolation import isolated
+from netclone.graph.isolation import as_in_export, isolated
+from netclone.graph.recording import Note, Subject, named_tensors, record, weightless, written_down
 from netclone.graph.recurrent import as_torch_has_it, exported_by_shape
 
+_log = logging.getLogger(__package__)
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor, which torch types as what it gives
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _MODES = {  # operators that run a part of the model under a mode, and the argument that holds the part
@@ -33,17 +36,21 @@ class Exported:
 
     ``graph`` has one placeholder per input, ``get_attr`` nodes for ``tensors`` under the model's own names, and one
     tensor out. ``positions`` maps a module (or, for a symbolic graph, a node) to the node that computes its value.
-    ``value`` is the model's own output for the first of the examples, in eval mode.
+    ``value`` is the model's own output for the first of the examples, in eval mode. ``recorded``: the graph does not
+    come from ``torch.export``, which may still do better.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, Tensor]
     positions: Mapping[str, str]
     value: Tensor
+    recorded: bool
 
 
-def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, str]) -> Exported:
+def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, str], recorded: bool = True) -> Exported:
     """Export a model with a free batch size; only copies of the model are run or changed.
+
+    Its operators are recorded (:mod:`netclone.graph.recording`); if that fails, ``torch.export`` is asked.
 
     Parameters
     ----------
@@ -53,6 +60,8 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
         One batch of at least two per input.
     paths
         Further positions of a graph module: path to the name of a node.
+    recorded
+        Whether to record at all; the two graphs are the same where both can be had.
 
     Raises
     ------
@@ -67,14 +76,55 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
                 f"torch.export: {f'module {path!r} of ' if path else ''}{type(model).__name__} is TorchScript, which "
                 "holds no Python code to capture: give the Python module that it was made from"
             )
-    value, overwritten = _observed(model, examples)
+    value, overwritten, tensors = _observed(model, examples)
+    if recorded:
+        try:
+            found = _recorded(model, examples, tensors, overwritten)
+        except Exception as why:  # torch.export can do it, or says why not
+            _log.debug("%s: not recorded: %s: %s", type(model).__name__, type(why).__name__, first_line(why))
+            recorded = False
+    if not recorded:
+        found = _exported(model, examples, overwritten)
+    graph, tensors, positions = found
+    positions |= {path: positions[name] for path, name in paths.items() if name in positions}
+    return Exported(graph, tensors, positions, value, recorded)
+
+
+def _recorded(
+    model: nn.Module, examples: tuple[Tensor, ...], tensors: Mapping[str, Tensor], overwritten: set[str]
+) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
+    """The graph, its tensors and positions of a model that needs no symbols."""
+
+    def start() -> Subject:
+        empty = weightless(model, _computed(model))
+        tapped = _Tapped(empty.eval(), notes := _Notes(overwritten))
+
+        def run(*inputs: Tensor) -> Any:
+            with _ByShape(norms=False):
+                return tapped(*inputs)[0]
+
+        return Subject(run, named_tensors(empty), notes.watch)
+
+    with isolated(), as_in_export():
+        recording = record(start, examples)
+    tensors = {**tensors, **recording.constants}
+    graph, nodes, names = written_down(recording, tensors)
+    for node in list(graph.nodes):
+        _as_torch_has_it(graph, node)
+    positions = {path: nodes[value].name for path, value in recording.positions.items()}
+    return graph, {name: tensors[name] for name in names}, positions
+
+
+def _exported(
+    model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str]
+) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
+    """The same from torch.export."""
     program, taps = _program(model, examples, overwritten)
     graph, tensors, copies = _with_named_tensors(program, len(examples), type(model).__name__)
     positions = {}
     for path, node in taps.items():  # a value that is overwritten later was copied; the copy's source is meant
         positions[path] = (copies[node].args[0] if path in overwritten else copies[node]).name
-    positions |= {path: positions[name] for path, name in paths.items() if name in positions}
-    return Exported(graph, tensors, positions, value)
+    return graph, tensors, positions
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -146,13 +196,26 @@ class _Taps:
         return bool(moved)
 
 
+class _Notes(_Taps):
+    """Tells of values as they come, before any operator can overwrite them."""
+
+    note: Note
+
+    def watch(self, note: Note) -> None:
+        """Have a function told of each value."""
+        self.note = note
+
+    def take(self, path: str, out: Tensor) -> None:
+        self.note(path, out, path in self.overwritten)
+
+
 class _Tapped(nn.Module):
     """A model that also returns the value of every module (or, for a symbolic graph, of every node)."""
 
-    def __init__(self, model: nn.Module, overwritten: set[str]) -> None:
+    def __init__(self, model: nn.Module, taps: _Taps) -> None:
         super().__init__()
         self.model = model
-        self.taps = _Taps(overwritten)
+        self.taps = taps
         if not isinstance(model, fx.GraphModule):
             for path, module in model.named_modules():
                 if path:
@@ -181,16 +244,17 @@ class _TappedInterpreter(fx.Interpreter):
         return out
 
 
-def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[str]]:
-    """The model's output for the first example, and the positions that an in-place operator overwrites later."""
+def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[str], dict[str, Tensor]]:
+    """The model's output for the first example, the positions that are overwritten later, and its tensors' copies."""
     overwritten: set[str] = set()
-    tapped = _Tapped(copied(model).eval(), overwritten)
+    tapped = _Tapped(copied(model).eval(), _Taps(overwritten))
+    tensors = named_tensors(tapped.model)
     with _refusals(model, examples), torch.no_grad():
         want = tapped.model(*one_of(examples))
         if isinstance(model, fx.GraphModule):  # its nodes are tapped by the interpreter only
             tapped(*one_of(examples))
     tapped.taps.newly_overwritten()
-    return want, overwritten
+    return want, overwritten, tensors
 
 
 def _program(
@@ -199,7 +263,7 @@ def _program(
     """The exported program, and the node of each position; every attempt uses a fresh copy of the model."""
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     while True:
-        tapped = _Tapped(copied(model).eval(), overwritten)
+        tapped = _Tapped(copied(model).eval(), _Taps(overwritten))
         with _refusals(model, examples), isolated(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             with _ByShape():
@@ -309,11 +373,15 @@ class _ByShape(TorchFunctionMode):
     it would take a quarter of an export's time.
     """
 
+    def __init__(self, norms: bool = True) -> None:
+        super().__init__()
+        self.norms = norms
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         recurrent = exported_by_shape(func, args)
         if recurrent is not None:
             func = recurrent
-        elif func is nn.functional.batch_norm:
+        elif func is nn.functional.batch_norm and self.norms:
             func = _by_running_statistics
         elif func in _WITH_FREE_SIZES:
             func = _WITH_FREE_SIZES[func]

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from netclone.errors import TraceError
+from netclone.graph.batching import is_free
 from netclone.graph.calls import call
+from netclone.graph.operators import operator_name
 
 IN_PLACE = "netclone_in_place"  # key in Node.meta: the model did this in place
 aten = torch.ops.aten
@@ -92,7 +94,7 @@ def _bounds(view: fx.Node) -> tuple[int, int, int] | None:
             return dim, 0, _END  # a whole axis of any size
         fixed = step == 1 and all(number is None or isinstance(number, int) for number in (start, end))
         bounds = slice(start, end) if fixed else None
-    if bounds is None or not isinstance(shape[dim], int):
+    if bounds is None or is_free(shape[dim]):
         return None
     first, last, _ = bounds.indices(shape[dim])
     return dim % len(shape), first, max(first, last)
@@ -127,6 +129,8 @@ def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node, writer: fx.Node, o
 
 def _in_the_same_dtype(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
     """An operator's result in the dtype of what it once overwrote: an in-place comparison does not give booleans."""
+    if _keeps_dtype(node):
+        return node
     given: Any = fx.node.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
     args, kwargs = given
     before = args[0]
@@ -141,6 +145,17 @@ def _in_the_same_dtype(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]
     node.meta.pop(IN_PLACE, None)
     order[cast] = order[node]
     return cast
+
+
+def _keeps_dtype(node: fx.Node) -> bool:
+    """Whether an operator plainly returns the one dtype of the tensors that it reads."""
+    values = [read.meta["val"] for read in node.all_input_nodes]
+    alike = all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values)
+    name = operator_name(node.target).split(".")[1]
+    return alike and name not in _OF_OTHER_DTYPES and values[0].is_floating_point()
+
+
+_OF_OTHER_DTYPES = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "copy"})
 
 
 def _copied_as_it_is(node: fx.Node) -> fx.Node | None:

@@ -43,6 +43,13 @@ def isolated() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def as_in_export() -> Iterator[None]:
+    """Inside, modules choose kernels as they do for torch.export; only in this thread."""
+    with _compiling_in_one_thread(), _without_cudnn():
+        yield
+
+
 class _PatcherOfOneThread(symbolic._Patcher):
     """Replaces functions and methods while torch traces; other threads get the original ones."""
 

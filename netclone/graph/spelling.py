@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from netclone.graph.batching import BATCH, is_free
 from netclone.graph.calls import is_composite
 from netclone.graph.functionalizing import IN_PLACE, is_view
 from netclone.graph.operators import KEPT_WHOLE, kind_of
@@ -170,6 +171,8 @@ class _Recording(TorchDispatchMode):
             return self.node_of(value)
         if isinstance(value, torch.SymInt):
             return self._size(value.node.expr)
+        if type(value) is int and BATCH // 2 <= value < 2**62:
+            return self._batches(value)
         if isinstance(value, (torch.SymFloat, torch.SymBool)):
             raise _NoSpelling
         if isinstance(value, dict):
@@ -177,6 +180,15 @@ class _Recording(TorchDispatchMode):
         if isinstance(value, (list, tuple)):
             return type(value)(map(self._written, value))
         return value
+
+    def _batches(self, number: int) -> fx.Node:
+        """A multiple of the batch size of a graph that was recorded."""
+        times = number // BATCH
+        if not is_free(number):
+            raise _NoSpelling
+        [source, *_] = self.graph.find_nodes(op="placeholder")
+        size = self._add(aten.sym_size.int, (source, 0), {}, BATCH)
+        return size if times == 1 else self._add(operator.mul, (times, size), {}, times * BATCH)
 
     def _size(self, size: Any) -> Any:
         """A size, as sums and products of the inputs' sizes."""
