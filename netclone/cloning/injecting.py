@@ -414,7 +414,7 @@ _VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
 
 
 def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
-    """The target's nodes that a clone reads: the tapped one, then its second input, if it has one.
+    """The target's nodes that a clone reads: the tapped one, then its second input and those of its gate, if any.
 
     Raises
     ------
@@ -517,7 +517,7 @@ def _traced(
 
 
 def _reads(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.Node]:
-    """The target's nodes that a clone reads: the one at ``at`` and, if it has one, its second input."""
+    """The target's nodes that a clone reads: the one at ``at``, its second input, if any, and those of its gate."""
     at = spec.at if at is None else at
     if at is None:
         some = list(traced.meta[FACTS]["positions"])[:3]
@@ -539,16 +539,21 @@ def _reads(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.N
             f"module.spec.feature_node is None, but the clone takes the target's features {_batch(spec.feature_shape)} "
             f"as second input: name their node with module.with_spec(feature_node=...), or {fit}"
         )
-    try:
-        features = _own_position(traced, spec.feature_node)
-    except PositionError as error:
-        raise AdapterError(f"the clone's second input, module.spec.feature_node, is missing: {error}; {fit}") from error
-    if shape_of(features) != spec.feature_shape:
-        raise AdapterError(
-            f"the target's features at node '{features.name}' (module.spec.feature_node) have shape "
-            f"{_batch(shape_of(features))}, the clone's second input takes {_batch(spec.feature_shape)}: {fit}"
-        )
-    return [tap, features]
+    others = [(spec.feature_node, spec.feature_shape, "second input", "module.spec.feature_node")]
+    if spec.gate is not None:
+        others += [(node, shape, "router", "module.spec.gate") for node, shape in spec.gate.reads]
+    reads = [tap]
+    for name, shape, what, where in others:
+        try:
+            reads.append(_own_position(traced, name))
+        except PositionError as error:
+            raise AdapterError(f"what the clone's {what} reads, {where}, is missing: {error}; {fit}") from error
+        if shape_of(reads[-1]) != shape:
+            raise AdapterError(
+                f"the target's features at node '{reads[-1].name}' ({where}) have shape "
+                f"{_batch(shape_of(reads[-1]))}, the clone's {what} takes {_batch(shape)}: {fit}"
+            )
+    return reads
 
 
 def _own_position(traced: fx.GraphModule, at: str) -> fx.Node:

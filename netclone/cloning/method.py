@@ -21,6 +21,7 @@ from netclone.channels.budgeting import check_budget
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.cloning.extracting import Slimmed, refit, slim_down
+from netclone.cloning.gating import gated
 from netclone.cloning.injecting import GraftedModule, clones, names_in, remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.planning import check_source, planned
@@ -116,7 +117,7 @@ def clone(  # noqa: PLR0913 - public
     options
         Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``effort``,
         ``mask_steps``, ``distill_steps``, ``reconstruct``, ``epochs``, ``batch_size``, ``validation``, ``augment``,
-        ``without``, ``mixed_precision``, ``round_to``, ``latency_batch``; ``device``, ``progress``,
+        ``without``, ``mixed_precision``, ``round_to``, ``latency_batch``, ``gate``; ``device``, ``progress``,
         ``workers``, ``findings``.
 
     Raises
@@ -147,6 +148,8 @@ def clone(  # noqa: PLR0913 - public
     )
     run = run.begun()
     source, target = model_on(source, run.place), model_on(target, run.place)
+    if recipe.gate is not None and target_data is None:
+        raise ArgumentError("gate: it is fitted on images of the old classes too: pass some as target_data")
     new, old = _gathered(source, target, data, target_data, run)
     own_names = names_in(target)
     while isinstance(target, GraftedModule):
@@ -172,7 +175,10 @@ def clone(  # noqa: PLR0913 - public
             run.found.open(_key(problem, [whole, old], keep, budget, at, source_at, mask))
         mask = _localised(problem, share, budget) if mask is None else mask
         slimmed = replace(_refitted(problem, mask), fold=True)
-        module = search(problem.with_views(), slimmed, plan).with_spec(class_names=tuple(class_names))
+        problem = problem.with_views()
+        module = search(problem, slimmed, plan).with_spec(class_names=tuple(class_names))
+        if recipe.gate is not None:
+            module = gated(problem, module, recipe.gate)
         run.workers.check_same(list(module.state_dict().values()), "clone")
         asked = {"keep": keep, "budget": budget, "at": at, "source_at": source_at, "seed": seed}
         made = {"mask": "given" if given else "learned", **asked, **recipe.facts()}

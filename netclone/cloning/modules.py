@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import StoredDtype, check_choice
 from netclone.errors import AdapterError, ArchiveError
 from netclone.files import archiving
 from netclone.files.spec import CloneSpec
+from netclone.learning.routing import Router
 
 Part = Literal["adapter", "source", "classifier"]
 """What a tensor of a clone is of: what was fitted to the target before and behind the source's part, or that part."""
@@ -26,7 +28,8 @@ class CloneModule(nn.Module):
 
     A module from :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One from
     :func:`netclone.clone` also has an adapter and a classifier: it takes the target's features at ``at`` and, as a
-    second argument, the target's own logits (``feature_node``).
+    second argument, the target's own logits (``feature_node``). If it has a gate (``spec.gate``), further arguments are
+    the target's features that its router reads. Images that the router does not send get logits of minus infinity.
 
     :meth:`push_to_hub`, :meth:`from_pretrained` and :meth:`save_pretrained` work with the Hugging Face Hub as those of
     other libraries do. What they store is the file of :func:`netclone.save`.
@@ -37,17 +40,25 @@ class CloneModule(nn.Module):
         Operator graph with one placeholder, or two if ``spec.feature_shape`` is set.
     spec
         The record of the clone: classes, position, certificate, scores, recipe.
+    router
+        What decides which images the body is run on. None: all of them.
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3: the module ``M_f`` with ``A`` and ``F_c``.
     """
 
-    def __init__(self, body: fx.GraphModule, spec: CloneSpec) -> None:
+    router: Router | None
+
+    def __init__(self, body: fx.GraphModule, spec: CloneSpec, router: Router | None = None) -> None:
         super().__init__()
         self.body = body
         self.spec = spec
+        self.router = router
 
-    def forward(self, features: Tensor, target_features: Tensor | None = None) -> Tensor:
-        """Logits ``(N, len(classes))`` from features ``(N, *input_shape)`` and, if fitted, ``(N, *feature_shape)``."""
+    def forward(self, features: Tensor, target_features: Tensor | None = None, *routed: Tensor) -> Tensor:
+        """Logits ``(N, len(classes))`` from features ``(N, *input_shape)`` and, if fitted, ``(N, *feature_shape)``.
+
+        With a gate, ``routed`` are the features that the router reads.
+        """
         if self.spec.feature_shape is None:
             logits: Tensor = self.body(features)
             return logits
@@ -56,6 +67,8 @@ class CloneModule(nn.Module):
                 f"this clone was fitted at '{self.spec.at}' and also reads the target's features at "
                 f"'{self.spec.feature_node}' too: pass them as second argument, shape (N, {self.spec.feature_shape})"
             )
+        if self.router is not None:
+            return _routed(self.body, features, target_features, self.router(*routed) > 0, len(self.classes))
         fitted: Tensor = self.body(features, target_features)
         return fitted
 
@@ -112,7 +125,11 @@ class CloneModule(nn.Module):
 
     def with_spec(self, **changes: Any) -> CloneModule:
         """The same clone, on the same tensors, with some fields of its spec changed."""
-        return CloneModule(self.body, replace(self.spec, **changes)).train(self.training)
+        return CloneModule(self.body, replace(self.spec, **changes), self.router).train(self.training)
+
+    def ungated(self) -> CloneModule:
+        """The same clone, on the same tensors, without its gate: it sees every image."""
+        return CloneModule(self.body, replace(self.spec, gate=None)).train(self.training)
 
     # The hub's methods have the names and keywords of huggingface_hub.ModelHubMixin, and work on the clone's file.
     # huggingface_hub is imported only when they are called.
@@ -328,7 +345,7 @@ def save(module: CloneModule, path: str | os.PathLike[str], dtype: str | None = 
         check_choice(dtype, StoredDtype, "dtype")
     archiving.path_of(path)
     _check(module)
-    archiving.write_archive(module.body, module.spec, path, dtype)
+    archiving.write_archive(module.body, module.spec, path, dtype, _numbers(module))
 
 
 def load(path: str | os.PathLike[str]) -> CloneModule:
@@ -344,7 +361,7 @@ def load(path: str | os.PathLike[str]) -> CloneModule:
     ArchiveError
         If the file is missing, damaged, written by a newer netclone, or asks for anything an archive may not contain.
     """
-    return CloneModule(*archiving.read_archive(path)).eval()
+    return _module(*archiving.read_archive(path))
 
 
 def to_bytes(module: CloneModule, what: str) -> bytes:
@@ -356,7 +373,7 @@ def to_bytes(module: CloneModule, what: str) -> bytes:
         If the clone holds what an archive may not contain.
     """
     _check(module)
-    return archiving.to_bytes(module.body, module.spec, what)
+    return archiving.to_bytes(module.body, module.spec, what, _numbers(module))
 
 
 def from_bytes(content: bytes, what: str) -> CloneModule:
@@ -367,7 +384,49 @@ def from_bytes(content: bytes, what: str) -> CloneModule:
     ArchiveError
         As :func:`load`.
     """
-    return CloneModule(*archiving.from_bytes(content, what)).eval()
+    return _module(*archiving.from_bytes(content, what))
+
+
+def _routed(body: nn.Module, features: Tensor, target_features: Tensor, sent: Tensor, classes: int) -> Tensor:
+    """What ``body`` gives for the images that are sent ``(N,)``, and minus infinity for the others.
+
+    A graph for all inputs (``torch.compile``, ``torch.export``) holds both ways for the whole batch: the body is run on
+    all images of a batch if one of them is sent.
+    """
+    if torch.compiler.is_compiling():
+
+        def whole(features: Tensor, target_features: Tensor, sent: Tensor) -> Tensor:
+            return torch.where(sent.unsqueeze(1), body(features, target_features), -torch.inf)
+
+        def nothing(features: Tensor, target_features: Tensor, sent: Tensor) -> Tensor:
+            return target_features.new_full((len(target_features), classes), -torch.inf)
+
+        either: Tensor = torch.cond(sent.any(), whole, nothing, (features, target_features, sent))
+        return either
+    chosen = sent.nonzero().flatten()
+    if len(chosen) == len(sent):
+        every: Tensor = body(features, target_features)
+        return every
+    if len(chosen) == 0:  # not all operators take an empty batch
+        return target_features.new_full((len(sent), classes), -torch.inf)
+    some: Tensor = body(features[chosen], target_features[chosen])
+    return some.new_full((len(sent), classes), -torch.inf).index_put((chosen,), some)
+
+
+def _numbers(module: CloneModule) -> archiving.Router | None:
+    """A router's numbers, as a file holds them."""
+    return None if module.router is None else (module.router.weight, module.router.bias)
+
+
+def _module(body: fx.GraphModule, spec: CloneSpec, numbers: archiving.Router | None) -> CloneModule:
+    """The clone that a file holds."""
+    if spec.gate is None or numbers is None:
+        return CloneModule(body, spec).eval()
+    try:
+        router = Router([shape for _, shape in spec.gate.reads], *numbers)
+    except AdapterError as error:
+        raise ArchiveError(f"gate: {error}") from error
+    return CloneModule(body, spec, router).eval()
 
 
 def _check(module: object) -> None:

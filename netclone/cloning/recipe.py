@@ -65,6 +65,9 @@ class Recipe:
     round_to, latency_batch
         Keep widths that are multiples of so many channels (see :func:`netclone.localize`), and measure time for so many
         images at once, where the budget is one of time.
+    gate
+        The share of the old classes' images that the clone need not see, in (0, 1): a router on the target's features
+        leaves them out, which saves their time. None: the clone sees every image.
     mixed_precision
         ``"bf16"``: mask, distillation and fit learn in bfloat16, wherever torch.autocast uses it. The clone's tensors
         keep their dtype. Checks and closed-form refits are computed in full precision.
@@ -98,6 +101,7 @@ class Recipe:
     mixed_precision: MixedPrecision = "no"
     round_to: int = 1
     latency_batch: int = 1
+    gate: float | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -115,6 +119,8 @@ class Recipe:
         check_number(self.steps.mask, "mask_steps", 0)
         check_number(self.steps.distill, "distill_steps", 0)
         precision_of(self.mixed_precision)
+        if self.gate is not None and (not isinstance(self.gate, (int, float)) or not 0 < self.gate < 1):
+            raise ArgumentError(f"gate: got {self.gate!r}, expected a share in (0, 1), such as 0.5, or None")
         if not isinstance(self.validation, (int, float)) or not 0 < self.validation < 1:
             raise ArgumentError(f"validation: got {self.validation!r}, expected a share in (0, 1), such as 0.2")
 
@@ -156,3 +162,4 @@ class RecipeFields(TypedDict, total=False):
     mixed_precision: MixedPrecision
     round_to: int
     latency_batch: int
+    gate: float | None

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import safetensors.torch
 import torch
@@ -37,12 +37,16 @@ from netclone.files.spec import CloneSpec, spec_from_data, spec_to_data
 from netclone.graph.dry_run import dry_run
 from netclone.runtime.writing import check_place, write_file
 
-FORMAT_VERSION = 3
-"""The newest version :func:`read_archive` reads. New in it are tensors in fewer bits; other files are written as 2."""
+FORMAT_VERSION = 4
+"""The newest version :func:`read_archive` reads. A file is written as the oldest that has what it needs."""
 
-_PLAIN_VERSION = 2
+_PLAIN_VERSION, _STORED_VERSION = 2, 3  # without and with tensors in fewer bits; a gate is new in 4
+
+Router: TypeAlias = tuple[Tensor, Tensor]
+"""Weight ``(F,)`` and bias ``()`` of the router of a clone with a gate."""
 
 _KEY = "netclone"
+_ROUTER = ("router:weight", "router:bias")  # no names that tensors of a graph can have
 _SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
 _SHA256 = re.compile("[0-9a-f]{64}")
 _ABSOLUTE = re.compile(r"\s*(?:/|\\\\|[a-z]:[\\/]|file:/)", re.IGNORECASE)
@@ -73,19 +77,27 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class ArchiveHeader:
-    """What an archive says about itself; ``graph`` has been checked against ``spec`` and ``tensors``."""
+    """What an archive says about itself; ``graph`` has been checked against ``spec`` and ``tensors``.
+
+    ``router`` are weight and bias of a clone with a gate; else there are none.
+    """
 
     format_version: int
     spec: CloneSpec
     graph: fx.Graph
     tensors: tuple[TensorEntry, ...]
+    router: tuple[TensorEntry, ...]
     sha256: str
 
 
 def write_archive(
-    body: fx.GraphModule, spec: CloneSpec, path: str | os.PathLike[str], dtype: str | None = None
+    body: fx.GraphModule,
+    spec: CloneSpec,
+    path: str | os.PathLike[str],
+    dtype: str | None = None,
+    router: Router | None = None,
 ) -> None:
-    """Write a graph with its tensors and a spec to one ``.safetensors`` file, whole or not at all.
+    """Write a graph with its tensors, a spec and perhaps a router to one ``.safetensors`` file, whole or not at all.
 
     The file is checked as :func:`read_archive` checks it before anything is written, and it replaces ``path`` in one
     step. Written are the tensors the graph reads, on the CPU; tensors that share memory are written one by one.
@@ -99,11 +111,11 @@ def write_archive(
     path = path_of(path)
     check_place(path)
     with _only_archive_errors(f"cannot save to '{path}'"):
-        content = _checked_bytes(body, spec, dtype)
+        content = _checked_bytes(body, spec, dtype, router)
     write_file(path, content)
 
 
-def read_archive(path: str | os.PathLike[str]) -> tuple[fx.GraphModule, CloneSpec]:
+def read_archive(path: str | os.PathLike[str]) -> tuple[fx.GraphModule, CloneSpec, Router | None]:
     """Read what :func:`write_archive` wrote; safe on files from strangers.
 
     Raises
@@ -115,7 +127,7 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[fx.GraphModule, CloneSpe
         return _content_of(memoryview(file.read()))
 
 
-def to_bytes(body: fx.GraphModule, spec: CloneSpec, what: str) -> bytes:
+def to_bytes(body: fx.GraphModule, spec: CloneSpec, what: str, router: Router | None = None) -> bytes:
     """The content of the file that :func:`write_archive` would write; ``what`` names it in messages.
 
     Raises
@@ -124,10 +136,10 @@ def to_bytes(body: fx.GraphModule, spec: CloneSpec, what: str) -> bytes:
         As :func:`write_archive`.
     """
     with _only_archive_errors(f"cannot write {what}"):
-        return _checked_bytes(body, spec)
+        return _checked_bytes(body, spec, None, router)
 
 
-def from_bytes(content: bytes, what: str) -> tuple[fx.GraphModule, CloneSpec]:
+def from_bytes(content: bytes, what: str) -> tuple[fx.GraphModule, CloneSpec, Router | None]:
     """What :func:`read_archive` would read from a file of this content; ``what`` names it in messages.
 
     Raises
@@ -211,18 +223,20 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 # Writing
 
 
-def _checked_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None = None) -> bytes:
+def _checked_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None, router: Router | None) -> bytes:
     """A file's content, read once as :func:`read_archive` reads it."""
-    content = _archive_bytes(body, spec, dtype)
+    content = _archive_bytes(body, spec, dtype, router)
     read = _content_of(memoryview(content))[0]
     if read.code != body.code:
         raise ArchiveError("the body's code is more than its graph of operators: capture it with netclone.extract")
     if dtype is None:
         return content
-    return _archive_bytes(body, replace(spec, stored=((dtype, error_of(body, read, spec)),)), dtype)
+    return _archive_bytes(body, replace(spec, stored=((dtype, error_of(body, read, spec)),)), dtype, router)
 
 
-def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> bytes:
+def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None, router: Router | None) -> bytes:
+    in_full = not spec.stored and dtype is None
+    version = FORMAT_VERSION if spec.gate is not None else _PLAIN_VERSION if in_full else _STORED_VERSION
     used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
@@ -241,7 +255,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             table.append({"name": name, "kind": kind, "requires_grad": tensor.requires_grad, "order": order})
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            if spec.stored or dtype is not None:
+            if version > _PLAIN_VERSION:
                 table[-1]["dtype"] = next(word for word, known in _DTYPES.items() if known == tensor.dtype)
             if dtype is not None and is_stored_in_fewer_bits(tensor):
                 if dtype == "int8":
@@ -251,12 +265,14 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None) -> 
     if missing := sorted(used - tensors.keys()):
         raise ArchiveError(f"node reads '{missing[0]}', which is no parameter or buffer: register it as a buffer")
     tensors |= scales
+    if router is not None:
+        tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in zip(_ROUTER, router, strict=True)}
     facts = spec_to_data(spec)
-    in_full = not facts["stored"] and dtype is None
-    if in_full:
-        del facts["stored"]
+    for name, first in (("stored", _STORED_VERSION), ("gate", FORMAT_VERSION)):
+        if version < first:
+            del facts[name]
     header: dict[str, object] = {
-        "format_version": _PLAIN_VERSION if in_full else FORMAT_VERSION,
+        "format_version": version,
         "spec": facts,
         "graph": graph_to_data(body.graph),
         "tensors": table,
@@ -273,7 +289,7 @@ def _raw(tensor: Tensor) -> memoryview:
 # Reading
 
 
-def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec]:
+def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec, Router | None]:
     length = _header_length(content[:8], len(content))
     header, data = _header_from(bytes(content[: 8 + length]), len(content))
     stored = content[8 + length :]
@@ -284,6 +300,7 @@ def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec]:
         if item.scale is not None
     }
     entries += scales.values()
+    entries += [(item.name, list(item.shape), item.stored, stored[item.begin : item.end]) for item in header.router]
     if header.sha256 != _digest(data, entries):
         raise ArchiveError("the digest does not match: the file was damaged or changed; get it again")
     body = fx.GraphModule(nn.Module(), fx.Graph())
@@ -293,7 +310,8 @@ def _content_of(content: memoryview) -> tuple[fx.GraphModule, CloneSpec]:
     body.graph = header.graph
     body.graph.lint()
     body.eval()
-    return body, header.spec
+    parts = [_tensor_from(entry, stored[entry.begin : entry.end], None) for entry in header.router]
+    return body, header.spec, (parts[0], parts[1]) if parts else None
 
 
 def _header_length(start: bytes | memoryview, size: int) -> int:
@@ -327,14 +345,15 @@ def _header_from(content: bytes, size: int) -> tuple[ArchiveHeader, dict[str, ob
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise ArchiveError(f"sha256: got {shown(sha256)}, expected 64 hexadecimal digits")
     spec = spec_from_data(data["spec"])
-    tensors = _table_from(data["tensors"], table, size - len(content), version)
+    router = _router_from(table, size - len(content)) if spec.gate is not None else ()
+    tensors = _table_from(data["tensors"], table, size - len(content), version, router)
     graph = graph_from_data(data["graph"], {entry.name for entry in tensors}, max_nodes=_SMALL + size // 1000)
     if unread := {entry.name for entry in tensors} - {node.target for node in graph.nodes}:
         raise ArchiveError(f"tensor {shown(min(unread))} is not read by the graph")
     dtype = _input_dtype(tensors)
     shapes = [shape for shape in (spec.input_shape, spec.feature_shape) if shape is not None]
     dry_run(graph, {entry.name: _on_meta(entry) for entry in tensors}, shapes, dtype, len(spec.classes))
-    return ArchiveHeader(version, spec, graph, tensors, sha256), data
+    return ArchiveHeader(version, spec, graph, tensors, router, sha256), data
 
 
 def _parsed(text: object) -> dict[str, object]:
@@ -374,9 +393,26 @@ def _refuse_absolute_paths(data: object) -> None:
             raise ArchiveError(f"the header holds an absolute path, {shown(value)}: an archive names nothing outside")
 
 
-def _table_from(data: object, table: dict[str, object], size: int, version: int) -> tuple[TensorEntry, ...]:
-    """The tensors, in the module's order, once they are known to fill the file's ``size`` bytes exactly."""
-    entries, spans = [], []
+def _router_from(table: dict[str, object], size: int) -> tuple[TensorEntry, ...]:
+    """Weight and bias of a router, taken out of the file's tensors."""
+    found = []
+    for name in _ROUTER:
+        dtype, shape, offsets = _stored_from(table.pop(name, None), f"tensor '{name}'", size)
+        found.append(TensorEntry(name, shape, dtype, False, False, tuple(range(len(shape))), *offsets, dtype, None))
+    weight, bias = found
+    if len(weight.shape) != 1 or bias.shape != () or weight.dtype != bias.dtype or not weight.dtype.is_floating_point:
+        raise ArchiveError(
+            f"a router has a floating weight (F,) and a bias () of its dtype, got {weight.dtype} {weight.shape} and "
+            f"{bias.dtype} {bias.shape}"
+        )
+    return weight, bias
+
+
+def _table_from(
+    data: object, table: dict[str, object], size: int, version: int, others: Sequence[TensorEntry] = ()
+) -> tuple[TensorEntry, ...]:
+    """The tensors, in the module's order, once they and the ``others`` are known to fill ``size`` bytes exactly."""
+    entries, spans = [], [((other.begin, other.end), other.name) for other in others]
     keys = ["name", "kind", "requires_grad", "order", *(["dtype"] if version > _PLAIN_VERSION else [])]
     for index, item in enumerate(check_list(data, "tensors")):
         item = check_keys(item, keys, f"tensors {index}")

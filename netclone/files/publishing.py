@@ -372,7 +372,7 @@ def pull(repo: str, out: str | os.PathLike[str], *, revision: str | None = None,
         with _told(repo, revision):
             file = hf_hub_download(repo, FILE, revision=revision, token=token, local_dir=folder)
         content = Path(file).read_bytes()
-    _, spec = from_bytes(content, f"{FILE} of '{repo}'")
+    spec = from_bytes(content, f"{FILE} of '{repo}'")[1]
     write_file(path, content)
     return spec
 

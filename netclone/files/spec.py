@@ -27,6 +27,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the router of a clone reads, and how it did on samples that it was not fitted to.
+
+    ``reads`` are the target's nodes, each with the shape of its output. ``skipped`` is the share of the old classes'
+    samples that the clone was spared, and ``missed`` that of the new classes' samples that it was not shown.
+    """
+
+    reads: tuple[tuple[str, tuple[int, ...]], ...]
+    skipped: float
+    missed: float
+
+
+@dataclass(frozen=True)
 class CloneSpec:
     """What is known about a clone, as plain data (this is what an archive's header holds).
 
@@ -38,7 +51,8 @@ class CloneSpec:
     ``recipe`` is all that the clone depends on beside networks and data, by name, each value as JSON; ``versions`` are
     those of what made it; ``origin`` says, as far as it is known, the ``source``, the ``target`` and the ``date``. Like
     all of a header they are what the file claims. ``stored`` is empty, or what the weights were stored in, with
-    the largest difference that made, relative to the largest logit, on random inputs.
+    the largest difference that made, relative to the largest logit, on random inputs. ``gate`` is None if the clone
+    sees every image.
     """
 
     classes: tuple[int, ...]
@@ -61,6 +75,7 @@ class CloneSpec:
     versions: tuple[tuple[str, str], ...] = ()
     origin: tuple[tuple[str, str], ...] = ()
     stored: tuple[tuple[str, float], ...] = ()
+    gate: Gate | None = None
 
 
 def spec_to_data(spec: CloneSpec) -> dict[str, object]:
@@ -182,6 +197,20 @@ def _preparation(value: object) -> Preparation:
     return Preparation(**made)
 
 
+def _share(value: object) -> float:
+    if not 0 <= (number := _finite(value)) <= 1:
+        raise ArchiveError(f"expected a share from 0 to 1, got {shown(value)}")
+    return number
+
+
+def _gate(value: object) -> Gate:
+    gate = Gate(**_fields_from(value, _GATE, "gate"))
+    if not gate.reads:
+        raise ArchiveError("gate: it reads nothing")
+    return gate
+
+
+_GATE: dict[str, _Reader[object]] = {"reads": _items(_row(_text, _shape)), "skipped": _share, "missed": _share}
 _CANDIDATE: dict[str, _Reader[object]] = {
     "at": _text,
     "source_at": _optional(_text),
@@ -209,6 +238,7 @@ _SPEC: dict[str, _Reader[object]] = {
     "versions": _items(_row(_text, _text)),
     "origin": _items(_row(_text, _text)),
     "stored": _items(_row(_text, _error)),
+    "gate": _optional(_gate),
 }
 _LATER: dict[str, object] = {
     "target_digests": [],
@@ -217,8 +247,9 @@ _LATER: dict[str, object] = {
     "versions": [],
     "origin": [],
     "stored": [],
+    "gate": None,
 }
-"""Fields that files of format 1 lack, and what they are there."""
+"""Fields that older files lack, and what they are there."""
 
 
 def spec_from_data(value: object) -> CloneSpec:
