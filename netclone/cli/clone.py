@@ -113,6 +113,13 @@ def clone(
     latency_batch: Annotated[
         int, typer.Option(min=1, help="Images at a time when --budget latency measures the time.")
     ] = 1,
+    gate: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the old classes' images that the clone need not see, above 0 and below 1: saves their time. "
+            "Needs --target-data."
+        ),
+    ] = None,
     save_dtype: Annotated[
         StoredDtype | None,
         typer.Option(help="Store the weights in fewer bits: bf16 halves a float32 file, int8 quarters it."),
@@ -152,6 +159,7 @@ def clone(
             "mixed_precision": mixed_precision,
             "round_to": round_to,
             "latency_batch": latency_batch,
+            "gate": gate,
             "save_dtype": save_dtype,
             "device": device,
         }

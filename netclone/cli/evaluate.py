@@ -107,9 +107,12 @@ def _print(scores: Scores, cost: Cost, console: Console) -> None:
         and f"{percent(scores.locality_closed)} of old images change among old classes",
         "calibration error": f"{scores.calibration_error:.3f}",
         "similarity to the source": "" if scores.similarity is None else f"{scores.similarity:.3f}",
+        "sent to the clone": percent(scores.sent_old)
+        and f"{percent(scores.sent_old)} of old images, {percent(scores.sent_new)} of new ones",
         "parameters": f"{cost.parameters:,}",
         "MACs": f"{cost.macs:,}",
         "latency": f"{cost.latency_ms:.2f} ms, one image on this machine",
+        "time": "" if scores.ms_per_image is None else f"{scores.ms_per_image:.2f} ms an image, over all images",
     }
     for what, fact in facts.items():
         if fact:

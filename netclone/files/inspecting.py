@@ -16,7 +16,7 @@ from rich.text import Text
 
 from netclone.files.archiving import ArchiveHeader, header_from_bytes, read_header
 from netclone.files.bundling import read_bundle
-from netclone.files.spec import CloneSpec
+from netclone.files.spec import CloneSpec, Gate
 from netclone.runtime.text import as_plain_text
 
 _WIDTH = 20  # of a bar, in characters
@@ -173,6 +173,7 @@ def facts(inspection: Inspection) -> dict[str, str]:
         "target's images": _shape(spec.target_input_shape) if spec.target_input_shape else "",
         "size": f"{inspection.parameters:,} parameters, {inspection.bytes:,} bytes, {inspection.nodes} nodes, "
         + ", ".join(inspection.dtypes),
+        "gate": _gate(spec.gate) if spec.gate else "",
         "stored as": ", ".join(f"{word} (off by {error:.1e} of the largest logit)" for word, error in spec.stored),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
         "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores if ", " not in name),
@@ -211,6 +212,11 @@ def show(inspection: Inspection, console: Console) -> None:
             score = "" if tried.score is None else f"{tried.score:.1%}"
             table.add_row(*map(_cell, (tried.at, tried.source_at or "input", score, tried.reason)))
         console.print(table)
+
+
+def _gate(gate: Gate) -> str:
+    reads = ", ".join(node for node, _ in gate.reads)
+    return f"skips {gate.skipped:.0%} of old images and {gate.missed:.0%} of new ones (cross-validated); reads {reads}"
 
 
 def _fits(spec: CloneSpec) -> dict[str, dict[str, float]]:

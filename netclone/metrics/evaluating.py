@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -42,7 +42,12 @@ class Scores:
     ``similarity`` is Pearson's correlation, in [-1, 1], between the clone's and the source's logits of the cloned
     classes, over samples of these classes, after subtracting each class's mean logit. So it is defined for a single
     class too, and neither a common scale nor an offset per class changes it. None without a source, a clone, or logits
-    that vary.
+    that vary. A clone with a gate is compared on the images that it sees.
+
+    ``sent_old`` is the share of old-class samples that a clone with a gate sees, and ``sent_new`` that of the samples
+    of its own classes; the mean over such clones, and None if there is none. ``ms_per_image`` is the time that the
+    model took for all images, divided by their number. It is None where it was not measured, and no part of a
+    comparison.
     """
 
     old: float | None
@@ -53,6 +58,9 @@ class Scores:
     samples: int
     calibration_error: float
     similarity: float | None
+    sent_old: float | None = None
+    sent_new: float | None = None
+    ms_per_image: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -151,9 +159,13 @@ def evaluate(  # noqa: PLR0913 - public
     added = sum(map(len, of_clones.values()))
     cloned = None if source is None else _cloned(model, of_clones, name)
     logits, labels, references, likeness = [], [], [], []
-    seen = 0
+    seen, seconds = 0, 0.0
     for samples in streamed(data, batch_size * workers.count, device=place):
+        start = time.perf_counter()
         logits.append(predict(model, samples.images, batch_size, workers, first=seen))
+        if samples.images.is_cuda:
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
         labels.append(samples.labels)
         if isinstance(reference, nn.Module):
             references.append(predict(reference, samples.images, batch_size, workers, first=seen))
@@ -174,7 +186,11 @@ def evaluate(  # noqa: PLR0913 - public
         is_old = torch.isin(known_labels, torch.tensor(old_columns, dtype=known_labels.dtype, device=given.device))
         known = known.to(given.device)[is_old]
     alike = None if cloned is None else _likeness(given, known_labels, cloned, torch.cat(likeness))
-    return score(given, known_labels, old=old_columns, new=new_columns, known=known, similarity=alike)
+    gates = [
+        own for clone, own in of_clones.items() if modules_of(cast(fx.GraphModule, model))[clone].router is not None
+    ]
+    found = score(given, known_labels, old=old_columns, new=new_columns, known=known, similarity=alike, gates=gates)
+    return replace(found, ms_per_image=1000 * seconds / seen)
 
 
 def score(
@@ -185,6 +201,7 @@ def score(
     new: Sequence[int],
     known: Tensor | None = None,
     similarity: float | None = None,
+    gates: Sequence[Sequence[int]] = (),
 ) -> Scores:
     """The scores of :func:`evaluate`, from logits ``(N, columns)`` and labels ``(N,)``.
 
@@ -198,6 +215,8 @@ def score(
         The reference's logits ``(M, columns)`` for the M samples of old classes, for ``locality_closed``.
     similarity
         The result of :func:`similarity`.
+    gates
+        The columns of each clone that has a gate. What it does not see has logits of minus infinity there.
 
     Raises
     ------
@@ -239,6 +258,10 @@ def score(
         samples=len(labels),
         calibration_error=_calibration_error(logits, right),
         similarity=similarity,
+        sent_old=_share([_sent(logits, own)[is_old] for own in gates]),
+        sent_new=_share(
+            [_sent(logits, own)[torch.isin(labels, torch.tensor(tuple(own), device=labels.device))] for own in gates]
+        ),
     )
 
 
@@ -415,9 +438,9 @@ def _of_source(source: nn.Module, cloned: _Cloned, samples: Samples, batch_size:
 
 
 def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -> float | None:
-    if not len(wanted):
-        return None
-    return _correlation(logits[cloned.own(labels)][:, cloned.columns.start : cloned.columns.stop], wanted)
+    given = logits[cloned.own(labels)][:, cloned.columns.start : cloned.columns.stop]
+    seen = (given > -torch.inf).any(1)
+    return _correlation(given[seen], wanted[seen]) if bool(seen.any()) else None
 
 
 def _correlation(one: Tensor, two: Tensor) -> float | None:
@@ -428,6 +451,17 @@ def _correlation(one: Tensor, two: Tensor) -> float | None:
     if any(norm <= 1e-12 * whole.norm() for norm, whole in zip(norms, (one, two), strict=True)):
         return None
     return float(((centred[0] / norms[0]) * (centred[1] / norms[1])).sum().clamp(-1, 1))
+
+
+def _sent(logits: Tensor, columns: Sequence[int]) -> Tensor:
+    """Which images ``(N,)`` a clone saw, from what its columns hold."""
+    return (logits[:, list(columns)] > -torch.inf).any(1)
+
+
+def _share(flags: Sequence[Tensor]) -> float | None:
+    """The mean over clones of the share of images that they saw; None if there is no clone or no image."""
+    shares = [share for one in flags if (share := _mean(one)) is not None]
+    return statistics.mean(shares) if shares else None
 
 
 def _mean(flags: Tensor) -> float | None:

@@ -33,6 +33,7 @@ from netclone.metrics.evaluating import (
     score,
     similarity,
 )
+from netclone.metrics.skipping import Point, at_threshold, seen_whole, skipping, ungated
 from netclone.reporting.layout import Layout, lay_out
 from netclone.reporting.rendering import digest, render, shortened
 from netclone.reporting.stages import Row, rows
@@ -76,7 +77,8 @@ class Report:
     ``labels`` names every column. ``new`` are the clone's columns, ``old`` all others. ``scores``
     and ``costs`` are by network. ``compared`` old logits of the grafted network were compared bit by bit with those of
     the network after removal, and ``differing`` of them differ. ``classes`` are those whose accuracy changed most, if
-    there are more than the page shows, out of ``classes_seen``.
+    there are more than the page shows, out of ``classes_seen``. ``gate`` is what the clone's gate does, and
+    ``skipping`` what it would do if it skipped fewer or more images; None and empty without a gate.
     """
 
     path: Path
@@ -102,6 +104,8 @@ class Report:
     classes_seen: int
     helped: tuple[Picture, ...]
     hurt: tuple[Picture, ...]
+    gate: Point | None
+    skipping: tuple[Point, ...]
     commands: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
     measured_on: str
@@ -247,7 +251,8 @@ def _gathered(
     known[:, list(old)] = left
     is_old = torch.isin(labels, torch.tensor(old))
     alike = None if source is None else similarity(grafted, name, source, samples, logits.to(samples.images.device))
-    after = score(logits, labels, old=old, new=new, known=known[is_old], similarity=alike)
+    gates = () if module.router is None else (new,)
+    after = score(logits, labels, old=old, new=new, known=known[is_old], similarity=alike, gates=gates)
     place = torch.empty(width, dtype=labels.dtype)  # of a column once the clone's are moved to the end
     place[[*old, *new]] = torch.arange(width, dtype=labels.dtype)
     kept, gone = range(len(old)), range(len(old), width)
@@ -256,13 +261,15 @@ def _gathered(
         ("grafted", after),
         ("removed", score(left, place[labels], old=kept, new=gone)),
     )
+    gate, curve = _of_gate(grafted, name, samples, old, new)
     tell("report", 3, _STEPS)
 
     image = samples.images[:1]
     device = image.device
     shapes = [shape for shape in (module.spec.input_shape, module.spec.feature_shape) if shape is not None]
     inputs = [torch.zeros(1, *shape, dtype=image.dtype, device=device) for shape in shapes]
-    costs = [("target", cost(removed, image)), ("grafted", cost(grafted, image)), ("clone", cost(module, *inputs))]
+    costs = [("target", cost(removed, image)), ("grafted", cost(ungated(grafted), image))]
+    costs += [("clone", cost(module.ungated(), *inputs))]
     costs += [] if source is None else [("source", cost(source, image))]
     tell("report", 4, _STEPS)
 
@@ -298,6 +305,8 @@ def _gathered(
         classes_seen=len(every),
         helped=pictures[: len(helped)],
         hurt=pictures[len(helped) :],
+        gate=gate,
+        skipping=curve,
         commands=(),
         versions=(
             ("netclone", netclone.__version__),
@@ -323,6 +332,19 @@ def _names(grafted: fx.GraphModule, width: int, old_names: Sequence[str]) -> tup
     for module in modules_of(grafted).values():
         found += [str(label) for label in module.class_names or module.classes]
     return tuple(shortened(name, _LONGEST) for name in found)
+
+
+def _of_gate(
+    grafted: fx.GraphModule, name: str, samples: Samples, old: Sequence[int], new: Sequence[int]
+) -> tuple[Point | None, tuple[Point, ...]]:
+    """What a clone's gate does and could do; nothing without a gate, or with images of one kind alone."""
+    labels = samples.labels.cpu()
+    is_old = torch.isin(labels, torch.tensor(old))
+    if modules_of(grafted)[name].router is None or bool(is_old.all()) or not bool(is_old.any()):
+        return None, ()
+    scores, logits = (part.cpu() for part in seen_whole(grafted, name, samples.images))
+    point = at_threshold(0.0, scores, logits, labels, is_old, new)
+    return point, skipping(scores, logits, labels, old=old, new=new)
 
 
 def _differing(one: Tensor, two: Tensor) -> int:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import columns, modules_of
+from netclone.cloning.injecting import GraftedModule, columns, modules_of
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import Preparation, converted, preparation
 from netclone.graph.tracing import example_input
 from netclone.metrics.evaluating import Cost, Scores, cost
 from netclone.metrics.evaluating import evaluate as netclone_evaluate
+from netclone.metrics.skipping import ungated
 from netclone.models.loading import Note, load_model, open_model, open_target, silent
 from netclone.models.reading import Pictures, read
 from netclone.runtime.context import Progress
@@ -146,6 +147,8 @@ def evaluate(
 ) -> tuple[Scores, Cost]:
     """Scores of a named network on images, and its cost; old classes are compared with the target alone.
 
+    The cost is that of an image which every clone sees. The scores have the time as it is, gates and all.
+
     Parameters
     ----------
     model, data, target_data, split, images, use_ema, device, note, skip_broken
@@ -179,7 +182,8 @@ def evaluate(
         name=name,
         batch_size=batch_size,
     )
-    return scores, cost(subject.network, example_input(subject.target)[:1].to(subject.device))
+    network = ungated(subject.network) if isinstance(subject.network, GraftedModule) else subject.network
+    return scores, cost(network, example_input(subject.target)[:1].to(subject.device))
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:
