@@ -166,6 +166,15 @@ def test_a_target_without_the_routers_features_is_refused(module: CloneModule, t
         netclone.inject(target, wrong)
 
 
+def test_a_clone_that_is_fitted_again_keeps_its_gate(module: CloneModule, target: nn.Module) -> None:
+    labels = torch.arange(40) % 10
+    kept = netclone.latents(module, target, [(images(40, 4), labels)], target_data=[(images(40), labels % OLD)])
+    again = netclone.refit(module, kept, epochs=1, seed=1)
+    with torch.no_grad():
+        one, two = (netclone.inject(target, clone)(images(20)) for clone in (module, again))
+    assert torch.equal(sent(one), sent(two)) and not torch.equal(one, two)
+
+
 def test_the_router_reads_what_the_last_layer_reads(target: nn.Module) -> None:
     assert before_logits(trace(target, images(2))).name == "global_pool_flatten"
     assert before_logits(trace(nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten()), images(2))).name == "_1"

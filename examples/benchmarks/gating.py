@@ -8,21 +8,17 @@ kept in OUT.json: the same command goes on from there.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from fitting import chosen
+from pairs import Pair, Runs, arguments, networks_of
 from torch import Tensor, fx
 
 import netclone
-from netclone.benchmarking.suites import Suite, in_development, suite_named
-from netclone.benchmarking.training import Networks, find, renamed
+from netclone.benchmarking.suites import Suite
 from netclone.cloning.gating import before_logits
 from netclone.cloning.placing import features_at
 from netclone.graph.tracing import trace
@@ -69,42 +65,36 @@ def timed(model: fx.GraphModule, images: Tensor) -> float:
     return 1000 * min(times) / len(images)
 
 
-def measured(suite: Suite, networks: Networks, seed: int, size: str, keep: float) -> dict[str, Any]:
+def measured(suite: Suite, pair: Pair, seed: int, keep: float) -> dict[str, Any]:
     """The curves of one clone, and the time that its gate saves."""
-    data, setting = networks.dataset, suite.settings[0]
-    known, old = (*suite.old, *setting.new), len(suite.old)
-    images, labels = chosen(networks, known, size, seed)
-    new = labels >= old
-    classes = tuple(data.columns[label] for label in setting.new)
-    source, target = networks.source(seed), networks.target(seed)
     options = {name: value for name, value in suite.clone.items() if name != "search"}
-    options |= {"method": "magnitude"} if keep == 1 else {}
-    options |= {"target_data": [(images[~new], labels[~new])], "augment": suite.augment, "at": "input", "gate": 0.5}
+    options |= {"augment": suite.augment, "at": "input", "gate": 0.5, "keep": keep, "seed": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", netclone.NetcloneWarning)
-        named = torch.tensor(classes)[labels[new] - old]
         module = netclone.clone(
-            source, target, [(images[new], named)], classes=classes, keep=keep, seed=seed, **options
+            pair.source,
+            pair.target,
+            [pair.new_images],
+            classes=pair.classes,
+            target_data=[pair.old_images],
+            **options,
         )
-    grafted = netclone.inject(target, module, name="clone")
-    test = find(data.test_labels, known)
-    shown, answers = data.test_images[test], renamed(data.test_labels[test], known)
-    scores, logits = seen_whole(grafted, "clone", shown)
-    ways = {"router": scores, **thresholds(logits[:, :old]), **trained(target, (images, labels), shown, old)}
-    curves = {
-        name: skipping(score, logits, answers, old=range(old), new=range(old, len(known)))
-        for name, score in ways.items()
-    }
-    found = netclone.evaluate(grafted, [(shown, answers)], old=range(old), new=range(old, len(known)))
+    grafted = netclone.inject(pair.target, module, name="clone")
+    images, labels = pair.tested
+    scores, logits = seen_whole(grafted, "clone", images)
+    ways = {"router": scores, **thresholds(pair.reference), **trained(pair)}
+    kinds = {"old": range(pair.old), "new": range(pair.old, pair.old + len(pair.classes))}
+    curves = {name: skipping(score, logits, labels, **kinds) for name, score in ways.items()}
+    found = netclone.evaluate(grafted, [pair.tested])
     return {
         "curves": {name: [asdict(point) for point in curve] for name, curve in curves.items()},
         "mean, all seen": 100 * curves["router"][0].mean,
         "lost at half": {name: 100 * (curve[0].mean - curve[HALF].mean) for name, curve in curves.items()},
         "gate": {"sent_old": found.sent_old, "sent_new": found.sent_new, "old": found.old, "new": found.new},
         "ms": {
-            "target": timed(netclone.remove(grafted), shown),
-            "all seen": timed(ungated(grafted), shown),
-            "gate": timed(grafted, shown),
+            "target": timed(netclone.remove(grafted), images),
+            "all seen": timed(ungated(grafted), images),
+            "gate": timed(grafted, images),
         },
     }
 
@@ -114,47 +104,34 @@ def thresholds(logits: Tensor) -> dict[str, Tensor]:
     return {"softmax": -logits.softmax(1).amax(1), "energy": -logits.logsumexp(1)}
 
 
-def trained(target: torch.nn.Module, data: tuple[Tensor, Tensor], shown: Tensor, old: int) -> dict[str, Tensor]:
+def trained(pair: Pair) -> dict[str, Tensor]:
     """Scores of routers that were trained for information gain, at each price."""
-    images, labels = data
-    traced = trace(target, images[:2]).eval()
+    traced = trace(pair.target, pair.images[:2]).eval()
     node = before_logits(traced).name
-    rows, tested = (features_at(traced, part, [node], 64)[node].double() for part in (images, shown))
-    generator, index = torch.Generator().manual_seed(0), torch.arange(len(labels))
-    router = fit_router([rows], labels, index, old=old, share=0.5, generator=generator).router
-    found = {}
+    rows, tested = (features_at(traced, part, [node], 64)[node].double() for part in (pair.images, pair.tested[0]))
+    generator, index = torch.Generator().manual_seed(0), torch.arange(len(rows))
+    router = fit_router([rows], pair.labels, index, old=pair.old, share=0.5, generator=generator).router
+    is_new, found = (pair.labels >= pair.old).long(), {}
     for price in PRICES:
-        numbers = by_information_gain(rows, (labels >= old).long(), router.weight, router.bias, price)
+        numbers = by_information_gain(rows, is_new, router.weight, router.bias, price)
         found[f"information gain, price {price}"] = tested @ numbers[:-1] + numbers[-1]
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--suites", nargs="+", default=["zoo", "cifar10", "fashion"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser = arguments(__doc__)
     parser.add_argument("--size", default="10%", help="samples of each class, or a share such as 10%%")
     parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--development", action="store_true", help="look at held-out training images instead")
     asked = parser.parse_args()
-    runs = json.loads(asked.out.read_text(encoding="utf-8"))["runs"] if asked.out.is_file() else []
-    keys = ("suite", "development", "seed", "size", "keep")
-    done = {tuple(run[key] for key in keys) for run in runs}
-    asked.cache.mkdir(parents=True, exist_ok=True)
+    runs = Runs(asked.out, ("suite", "development", "seed", "size", "keep"))
     for name in asked.suites:
-        suite = in_development(suite_named(name)) if asked.development else suite_named(name)
-        networks = Networks(suite, suite.load(asked.data), asked.data, asked.cache, lambda *_: None)
+        networks = networks_of(name, asked)
         for seed in asked.seeds:
             about = (name, asked.development, seed, asked.size, asked.keep)
-            if about in done:
+            if runs.done(*about):
                 continue
-            found = measured(suite, networks, seed, asked.size, asked.keep)
-            runs.append({**dict(zip(keys, about, strict=True)), **found})
-            facts = {"netclone": netclone.__version__, "torch": torch.__version__, "runs": runs}
-            asked.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            found = measured(networks.suite, Pair.of(networks.suite, networks, seed, asked.size), seed, asked.keep)
+            runs.add(*about, **found)
             print(*about, found["lost at half"], found["ms"], flush=True)
 
 

@@ -258,7 +258,8 @@ def refit(
     facts = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "validation": validation, "samples": len(cached)}
     recipe = *(item for item in module.spec.recipe if item[0] != "refit"), ("refit", json.dumps(facts))
     scores = (("validation", score), *evidence)
-    return CloneModule(made, replace(module.spec, recipe=recipe, scores=scores, stored=())).eval()
+    spec = replace(module.spec, recipe=recipe, scores=scores, stored=())
+    return CloneModule(made, spec, copy.deepcopy(module.router)).eval()
 
 
 def _trunk(module: CloneModule) -> fx.GraphModule:
