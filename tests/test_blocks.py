@@ -47,7 +47,10 @@ def groups():
 
 
 def test_a_block_is_all_groups_that_have_no_layer_left_without_it(groups):
-    assert residual_blocks(groups) == (Block("add", ("expand", "down")), Block("add_1", ("first", "second")))
+    assert residual_blocks(groups) == (
+        Block("add", ("expand", "down"), "conv2d_5", "conv2d", 1),
+        Block("add_1", ("first", "second"), "conv2d_8", "add", 1),
+    )
 
 
 def test_a_network_without_some_blocks(groups):
@@ -62,5 +65,7 @@ def test_a_network_without_some_blocks(groups):
 
 def test_a_transformers_layer_is_two_branches():
     groups = channel_groups(timm.create_model("test_vit", num_classes=4))
-    found = [block.groups for block in residual_blocks(groups)]
+    blocks = residual_blocks(groups)
+    assert {block.axis for block in blocks} == {2}
+    found = [block.groups for block in blocks]
     assert found == [(f"blocks.{i}.{part}",) for i in range(6) for part in ("attn.qkv", "mlp.fc1")]

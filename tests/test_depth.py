@@ -1,15 +1,20 @@
-"""Which residual blocks to do without, by their similarity."""
+"""Which residual blocks to do without: by their similarity, and by how well they can be recovered."""
 
 import pytest
 import torch
 from architectures import Net, untouched
-from torch import nn
+from torch import fx, nn
 
 import netclone
+from netclone.channels.blocks import Block
+from netclone.channels.budgeting import Allocation, Measure
 from netclone.channels.grouping import channel_groups
 from netclone.cloning.extracting import extract
 from netclone.errors import ArgumentError
+from netclone.learning.data import Samples
+from netclone.learning.depth import recoverable, without_recoverable
 from netclone.learning.localizing import localize
+from netclone.runtime.sharing import ALONE
 
 LABELS = torch.arange(40) % 5
 IMAGES = torch.randn(40, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -118,3 +123,47 @@ def test_a_clone_without_some_blocks():
     grafted = netclone.inject(target, module)
     assert grafted(IMAGES).shape == (40, 5)
     assert torch.equal(grafted(IMAGES)[:, :3], target(IMAGES))
+
+
+# ---------------------------------------------------------------- by what can be recovered
+
+
+def streams(branch):
+    """A stream of two channels and what a branch adds to it, as one block of a graph."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch.ops.aten.add.Tensor, (graph.call_function(branch, (x,)), x))
+    graph.output(next(reversed(graph.nodes)))
+    nodes = [node.name for node in graph.nodes]
+    return fx.GraphModule(nn.Module(), graph), Block(nodes[2], ("group",), nodes[1], nodes[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("branch", "lost"),
+    [
+        (lambda x: 3 * x.flip(1) + 1, 0.0),  # linear in the stream
+        (lambda x: x.square() - 5, 0.25),  # x and its square do not go together where x is -1, 0 or 1
+    ],
+)
+def test_recoverable_is_what_a_matrix_can_predict(branch, lost):
+    """In both channels x has a variance of 2/3, and its square one of 2/9: that is a quarter of the sum's."""
+    values = torch.cartesian_prod(torch.tensor([-1.0, 0, 1]), torch.tensor([-1.0, 0, 1]))
+    graph, block = streams(branch)
+    found = recoverable(graph, [block], values[:, :, None, None].expand(9, 2, 3, 3))
+    torch.testing.assert_close(found, torch.tensor([lost]).double(), atol=1e-3, rtol=0)
+
+
+def test_blocks_that_do_nothing_are_left_out_where_a_budget_is_short(groups):
+    samples = Samples(*DATA[0], "data")
+    sizes = Allocation(groups, Measure("params"))
+    scores = [torch.rand(group.size, generator=torch.Generator().manual_seed(0)) for group in groups.groups]
+    best = without_recoverable(samples, sizes, lambda own: own.exact_flags(scores, 0.55), ALONE)
+    assert best.without == {"wide.1", "wide.2"}
+    flags = dict(zip([group.name for group in groups.groups], best.exact_flags(scores, 0.55), strict=True))
+    assert not flags["wide.1"].any() and not flags["wide.2"].any() and flags["wide.3"].any()
+    assert sizes.without == set()
+
+
+def test_a_budget_of_time_may_cost_blocks(groups):
+    mask = localize(groups, DATA, method="taylor", allocation="global", budget="latency", keep=0.7)
+    assert extract(groups, mask).certificate < 1e-14

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from netclone.channels.emptying import Emptied, emptied
+from netclone.channels.emptying import emptied
 from netclone.channels.grouping import ChannelGroup, ChannelGroups
+from netclone.channels.labels import compact
 from netclone.channels.slimming import Resizer
 
 aten = torch.ops.aten
@@ -17,10 +18,16 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Block:
-    """A residual branch: the groups that go with it, and the node that adds what it computes to the stream."""
+    """A residual branch: the groups that go with it, and the node that adds what it computes to the stream.
+
+    ``branch`` and ``stream`` are the nodes that are added, and ``axis`` is that of their channels.
+    """
 
     at: str
     groups: tuple[str, ...]
+    branch: str
+    stream: str
+    axis: int
 
 
 def residual_blocks(groups: ChannelGroups) -> tuple[Block, ...]:
@@ -43,16 +50,12 @@ def residual_blocks(groups: ChannelGroups) -> tuple[Block, ...]:
     """
     found: dict[str, set[str]] = {}
     for group in groups.groups:
-        at, empty = _added(groups, [group])
-        if at is not None and empty is not None:
-            found.setdefault(at, set()).update({group.name, *_without_layers(groups, empty)})
+        block, without = _block(groups, [group])
+        if block is not None:
+            found.setdefault(block.at, set()).update({group.name, *without})
+    blocks = [_block(groups, [g for g in groups.groups if g.name in members])[0] for members in found.values()]
     order = {node.name: place for place, node in enumerate(groups.graph_module.graph.nodes)}
-    blocks = []
-    for at in sorted(found, key=order.__getitem__):
-        members = [group for group in groups.groups if group.name in found[at]]
-        if _added(groups, members)[0] == at:
-            blocks.append(Block(at, tuple(group.name for group in members)))
-    return tuple(blocks)
+    return tuple(sorted((block for block in blocks if block is not None), key=lambda block: order[block.at]))
 
 
 def flags_without(groups: ChannelGroups, blocks: Iterable[Block]) -> list[Tensor]:
@@ -61,19 +64,22 @@ def flags_without(groups: ChannelGroups, blocks: Iterable[Block]) -> list[Tensor
     return [torch.full((group.size,), group.name not in gone) for group in groups.groups]
 
 
-def _added(groups: ChannelGroups, some: Iterable[ChannelGroup]) -> tuple[str | None, Emptied | None]:
-    """The one addition that reads all that becomes constant without some groups, if there is one."""
+def _block(groups: ChannelGroups, some: Sequence[ChannelGroup]) -> tuple[Block | None, list[str]]:
+    """The block that goes with some groups, and the groups that have no layer left without it; None if there is none.
+
+    It is one if a single addition reads all that becomes constant, beside one tensor that does not.
+    """
     units = sorted(unit for group in some for unit in group.units)
     empty = emptied(Resizer(groups.labelling, torch.tensor(units)))
-    if empty is None or empty.refused is not None or not empty.constants:
-        return None, None
-    readers = {node for node in empty.live if any(used in empty.constants for used in node.all_input_nodes)}
-    if len(readers) != 1 or (reader := readers.pop()).target is not aten.add.Tensor:
-        return None, None
-    return reader.name, empty
-
-
-def _without_layers(groups: ChannelGroups, empty: Emptied) -> list[str]:
-    """The groups that slice no parameter of what is left."""
+    if empty is None or empty.refused is not None or len(empty.constants) != 1:
+        return None, []
+    ((branch, value),) = empty.constants.items()
+    readers = [node for node in empty.live if branch in node.all_input_nodes]
+    others = [node for node in readers[0].all_input_nodes if node is not branch]
+    if len(readers) != 1 or readers[0].target is not aten.add.Tensor or len(others) != 1:
+        return None, []
+    varied = [axis for axis, size in enumerate(compact(value).shape) if size > 1]
+    axis = varied[0] if varied else (-1 if value.dim() == 3 else 1)
+    block = Block(readers[0].name, tuple(group.name for group in some), branch.name, others[0].name, axis)
     left = {str(node.target) for node in empty.live if node.op == "get_attr"}
-    return [group.name for group in groups.groups if not left & {name for name, _, _ in group.members}]
+    return block, [group.name for group in groups.groups if not left & {name for name, _, _ in group.members}]

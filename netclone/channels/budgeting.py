@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,7 +129,7 @@ class Allocation:
     The size of the slim network follows from how many units of each group are kept: a weight has as many entries as
     the product of the lengths of its axes, and as many MACs as entries times positions. The time of an operator goes
     with the entries of its weight, or of the weight before it. Only the outputs of ``classes`` (None: all) are kept.
-    ``whole`` is the size of the full network.
+    ``whole`` is the size of the full network. The groups named in ``without`` keep no unit.
 
     Examples
     --------
@@ -144,6 +145,7 @@ class Allocation:
         self.groups = groups
         self.measure = measure
         self.budget = measure.budget
+        self.without: frozenset[str] = frozenset()
         self._gone = unused_outputs(groups, range(groups.outputs) if classes is None else classes)
         members: dict[str, list[tuple[int, int, int]]] = {}
         for number, group in enumerate(groups.groups):
@@ -168,6 +170,12 @@ class Allocation:
             for number in range(len(every))
         ]
         """The saving of one unit of each group, while everything else is kept."""
+
+    def doing_without(self, names: Iterable[str]) -> Allocation:
+        """The same, with some groups that keep no unit."""
+        other = copy.copy(self)
+        other.without = frozenset(names)
+        return other
 
     def size(self, kept: Sequence[int], every_class: bool = False) -> int:
         """What this many units of each group take: parameters, MACs of convolutions and linear layers, picoseconds."""
@@ -194,7 +202,7 @@ class Allocation:
     def flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """Per group, True for the units of the highest scores that fit into ``keep`` of the budget.
 
-        The best unit of every group always stays. Ties go to the first.
+        The best unit of every group that is not in ``without`` always stays. Ties go to the first.
         """
         sizes = [len(score) for score in scores]
         order = torch.sort(torch.cat([score.detach().cpu() for score in scores]), descending=True, stable=True).indices
@@ -205,7 +213,7 @@ class Allocation:
 
         def chosen(count: int) -> list[Tensor]:
             return [
-                place < rounded(group, max(1, int((part < count).sum())), self.measure.round_to)
+                place < self._kept(group, int((part < count).sum()))
                 for group, part, place in zip(self.groups.groups, ranks, places, strict=True)
             ]
 
@@ -215,6 +223,9 @@ class Allocation:
             fits = self.size([int(flag.sum()) for flag in chosen(middle)]) <= keep * self.whole
             low, high = (middle, high) if fits else (low, middle - 1)
         return chosen(low)
+
+    def _kept(self, group: ChannelGroup, count: int) -> int:
+        return 0 if group.name in self.without else rounded(group, max(1, count), self.measure.round_to)
 
     def exact_flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """As :meth:`flags`, checked on the slim network itself, whose attention has MACs of its own.
@@ -277,6 +288,10 @@ class Allocation:
 
     def slimmed(self, flags: Sequence[Tensor], every_class: bool = False) -> fx.GraphModule:
         """The slim network with the units that are flagged."""
+        return slim(self.groups.labelling, self.removed(flags, every_class))
+
+    def removed(self, flags: Sequence[Tensor], every_class: bool = False) -> Tensor:
+        """All units that are not flagged, and those of the unused outputs."""
         removed = [
             unit
             for group, flag in zip(self.groups.groups, flags, strict=True)
@@ -284,7 +299,7 @@ class Allocation:
             if not stays
         ]
         units = torch.tensor(removed, dtype=torch.long)
-        return slim(self.groups.labelling, (units if every_class else torch.cat([units, self._gone])).sort().values)
+        return (units if every_class else torch.cat([units, self._gone])).sort().values
 
     def measured(self, flags: Sequence[Tensor], every_class: bool = False) -> int:
         """Parameters, or MACs for one image, measured on the slim network itself."""

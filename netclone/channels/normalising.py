@@ -96,7 +96,7 @@ def gated(source: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tens
     view[norm.axis] = -1
     gate = gate.to(source.dtype).reshape(view)
     axes = list(range(1, source.dim())) if norm.over_positions else [source.dim() - 1]
-    total = gate.sum() * (source[0, 0].numel() if norm.over_positions else 1)
+    total = gate.sum().clamp_min(1e-12) * (source[0, 0].numel() if norm.over_positions else 1)
     mean = (gate * source).sum(axes, keepdim=True) / total if norm.centred else 0
     centred = source - mean
     variance = (gate * centred.square()).sum(axes, keepdim=True) / total

@@ -1,20 +1,26 @@
-"""Which residual blocks to do without."""
+"""Which residual blocks to do without: those that are like an earlier one, or those that others can make up for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from netclone.channels.blocks import flags_without, residual_blocks
-from netclone.channels.grouping import ChannelGroups
-from netclone.errors import ArgumentError
-from netclone.learning.data import Samples
+from netclone.channels.blocks import Block, flags_without, residual_blocks
+from netclone.channels.budgeting import Allocation
+from netclone.channels.grouping import ChannelGroups, columns_without
+from netclone.channels.slimming import Resizer, slim
+from netclone.errors import ArgumentError, MaskError
+from netclone.learning.data import Samples, in_batches
+from netclone.learning.reconstructing import RIDGE, reconstruct_slim
 from netclone.learning.similarity import similarities
-from netclone.runtime.sharing import Workers
+from netclone.runtime.sharing import ALONE, Workers
 
 SAMPLES, BATCH = 512, 64  # that layers are compared on
+TRIED = 256  # samples that a number of blocks is tried on: half to refit on, half to compare on
+_log = logging.getLogger(__package__)
 
 
 def without_similar(
@@ -41,8 +47,7 @@ def without_similar(
     blocks = residual_blocks(groups)
     alike = torch.eye(len(blocks))
     if len(blocks) > 1:
-        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SAMPLES]
-        images = samples.images[some.to(samples.images.device)]
+        images = _some(samples, SAMPLES).images
         alike = similarities(groups.graph_module, [block.at for block in blocks], images, BATCH, workers)
     thresholds = sorted({float(alike[i, j]) for j in range(len(blocks)) for i in range(j)}, reverse=True)
     chosen = list(dict.fromkeys(tuple(redundant(alike, threshold)) for threshold in thresholds))
@@ -81,3 +86,109 @@ def redundant(alike: Tensor, threshold: float) -> list[int]:
         else:
             cluster = [place]
     return found
+
+
+def recoverable(
+    graph_module: fx.GraphModule, blocks: Sequence[Block], images: Tensor, workers: Workers = ALONE
+) -> Tensor:
+    """What least squares cannot make up for if a block goes, as a share of the variance of its output: ``(L,)``.
+
+    The branch is predicted from the stream that it is added to, at every position, by a matrix and a constant: layers
+    that read the sum could take over that much. Images are ``(N, ...)``.
+
+    Reference: after PRACTISE (CVPR 2022), which ranks blocks by how well an adapter recovers them.
+    """
+    batches = images.split(BATCH)
+    team = workers.team(len(batches))
+    found: list[_Equations] = [_Equations() for _ in blocks]
+    for part in batches[team.own(len(batches))]:
+        seen = _Values(graph_module, {name for block in blocks for name in (block.branch, block.stream)})
+        with torch.no_grad():
+            seen.run(part)
+        for block, equations in zip(blocks, found, strict=True):
+            equations.add(seen.values[block.branch], seen.values[block.stream], block.axis)
+    team.add([tensor for equations in found for tensor in equations.sums])
+    return torch.stack([equations.residual() for equations in found]).cpu()
+
+
+class _Equations:
+    """Sums of the products of a stream and a branch ``(P, a + b + 1)`` over positions."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.width = 0
+
+    def add(self, branch: Tensor, stream: Tensor, axis: int) -> None:
+        branch = branch.expand(torch.broadcast_shapes(branch.shape, stream.shape))
+        stream = stream.expand(branch.shape)
+        rows = [value.movedim(axis, -1).flatten(0, -2).double() for value in (stream, branch)]
+        both = torch.cat([*rows, rows[0].new_ones(len(rows[0]), 1)], 1)
+        self.width = branch.shape[axis]
+        gram = both.T @ both
+        self.sums = [gram] if not self.sums else [self.sums[0] + gram]
+
+    def residual(self) -> Tensor:
+        gram, width = self.sums[0], self.width
+        centred = gram - torch.outer(gram[:, -1], gram[-1]) / gram[-1, -1]
+        stream, cross, branch = centred[:width, :width], centred[:width, width:-1], centred[width:-1, width:-1]
+        ridge = RIDGE * stream.diagonal().mean().clamp_min(1e-12) * torch.eye(width).to(stream)
+        lost = branch.trace() - (cross * torch.linalg.solve(stream + ridge, cross)).sum()
+        whole = (stream + cross + cross.T + branch).trace()
+        share: Tensor = lost.clamp_min(0) / whole.clamp_min(1e-30)
+        return share
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph, and keeps the values of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self.names = names
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        out = super().run_node(n)
+        if n.name in self.names:
+            assert isinstance(out, Tensor)
+            self.values[n.name] = out
+        return out
+
+
+def without_recoverable(
+    samples: Samples, sizes: Allocation, choose: Callable[[Allocation], list[Tensor]], workers: Workers
+) -> Allocation:
+    """A division of a budget in which so many blocks are gone as leave the slim network nearest to the full one.
+
+    Blocks are ranked by :func:`recoverable`. None, a quarter, half and three quarters of them are tried: the other
+    channels are chosen for the budget (``choose``), and the slim network is refitted on some samples. Its logits are
+    compared with the full one's on others.
+    """
+    groups, full = sizes.groups, sizes.groups.graph_module
+    blocks, some = residual_blocks(groups), _some(samples, TRIED)
+    if len(blocks) < 2 or len(some) < 8:
+        return sizes
+    lost = recoverable(full, blocks, some.images, workers)
+    ranked = [blocks[place] for place in torch.sort(lost, stable=True).indices.tolist()]
+    half = len(some) // 2
+    refitted, held = Samples(some.images[:half], some.labels[:half], some.what), some.images[half:]
+    want = in_batches(full, held, BATCH, workers)
+    tried: list[tuple[float, Allocation]] = []
+    for count in sorted({round(len(blocks) * share) for share in (0, 0.25, 0.5, 0.75)}):
+        other = sizes.doing_without(name for block in ranked[:count] for name in block.groups)
+        try:
+            removed = other.removed(choose(other))
+        except (ArgumentError, MaskError):  # the rest of the budget cannot be reached, or is not enough for a network
+            continue
+        slimmed = slim(groups.labelling, removed)
+        reconstruct_slim(full, slimmed, Resizer(groups.labelling, removed), refitted, None, workers=workers)
+        columns = list(columns_without(groups, removed))
+        error = float((in_batches(slimmed, held, BATCH, workers) - want[:, columns]).square().mean())
+        _log.debug("without %d of %d residual blocks: squared error of the logits %.3g", count, len(blocks), error)
+        tried.append((error, other))
+    return min(tried, key=lambda one: one[0])[1] if tried else sizes
+
+
+def _some(samples: Samples, count: int) -> Samples:
+    """At most so many samples, drawn without regard to their order."""
+    drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:count].to(samples.images.device)
+    return Samples(samples.images[drawn], samples.labels[drawn], samples.what)

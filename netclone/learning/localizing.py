@@ -26,7 +26,7 @@ from netclone.learning.data import (
     gather,
     in_batches,
 )
-from netclone.learning.depth import without_similar
+from netclone.learning.depth import without_recoverable, without_similar
 from netclone.learning.neighbourhoods import Augment, Neighbourhoods, answered, drawn
 from netclone.learning.stepping import Loop, fast_forward, precision_of, step
 from netclone.runtime.devices import device_named, model_on, on_device
@@ -85,7 +85,8 @@ def localize(  # noqa: PLR0913 - public
         source's parameters (``"params"``), of its MACs (``"macs"``), or of the time it takes (``"latency"``), measured
         here and now for ``latency_batch`` images. The size is that of :func:`netclone.extract`'s result, which has only
         the outputs of ``classes``; for ``"latency"`` its BatchNorms are folded. At least one unit of every group stays,
-        except with ``"cka"``.
+        except with ``"cka"``, or where a budget of time that is divided by samples is better spent without some
+        residual blocks. Whether it is, is tried on some samples, with a refit.
     allocation
         How a budget of parameters, MACs or time is divided among the groups: ``"global"``, by score and cost;
         ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the other methods.
@@ -178,6 +179,8 @@ def localize(  # noqa: PLR0913 - public
         return best([torch.zeros(group.size) for group in groups.groups])
     gated = Gated(groups)
     scores = ranked(_taylor(gated, samples, wanted, workers))
+    if divided is not None and budget == "latency":
+        divided = without_recoverable(samples, divided, lambda sizes: sizes.exact_flags(scores, keep), workers)
     if method == "taylor":
         return best(scores)
     if divided is None:
