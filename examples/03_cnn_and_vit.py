@@ -45,9 +45,7 @@ for source_name, target_name in (("test_vit", "test_resnet"), ("test_resnet", "t
     # Inside both networks, so that an adapter is needed: "auto" would also try the input.
     at = "layer2" if target_name == "test_resnet" else "blocks.2"
     # Scores from gradients instead of a learned mask: seconds instead of a minute.
-    module = netclone.clone(
-        source, target, [new], classes=[7, 8, 9], target_data=[old], at=at, method="taylor", epochs=8
-    )
+    module = netclone.clone(source, target, [new], classes=[7, 8, 9], target_data=[old], at=at, epochs=8)
     grafted = netclone.inject(target, module)
     scores = netclone.evaluate(grafted, test, reference=target)
     print(

@@ -23,7 +23,7 @@ Search = Literal["early", "all"]
 """Which target positions are tried: from the deepest up until validation stops improving, or all."""
 
 Effort = Literal["fast", "balanced", "best"]
-"""How many steps a clone is learned in."""
+"""How long a source is distilled into a clone."""
 
 MixedPrecision = Literal["no", "bf16"]
 """The precisions of training, by accelerate's names; float16 is missing because it would need loss scaling."""

@@ -37,16 +37,14 @@ def test_its_facts_are_plain_data_of_every_field():
     assert json.loads(json.dumps(facts))["epochs"] == 3
 
 
-def test_an_effort_gives_the_steps_that_a_recipe_does_not_give_itself():
+def test_an_effort_gives_the_steps_unless_a_recipe_gives_its_own():
     assert [Recipe(effort=effort).steps for effort in EFFORTS] == list(EFFORTS.values())
-    assert Recipe(effort="fast", distill_steps=7).steps == (EFFORTS["fast"].mask, 7)
-    assert Recipe(effort="best", mask_steps=0).steps == (0, EFFORTS["best"].distill)
+    assert Recipe(effort="fast", distill_steps=7).steps == 7
     assert dataclasses.replace(Recipe(), effort="best").steps == EFFORTS["best"]
 
 
 def test_facts_hold_the_steps_that_are_meant():
-    usual = EFFORTS["balanced"]
-    given = Recipe(mask_steps=usual.mask, distill_steps=usual.distill)
+    given = Recipe(distill_steps=EFFORTS["balanced"])
     assert given.facts() == Recipe().facts() != Recipe(effort="fast").facts()
 
 

@@ -2,7 +2,7 @@
 
 For each suite, seed, budget, size and effort: one clone at the input, with its accuracy on the suite's test images,
 the time that clone() took, and parameters, MACs and measured time as shares of the source's. "whole" is the source as
-it is beside the target, gated by the start formula, with nothing fitted: the ceiling. Finished runs are kept in
+it is beside the target, with the same classifier: the ceiling. Finished runs are kept in
 OUT.json: the same command goes on from there.
 """
 
@@ -26,13 +26,13 @@ BATCH = 32  # images at a time wherever time is measured: one small image is all
 
 
 def options_of(effort: str) -> dict[str, Any]:
-    """What clone() is asked for: an effort by name, or steps such as 100/300, for the mask and for the distillation."""
+    """What clone() is asked for: an effort by name, or steps of distillation, after learned gates if it says so."""
     if effort == WHOLE:
-        return {"keep": 1.0, "epochs": 0}
+        return {"keep": 1.0}
     if effort in EFFORTS:
         return {"effort": effort}
-    mask, distill = effort.split("/")
-    return {"mask_steps": int(mask), "distill_steps": int(distill)}
+    method, _, steps = effort.rpartition(" ")
+    return {"distill_steps": int(steps), "method": method or "taylor"}
 
 
 def macs(run: Callable[[], object]) -> int:
@@ -64,7 +64,9 @@ def measured(pair: Pair, augment: Any, batch_size: int, seed: int, **asked: Any)
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--efforts", nargs="+", default=[WHOLE, *EFFORTS], help="names, or steps such as 100/300")
+    parser.add_argument(
+        "--efforts", nargs="+", default=[WHOLE, *EFFORTS], help="names, or steps of distillation: 300, 'local 300'"
+    )
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5])
     parser.add_argument("--budgets", nargs="+", default=["latency"])
     asked = parser.parse_args()

@@ -50,7 +50,7 @@ def main() -> int:
     ]
     rows: list[Row] = [("a step of mask learning / a forward-backward of the source", statistics.median(steps), 1.2)]
 
-    cloned = partial(netclone.clone, source, target, new, classes=range(5, 10), target_data=old, method="taylor")
+    cloned = partial(netclone.clone, source, target, new, classes=range(5, 10), target_data=old)
     positions = len(candidates(netclone.trace(target, images[:2]))) + 1
     found = cloned(search="all")
     assert found.at is not None

@@ -243,10 +243,11 @@ _WHOLE = (16, 32, 64)
 _ADAM = Training(epochs=5, lr=4e-3, optimizer="adamw", batch_size=32, weight_decay=0.05, smoothing=0.1)
 _ONE_CYCLE = Training(epochs=4, lr=0.2, channels_last=True)
 _FIVE = (5, 6, 7, 8, 9)
+_ALL: Options = {"budget": "params", "search": "all"}
 _SEARCHED: Options = {"rates": RATES, "depths": (0, 2, 3, 4, 5)}
 _STUDIED: Options = {
     **_SEARCHED,
-    "clone": {"search": "all"},
+    "clone": _ALL,
     "curve": (0.75, 0.125),
     "localize": METHODS,
     "ablations": ABLATIONS,
@@ -269,7 +270,7 @@ SUITES: dict[str, Suite] = {
             augment=shifted,
             rates={name: rates[1:2] for name, rates in RATES.items()},
             depths=(0, 2),
-            clone={"search": "all", "method": "taylor", "distill_steps": 4, "epochs": 4, "batch_size": 32},
+            clone={**_ALL, "distill_steps": 4, "epochs": 4, "batch_size": 32},
             curve=(0.75,),
             localize=("taylor",),
             ablations=ABLATIONS[:1],
@@ -304,7 +305,7 @@ SUITES: dict[str, Suite] = {
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5, 0.25), search_steps=100),),
             augment=cropped,
             **_SEARCHED,
-            clone={"search": "all"},
+            clone=_ALL,
             curve=(0.75, 0.125),
             localize=(),
             ablations=(),
@@ -325,7 +326,7 @@ SUITES: dict[str, Suite] = {
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
             augment=mirrored,
             **_SEARCHED,
-            clone={"search": "all", "batch_size": 32, "distill_steps": 40},
+            clone={**_ALL, "batch_size": 32, "distill_steps": 100},
             curve=(),
             localize=(),
             ablations=(),

@@ -63,7 +63,7 @@ def clone(
     keep: Annotated[float, typer.Option(help="Share of the source to keep at most, above 0 and up to 1.")] = 0.5,
     budget: Annotated[
         Budget, typer.Option(help="What --keep is a share of. latency: the time it takes, measured here.")
-    ] = "params",
+    ] = "macs",
     at: Annotated[
         str,
         typer.Option(
@@ -82,19 +82,18 @@ def clone(
     method: Annotated[
         Method,
         typer.Option(
-            help="How the channels to keep are chosen. local: learned gates (the default, and the best). taylor: "
-            "first-order change of the loss. magnitude: norm of the weights. random: a baseline. cka: whole residual "
-            "blocks, the most similar ones (MPruner)."
+            help="How the channels to keep are chosen. taylor: by how much the loss would change without them. local: "
+            "by gates that are learned, which takes longer. magnitude: norm of the weights. random: a baseline. cka: "
+            "whole residual blocks, the most similar ones (MPruner)."
         ),
-    ] = "local",
+    ] = "taylor",
     epochs: Annotated[
         int, typer.Option(min=1, help="Epochs of fitting the clone's adapter and classifier at the chosen position.")
     ] = 20,
     effort: Annotated[
         Effort,
         typer.Option(
-            help="How long to learn: fast takes about a third of the time of balanced, and best three times as long, "
-            "for a better clone."
+            help="How long to distil the source into the clone: 50, 250 or 600 steps. More steps give a better clone."
         ),
     ] = "balanced",
     distill_steps: Annotated[

@@ -71,7 +71,7 @@ def clone(  # noqa: PLR0913 - public
     class_names: Sequence[str] = (),
     target_data: Batches | None = None,
     keep: float = 0.5,
-    budget: Budget = "params",
+    budget: Budget = "macs",
     at: str = "auto",
     source_at: str | None = None,
     mask: ChannelMask | None = None,
@@ -101,9 +101,9 @@ def clone(  # noqa: PLR0913 - public
         ones by the source's own odds of the new classes (or, if it knows no others, by a threshold on the clone set),
         and an :class:`~netclone.errors.UncalibratedWarning` is given.
     keep, budget
-        How much of the source to keep at most, in (0, 1]: a share of its parameters (``"params"``), of its MACs
-        (``"macs"``), of its time on this device for ``latency_batch`` images (``"latency"``), or of the units in every
-        channel group (``"channels"``). BatchNorms of what is kept are folded into the convolutions before them.
+        How much of the source to keep at most, in (0, 1]: a share of its MACs (``"macs"``), of its parameters
+        (``"params"``), of its time on this device for ``latency_batch`` images (``"latency"``), or of the units in
+        every channel group (``"channels"``). BatchNorms of what is kept are folded into the convolutions before them.
     at
         Target position. ``"input"``: the whole slim source runs beside the target. ``"auto"``: search for the best.
     source_at
@@ -191,7 +191,7 @@ def clone(  # noqa: PLR0913 - public
 def check_options(
     *,
     keep: float = 0.5,
-    budget: Budget = "params",
+    budget: Budget = "macs",
     at: str = "auto",
     source_at: str | None = None,
     seed: int = 0,
@@ -279,7 +279,8 @@ def _localised(problem: Problem, keep: float, budget: Budget) -> ChannelMask:
         round_to=recipe.round_to,
         latency_batch=recipe.latency_batch,
         seed=problem.seed,
-        steps=recipe.steps.mask,
+        allocation="global" if recipe.method == "taylor" and budget != "channels" else None,
+        steps=recipe.mask_steps,
         batch_size=(recipe.batch_size + 1) // 2,  # each step runs the masked and the full source
         augment=recipe.augment,
         mixed_precision=recipe.mixed_precision,
@@ -316,7 +317,7 @@ def _refitted(problem: Problem, mask: ChannelMask) -> Slimmed:
         Neighbourhoods(problem.images[problem.train], weights, recipe.augment),
         problem.images[problem.validation],
         columns=slimmed.columns,
-        steps=0 if everything else recipe.steps.distill,
+        steps=0 if everything else recipe.steps,
         loop=replace(problem.loop("distil"), unfinished=run.found.unfinished("refit")),
     )
     run.found.keep("refit", slimmed.graph_module.state_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import torch
 
@@ -18,15 +18,8 @@ from netclone.runtime.identity import identity
 PARTS = words(Ablation)
 
 
-class Steps(NamedTuple):
-    """Steps of learning the mask and of distilling."""
-
-    mask: int
-    distill: int
-
-
-EFFORTS: dict[Effort, Steps] = {"fast": Steps(30, 50), "balanced": Steps(100, 150), "best": Steps(100, 600)}
-"""The steps of each effort; docs/results/effort.json has what they take and give."""
+EFFORTS: dict[Effort, int] = {"fast": 50, "balanced": 250, "best": 600}
+"""The steps of distillation of each effort; docs/results/effort.json has what they take and give."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +34,12 @@ class Recipe:
         ``"early"``: from the deepest position up, until validation stops improving (the paper's rule), and then the
         input. ``"all"``: every candidate position.
     method
-        How to localise (see :func:`netclone.localize`).
-    effort
-        How many steps to learn in: ``"fast"``, ``"balanced"`` or ``"best"`` (see :data:`EFFORTS`).
-    mask_steps, distill_steps
-        Steps of learning the mask, and of distilling the full source into the slim one (0: none). None: as many as
-        ``effort`` says.
+        How to localise (see :func:`netclone.localize`). ``"taylor"`` divides the budget among all layers here.
+    effort, distill_steps
+        For how many steps to distil the full source into the slim one: ``"fast"``, ``"balanced"`` or ``"best"`` (see
+        :data:`EFFORTS`), or a number (0: none), which counts instead.
+    mask_steps
+        Steps in which ``method="local"`` learns its gates.
     reconstruct
         Whether to refit the layers that read removed channels by least squares. ``reconstruct=False``: the paper's
         plain copy, which is not distilled either.
@@ -88,11 +81,11 @@ class Recipe:
     """
 
     search: Search = "early"
-    method: Method = "local"
+    method: Method = "taylor"
     reconstruct: bool = True
     effort: Effort = "balanced"
-    mask_steps: int | None = None
     distill_steps: int | None = None
+    mask_steps: int = 100
     epochs: int = 20
     batch_size: int = 64
     validation: float = 0.2
@@ -116,8 +109,8 @@ class Recipe:
         check_number(self.round_to, "round_to", 1)
         check_number(self.latency_batch, "latency_batch", 1)
         check_choice(self.effort, Effort, "effort")
-        check_number(self.steps.mask, "mask_steps", 0)
-        check_number(self.steps.distill, "distill_steps", 0)
+        check_number(self.mask_steps, "mask_steps", 0)
+        check_number(self.steps, "distill_steps", 0)
         precision_of(self.mixed_precision)
         if self.gate is not None and (not isinstance(self.gate, (int, float)) or not 0 < self.gate < 1):
             raise ArgumentError(f"gate: got {self.gate!r}, expected a share in (0, 1), such as 0.5, or None")
@@ -130,19 +123,15 @@ class Recipe:
         return precision_of(self.mixed_precision)
 
     @property
-    def steps(self) -> Steps:
-        """Steps of learning: the effort's, where the recipe does not give its own."""
-        usual = EFFORTS[self.effort]
-        return Steps(
-            usual.mask if self.mask_steps is None else self.mask_steps,
-            usual.distill if self.distill_steps is None else self.distill_steps,
-        )
+    def steps(self) -> int:
+        """Steps of distillation."""
+        return EFFORTS[self.effort] if self.distill_steps is None else self.distill_steps
 
     def facts(self) -> dict[str, object]:
         """The fields as plain data, with the steps that are meant; an augmentation is represented by its identity."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
-        known |= {"mask_steps": self.steps.mask, "distill_steps": self.steps.distill}
-        return {**known, "augment": None if self.augment is None else identity(self.augment)}
+        known |= {"distill_steps": self.steps, "augment": None if self.augment is None else identity(self.augment)}
+        return known
 
 
 class RecipeFields(TypedDict, total=False):
@@ -152,8 +141,8 @@ class RecipeFields(TypedDict, total=False):
     method: Method
     reconstruct: bool
     effort: Effort
-    mask_steps: int | None
     distill_steps: int | None
+    mask_steps: int
     epochs: int
     batch_size: int
     validation: float
