@@ -39,6 +39,8 @@ from netclone.metrics.evaluating import evaluate
 from netclone.runtime.dependencies import code_digest
 from netclone.runtime.journal import Journal
 
+GATED = {"gated ensemble", "fitted gated ensemble", *HEADS}
+"""Baselines whose new logits are gated and fitted by the code of a clone's classifier."""
 DEPTHS = ("fine-tune", "LwF")
 """Baselines whose freezing depth is searched."""
 
@@ -145,6 +147,8 @@ class _Bench:
                 suite.rates.get(job.method),
                 suite.depths,
             ]
+        if job.method in GATED:
+            parts.append(_code("gate"))
         parts.append(getattr(suite.augment, "__name__", ""))
         return hashed(*map(str, parts))
 
@@ -375,11 +379,14 @@ def changed(target: nn.Module, model: nn.Module) -> int:
 
 @functools.cache
 def _code(kind: str) -> str:
-    """A digest of the code that makes a clone; for a baseline only its own code, so that its results can be kept."""
+    """A digest of the code that makes a clone; for a baseline or a gate its own alone, so that its results are kept."""
     if kind == "cloning":
         benchmarking = (f"netclone.benchmarking.{name}" for name in ("networks", "searching"))
         return code_digest("netclone.cloning.method", "netclone.metrics.evaluating", *benchmarking)
     folder = Path(netclone.__file__).parent
+    if kind == "gate":
+        files = [folder / "learning" / name for name in ("adapting.py", "choosing.py")]
+        return hashed(*(path.read_text(encoding="utf-8") for path in files))
     files = [
         folder / "learning" / "data.py",
         folder / "metrics" / "evaluating.py",
