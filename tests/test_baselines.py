@@ -300,13 +300,20 @@ def test_heads_keep_the_targets_logits_bitwise(of: str) -> None:
 
 
 def test_the_gated_ensemble_is_the_formula_of_a_clone() -> None:
-    """logit of c: s_c - logsumexp(s of all the others) + logsumexp(z) - log(weight of a mistake on an old class)."""
+    """logit of c: s_c - logsumexp(s of the rest) + logsumexp(z) - log(weight of a mistake on an old class).
+
+    The rest are the classes, one for each old one, that the source takes the old samples for.
+    """
     given = problem()
-    z, s = (logits(model.eval(), given.train.images) for model in (given.target, given.source))
-    rest = s[:, [0, 1, 3, 4]].logsumexp(1, keepdim=True)
-    expected = s[:, [5, 2]] - rest + z.logsumexp(1, keepdim=True) - math.log(2.5)
+    both = torch.cat([given.train.images, given.validation.images])
+    labels = torch.cat([given.train.labels, given.validation.labels])
+    z, s = (logits(model.eval(), both) for model in (given.target, given.source))
+    others = torch.tensor([0, 1, 3, 4])
+    taken = others[s[:, others].argmax(1)]
+    rest = sorted({int(taken[labels == c].mode().values) for c in range(OLD)})
+    expected = s[:, [5, 2]] - s[:, rest].logsumexp(1, keepdim=True) + z.logsumexp(1, keepdim=True) - math.log(2.5)
     model = ENSEMBLES["gated ensemble"](given, QUICK)
-    torch.testing.assert_close(logits(model, given.train.images)[:, OLD:], expected)
+    torch.testing.assert_close(logits(model, both)[:, OLD:], expected)
     assert model.left_out is None
 
 
@@ -325,12 +332,27 @@ def test_the_ridge_has_the_least_squared_error_on_the_last_fifth() -> None:
     assert 1e-8 < found < 1e8
 
 
+class Bright(nn.Module):
+    """Five features, each of which is one where the images are so bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (-(x.mean((1, 2, 3))[:, None] - torch.arange(5)).square()).exp()
+
+
+def test_a_source_class_that_no_old_sample_shows_takes_nothing_from_a_new_one() -> None:
+    """The source's column 5 is a twin of the new class 4."""
+    source, target = (nn.Sequential(Bright(), nn.Linear(5, count, bias=False)) for count in (6, OLD))
+    with torch.no_grad():
+        source[1].weight.copy_(20 * torch.eye(5)[[0, 1, 2, 3, 4, 4]])
+        target[1].weight.copy_(20 * torch.eye(5)[:OLD])
+    given = Problem(target, source, (3, 4), train=samples(40, 0), validation=samples(20, 1))
+    model = ENSEMBLES["gated ensemble"](given, QUICK)
+    assert validated(model, samples(40, 2), OLD)[0] == pytest.approx(1)
+    assert len(model.classifier.source.weight) == 2 + OLD
+
+
 def test_a_head_over_the_sources_features_learns_what_the_target_does_not_know() -> None:
     """Classes by the brightness of images: the source has a feature for each, and the target sees nothing."""
-
-    class Bright(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return (-(x.mean((1, 2, 3))[:, None] - torch.arange(5)).square()).exp()
 
     class Blind(nn.Module):
         def __init__(self) -> None:

@@ -58,13 +58,18 @@ class Split(nn.Module):
 
 
 class Streams(nn.Module):
-    """The target's logits ``(N, K)``, and behind them the features of the target, of the source, or of both."""
+    """The target's logits ``(N, K)``, and behind them the features of the target, of the source, or of both.
+
+    ``widths`` are the numbers of features of each network that is read. Of the source only what gives them is kept.
+    """
 
     def __init__(self, problem: Problem, of: Of) -> None:
         super().__init__()
         images = problem.train.images[:2]
         self.target = copy.deepcopy(problem.target).eval() if of == "source" else Split(problem.target, images)
-        self.source = None if of == "target" else Split(problem.source, images)
+        source = None if of == "target" else Split(problem.source, images)
+        self.source = None if source is None else source.body
+        self.widths = [part.linear.in_features for part in (self.target, source) if isinstance(part, Split)]
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.target, Split):
@@ -73,13 +78,8 @@ class Streams(nn.Module):
         else:
             parts = [self.target(x)]
         if self.source is not None:
-            parts.append(self.source(x)[0])
+            parts.append(self.source(x))
         return torch.cat(parts, 1)
-
-    @property
-    def widths(self) -> list[int]:
-        """The number of features of each network that is read."""
-        return [part.linear.in_features for part in (self.target, self.source) if isinstance(part, Split)]
 
 
 class Beside(nn.Module):
@@ -119,8 +119,10 @@ class Scorer(nn.Module):
 def gated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     """The whole source beside the target, its new logits gated as a clone's are before any fit; nothing is fitted.
 
-    This is a clone that keeps every channel and is grafted at the input. A new logit is the source's odds of the class,
-    put on the scale of the target's logits (see :class:`netclone.learning.adapting.Classifier`).
+    A new logit is the source's odds of the class against what it takes old samples for, put on the scale of the
+    target's logits (see :class:`netclone.learning.adapting.Classifier`). For each old class that is one class of the
+    source: the one it predicts most often, new ones left out. A clone at the input starts from the same formula, but
+    against up to 64 classes of the source, some of which may be near synonyms of the new ones.
 
     Raises
     ------
@@ -145,13 +147,23 @@ def fitted_gated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 
 def _whole_source(problem: Problem, recipe: Recipe, *, fitted: bool) -> nn.Module:
     streams = Streams(problem, "source")
-    assert streams.source is not None
-    linear = streams.source.linear
-    order = [*problem.classes, *(c for c in range(linear.out_features) if c not in problem.classes)]
+    linear = Split(problem.source, problem.train.images[:2]).linear
+    seen = _seen(problem, streams)
+    order = [*problem.classes, *_rest(problem, linear, seen)]
     rows = linear.weight.detach()[order], None if linear.bias is None else linear.bias.detach()[order]
-    seed = recipe.seed if fitted else None
     with seeded(recipe.seed, problem.train.images.device):
-        return _beside(problem, streams, nn.Identity(), _seen(problem, streams), rows, seed)
+        return _beside(problem, streams, nn.Identity(), seen, rows, recipe.seed if fitted else None)
+
+
+def _rest(problem: Problem, linear: nn.Linear, seen: Cached) -> list[int]:
+    """For each old class the source's class that its samples are mostly taken for, new ones left out."""
+    others = torch.tensor([c for c in range(linear.out_features) if c not in problem.classes], dtype=torch.long)
+    if not len(others):
+        return []
+    with torch.no_grad():
+        taken = others[linear(seen.features)[:, others].argmax(1).cpu()]
+    labels = seen.labels.cpu()
+    return sorted({int(taken[labels == c].mode().values) for c in labels[labels < problem.old].unique().tolist()})
 
 
 def frozen_head(problem: Problem, recipe: Recipe, *, kind: str, of: Of) -> nn.Module:

@@ -135,7 +135,8 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
         lines += [
             "",
             "*gated ensemble*: the whole source beside the target, by the formula that a clone's classifier starts "
-            "from, with nothing fitted. *fitted*: the same with the fit of `clone()`. The methods named after features "
+            "from, with nothing fitted: the new classes against those that the source takes the old samples for, one "
+            "for each old class. *fitted*: the same with the fit of `clone()`. The methods named after features "
             "are classifiers of all old and new classes over frozen features, the target's, the source's or both. "
             "Strength, temperature and gate are chosen within the clone set of each run, mostly by cross-validation "
             "(`netclone/baselines/heads.py`). Old logits stay the target's. Where a classifier reads the source's "
