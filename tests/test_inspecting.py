@@ -1,6 +1,7 @@
 """netclone inspect: what a file says about its clone, for people and for machines."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,8 +9,8 @@ from typer.testing import CliRunner
 
 from netclone import extract, load, localize, save
 from netclone.cli import app
-from netclone.files.inspecting import inspect
-from netclone.files.spec import Candidate
+from netclone.files.inspecting import facts, inspect
+from netclone.files.spec import Candidate, Gate
 
 runner = CliRunner()
 
@@ -63,6 +64,14 @@ def test_fits_that_were_compared_are_a_table_and_not_among_the_scores(file, tmp_
     words = [line.replace("│", " ").split() for line in result.output.splitlines()]
     assert ["scores", "validation", "0.5"] in words
     assert ["no", "fit", "0.4", "2.5"] in words and ["linear", "(chosen)", "0.75", "1.25"] in words
+
+
+def test_a_gate_is_told(file):
+    found = inspect(file[0])
+    assert facts(found)["gate"] == ""
+    gate = Gate((("global_pool", (96,)),), 0.5, 0.031)
+    told = facts(replace(found, spec=replace(found.spec, gate=gate)))["gate"]
+    assert told == "skips 50% of old images and 3% of new ones (cross-validated); reads global_pool"
 
 
 def test_what_fewer_bits_changed_is_shown(file, tmp_path):

@@ -15,7 +15,9 @@ from browsing import Page, open_page
 from torch import Tensor, fx, nn
 
 import netclone
+from netclone.files.spec import Gate
 from netclone.graph.tracing import same_bits
+from netclone.learning.routing import Router
 from netclone.reporting.page import MOST_BYTES, MOST_CLASSES, MOST_CONFUSED, Report, page, report
 from netclone.reporting.rendering import percent
 
@@ -135,6 +137,27 @@ def test_costs_are_those_of_the_networks(made: Made, written: Report, text: str)
     assert all(cost.latency_ms > 0 for _, cost in written.costs)
     for name, shown, *_ in Tables(text).found["costs"][1:]:
         assert shown == f"{parameters[name]:,}"
+
+
+def test_a_gate_is_a_dot_on_its_curve(made: Made, text: str, tmp_path: Path) -> None:
+    router = Router([(96,)], torch.randn(96, generator=torch.Generator().manual_seed(0)), torch.zeros(()))
+    spec = replace(made.module.spec, gate=Gate((("global_pool_flatten", (96,)),), 0.5, 0.1))
+    grafted = netclone.inject(made.target, netclone.CloneModule(made.module.body, spec, router), name="digits")
+    images, labels = made.data[0]
+    score = router(made.target.forward_head(made.target.forward_features(images), pre_logits=True))
+    router.bias -= float(score[labels < 5].detach().median()) - 1e-4  # of 25 old images the lower 12 are skipped
+    grafted.get_submodule("digits.router").bias.copy_(router.bias)
+
+    found = report(grafted, made.data, tmp_path / "gated.html")
+    page_text = found.path.read_text(encoding="utf-8")
+    scores = netclone.evaluate(grafted, made.data)
+    assert found.gate is not None and found.gate.skipped_old == pytest.approx(12 / 25)
+    assert found.gate.skipped_old == pytest.approx(1 - scores.sent_old)
+    assert found.gate.mean == pytest.approx((scores.old + scores.new) / 2)
+    assert found.score_of["grafted"].sent_new == scores.sent_new
+    assert found.cost_of["grafted"].macs == netclone.cost(made.grafted, images[:1], repeats=1).macs
+    assert page_text.count("<polyline class=") - page_text.count('<polyline class="edge') == 3
+    assert "<h2>The gate</h2>" in page_text and "<h2>The gate</h2>" not in text
 
 
 def test_removal_is_checked_bit_by_bit_and_the_truth_told(
