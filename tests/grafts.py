@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import timm
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import netclone
 
@@ -46,3 +46,26 @@ def vit_graft() -> fx.GraphModule:
     target = timm.create_model("test_vit", num_classes=1000, img_size=64)
     source = timm.create_model("test_vit", num_classes=10, img_size=64)
     return graft(source, target, LONG, (3,), at="blocks.1", source_at="blocks.2")
+
+
+class Colours(nn.Module):
+    """Logits of what a small layer sees on average."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def gated() -> tuple[fx.GraphModule, Tensor, Tensor]:
+    """A clone ``late`` of two classes that half of the old images skip, in a target of four; and images and labels."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(60, 3, 8, 8), torch.arange(60) % 6
+    images[:, 0] += labels[:, None, None]
+    source, target = Colours(6), Colours(4).eval()
+    old = images[labels < 4], labels[labels < 4]
+    options = {"method": "magnitude", "epochs": 1, "distill_steps": 1, "at": "input", "keep": 1.0, "gate": 0.5}
+    module = netclone.clone(source, target, [(images, labels)], classes=(4, 5), target_data=[old], **options)
+    return netclone.inject(target, module, name="late"), images, labels

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import timm
 import torch
+from grafts import gated
 from torch import Tensor, fx, nn
 
 import netclone
@@ -19,6 +22,7 @@ from netclone.errors import AdapterError, ArchiveError, ArgumentError
 from netclone.files.archiving import read_header
 from netclone.graph.modes import SPREAD
 from netclone.graph.tracing import trace
+from netclone.workflows.translating import to_int8_onnx, to_onnx, to_pt2
 
 OLD, CLASSES = 5, (7, 8, 9)
 
@@ -178,6 +182,49 @@ def test_a_clone_that_is_fitted_again_keeps_its_gate(module: CloneModule, target
 def test_the_router_reads_what_the_last_layer_reads(target: nn.Module) -> None:
     assert before_logits(trace(target, images(2))).name == "global_pool_flatten"
     assert before_logits(trace(nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten()), images(2))).name == "_1"
+
+
+@pytest.fixture(scope="module")
+def sizes() -> tuple[fx.GraphModule, list[Tensor]]:
+    """A small grafted network, and batches of which nothing, something or everything is sent."""
+    model, shown, _ = gated()
+    with torch.no_grad():
+        passed = (model(shown)[:, 4:] > -torch.inf).all(1)
+    left, seen = shown[~passed], shown[passed]
+    return model, [left[:1], left[:3], seen[:1], seen[:3], torch.cat([left[:2], seen[:2]])]
+
+
+def assert_computes(run: Callable[[Tensor], Tensor], model: fx.GraphModule, batches: list[Tensor]) -> None:
+    """The same logits to rounding, and minus infinity in the same places."""
+    with torch.no_grad():
+        for batch in batches:
+            torch.testing.assert_close(run(batch), model(batch))
+
+
+def test_compiled_it_is_one_graph_that_skips_the_same_images(sizes: tuple[fx.GraphModule, list[Tensor]]) -> None:
+    torch.compiler.reset()
+    assert_computes(torch.compile(sizes[0], fullgraph=True, backend="aot_eager"), *sizes)
+    torch.compiler.reset()
+
+
+def test_exported_it_skips_the_same_images(sizes: tuple[fx.GraphModule, list[Tensor]], tmp_path: Path) -> None:
+    model, batches = sizes
+    done = to_pt2(model, tmp_path / "late.pt2", batches[-1])
+    assert done.difference is not None and done.difference <= 1e-4
+    assert_computes(torch.export.load(tmp_path / "late.pt2").module(), *sizes)
+
+
+def test_in_onnx_it_skips_the_same_images(sizes: tuple[fx.GraphModule, list[Tensor]], tmp_path: Path) -> None:
+    model, batches = sizes
+    to_onnx(model, tmp_path / "late.onnx", batches[-1])
+    session = onnxruntime.InferenceSession(tmp_path / "late.onnx", providers=["CPUExecutionProvider"])
+    assert_computes(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]), *sizes)
+
+
+def test_int8_is_refused(sizes: tuple[fx.GraphModule, list[Tensor]], tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="int8: a clone has a gate"):
+        to_int8_onnx(sizes[0], tmp_path / "late.onnx", sizes[1][-1])
+    assert not (tmp_path / "late.onnx").exists()
 
 
 @pytest.mark.parametrize("gate", [0, 1, -0.5, "half"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from grafts import Colours, gated
 
 import netclone
 from netclone.errors import ArgumentError
@@ -48,25 +48,8 @@ def test_images_of_one_kind_make_no_curve() -> None:
         skipping(torch.zeros(2), torch.zeros(2, 4), torch.tensor([0, 1]), old=OLD, new=NEW)
 
 
-class Small(nn.Module):
-    """Logits of the mean colour."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.conv(x).relu().mean((2, 3)))
-
-
 def test_the_network_itself_stands_on_its_curve() -> None:
-    images, labels = torch.randn(60, 3, 8, 8), torch.arange(60) % 6
-    images[:, 0] += labels[:, None, None]
-    source, target = Small(6), Small(4).eval()
-    new, old = (images, labels), (images[labels < 4], labels[labels < 4])
-    options = {"method": "magnitude", "epochs": 1, "distill_steps": 1, "at": "input", "keep": 1.0}
-    module = netclone.clone(source, target, [new], classes=(4, 5), target_data=[old], gate=0.5, **options)
-    grafted = netclone.inject(target, module, name="late")
+    grafted, images, labels = gated()
     scores, logits = seen_whole(grafted, "late", images)
     real = predict(grafted, images)
     assert torch.equal((real[:, 4:] > -torch.inf).all(1), scores > 0)
@@ -79,7 +62,7 @@ def test_the_network_itself_stands_on_its_curve() -> None:
 
 
 def test_a_clone_without_a_gate_has_no_curve() -> None:
-    source, target = Small(6), Small(4).eval()
+    source, target = Colours(6), Colours(4).eval()
     mask = netclone.localize(source, method="magnitude", keep=1.0, example_inputs=torch.zeros(2, 3, 8, 8))
     module = netclone.extract(source, mask, classes=[4, 5], example_inputs=torch.zeros(2, 3, 8, 8))
     grafted = netclone.inject(target, module, at="input", name="late", example_inputs=torch.zeros(2, 3, 8, 8))
