@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,7 @@ from netclone.runtime.sharing import ALONE, Workers
 
 SAMPLES, BATCH = 512, 64  # that layers are compared on
 TRIED = 256  # samples that a number of blocks is tried on: half to refit on, half to compare on
+EQUATIONS = 50  # per unknown, in each batch, are enough
 _log = logging.getLogger(__package__)
 
 
@@ -100,30 +101,30 @@ def recoverable(
     """
     batches = images.split(BATCH)
     team = workers.team(len(batches))
-    found: list[_Equations] = [_Equations() for _ in blocks]
+    found = {block.at: _Equations(block) for block in blocks}
     for part in batches[team.own(len(batches))]:
-        seen = _Values(graph_module, {name for block in blocks for name in (block.branch, block.stream)})
         with torch.no_grad():
-            seen.run(part)
-        for block, equations in zip(blocks, found, strict=True):
-            equations.add(seen.values[block.branch], seen.values[block.stream], block.axis)
-    team.add([tensor for equations in found for tensor in equations.sums])
-    return torch.stack([equations.residual() for equations in found]).cpu()
+            _Added(graph_module, found).run(part)
+    team.add([tensor for equations in found.values() for tensor in equations.sums])
+    return torch.stack([found[block.at].residual() for block in blocks]).cpu()
 
 
 class _Equations:
     """Sums of the products of a stream and a branch ``(P, a + b + 1)`` over positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: Block) -> None:
+        self.block = block
         self.sums: list[Tensor] = []
         self.width = 0
 
-    def add(self, branch: Tensor, stream: Tensor, axis: int) -> None:
-        branch = branch.expand(torch.broadcast_shapes(branch.shape, stream.shape))
-        stream = stream.expand(branch.shape)
-        rows = [value.movedim(axis, -1).flatten(0, -2).double() for value in (stream, branch)]
-        both = torch.cat([*rows, rows[0].new_ones(len(rows[0]), 1)], 1)
-        self.width = branch.shape[axis]
+    def add(self, branch: Tensor, stream: Tensor) -> None:
+        """Add the positions of a batch; of many, every n-th."""
+        shape = torch.broadcast_shapes(branch.shape, stream.shape)
+        self.width = shape[self.block.axis]
+        rows = [value.expand(shape).movedim(self.block.axis, -1).flatten(0, -2) for value in (stream, branch)]
+        every = len(rows[0]) // (EQUATIONS * self.width) | 1  # odd, so that it does not walk down a column of a map
+        some = [value[::every].double() for value in rows]
+        both = torch.cat([*some, some[0].new_ones(len(some[0]), 1)], 1)
         gram = both.T @ both
         self.sums = [gram] if not self.sums else [self.sums[0] + gram]
 
@@ -138,19 +139,19 @@ class _Equations:
         return share
 
 
-class _Values(fx.Interpreter):
-    """Runs a graph, and keeps the values of some nodes."""
+class _Added(fx.Interpreter):
+    """Runs a graph, and takes note of what its blocks add up."""
 
-    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+    def __init__(self, module: fx.GraphModule, found: Mapping[str, _Equations]) -> None:
         super().__init__(module)
-        self.names = names
-        self.values: dict[str, Tensor] = {}
+        self.found = found
 
     def run_node(self, n: fx.Node) -> object:
-        out = super().run_node(n)
-        if n.name in self.names:
-            assert isinstance(out, Tensor)
-            self.values[n.name] = out
+        if n.name in self.found:
+            equations = self.found[n.name]
+            values = {used.name: self.env[used] for used in n.all_input_nodes}
+            equations.add(values[equations.block.branch], values[equations.block.stream])
+        out: object = super().run_node(n)
         return out
 
 
