@@ -298,13 +298,15 @@ def _occurrences(labelling: Labelling) -> dict[int, int]:
     numbers = np.random.default_rng(0).integers(1, 2**63, size=len(tensors), dtype=np.uint64)
     prints = np.zeros(len(labelling.labels), dtype=np.uint64)
     activations = len(tensors) - len(labelling.slots) - len(labelling.constants)
-    for place, (labels, number) in enumerate(zip(tensors, numbers, strict=True)):
-        there = labelling.labels.roots(compact(labels)).numpy()
-        if place < activations:  # large tensors: counting would need a sort
-            prints[np.unique(there)] += number
-        else:
-            units, counts = np.unique(there, return_counts=True)
-            prints[units] += number * counts.astype(np.uint64)
+    shared: dict[int, list[int]] = {}  # nodes with the same labels have the same tensor of them
+    for place in range(activations):
+        shared.setdefault(id(tensors[place]), []).append(place)
+    for places in shared.values():  # large tensors: counting would need a sort
+        there = labelling.labels.roots(compact(tensors[places[0]])).numpy()
+        prints[np.unique(there)] += numbers[places].sum()
+    for labels, number in zip(tensors[activations:], numbers[activations:], strict=True):
+        units, counts = np.unique(labelling.labels.roots(compact(labels)).numpy(), return_counts=True)
+        prints[units] += number * counts.astype(np.uint64)
     return {unit: int(prints[unit]) for unit in np.flatnonzero(prints).tolist() if unit}
 
 

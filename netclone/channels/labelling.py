@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Target
 
-from netclone.channels.labels import Event, Labelled, Labels, compact, expanded, varies
+from netclone.channels.labels import Event, Labelled, Labels, compact, expanded, place, varies
 from netclone.channels.oprules import rule_of
 from netclone.graph.batching import sizes_at
 from netclone.graph.capturing import tensor_at
@@ -368,18 +368,22 @@ class Labelling:
             if isinstance(labels, Tensor)
         ]
         tensors += list(self.constants.items())
+        tensors = list({place(labels): (name, labels) for name, labels in reversed(tensors)}.values())[::-1]
         changed = True
         while changed:
             changed = False
             for name, labels in tensors:
                 changed |= self._along_one_axis(name, labels)
 
+        final: dict[tuple[object, ...], Tensor] = {}  # nodes with the same labels get the same units
+        for _, labels in tensors:
+            final[place(labels)] = self._final(labels)
         for node, value in self.values.items():
             if isinstance(value, tuple):
-                self.values[node] = tuple(self._final(v) if isinstance(v, Tensor) else v for v in value)
+                self.values[node] = tuple(final[place(v)] if isinstance(v, Tensor) else v for v in value)
             elif isinstance(value, Tensor):
-                self.values[node] = self._final(value)
-        self.constants = {name: self._final(labels) for name, labels in self.constants.items()}
+                self.values[node] = final[place(value)]
+        self.constants = {name: final[place(labels)] for name, labels in self.constants.items()}
 
     def _along_one_axis(self, name: str, labels: Tensor) -> bool:
         """Unite until the units of a tensor are a function of one axis; returns False if they were already."""

@@ -220,6 +220,18 @@ def varies(units: Tensor, axis: int) -> bool:
     return units.size(axis) > 1 and bool((units != units.narrow(axis, 0, 1)).any())
 
 
+def place(labels: Tensor) -> tuple[object, ...]:
+    """Where labels lie in memory: the same for tensors that hold the same labels, as long as one of them is held.
+
+    Examples
+    --------
+    >>> labels = torch.arange(3)
+    >>> place(labels.expand(2, 3)) == place(labels.expand(2, 3)), place(labels) == place(labels.clone())
+    (True, False)
+    """
+    return labels.data_ptr(), labels.shape, labels.stride()
+
+
 def compact(labels: Tensor) -> Tensor:
     """A view with size one along every axis that is only expanded."""
     for axis in range(labels.dim()):

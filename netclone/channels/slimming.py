@@ -11,7 +11,7 @@ from torch.fx.node import Target
 
 from netclone.channels.emptying import constant_name, emptied, size_of_batch, stored
 from netclone.channels.labelling import Labelling, Shape
-from netclone.channels.labels import compact, expanded
+from netclone.channels.labels import compact, expanded, place
 from netclone.channels.oprules import rule_of
 from netclone.errors import CertificateError, MaskError
 from netclone.graph.capturing import set_tensor, tensor_at
@@ -26,11 +26,18 @@ class Resizer:
         self._gone = labelling.labels.marked(removed)
         self._targets: dict[fx.Node, Target] = {}
         self._shapes: dict[fx.Node, list[Shape]] = {}
+        self._kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}  # with the labels, so that places stay theirs
 
     def kept(self, labels: Tensor, axis: int) -> Tensor:
         """Which indices of an axis stay (True) once the units are removed."""
         if labels.size(axis) == 1 or labels.stride(axis) == 0:
             return torch.ones(labels.size(axis), dtype=torch.bool)
+        key = (*place(labels), axis)
+        if key not in self._kept:
+            self._kept[key] = labels, self._kept_of(labels, axis)
+        return self._kept[key][1]
+
+    def _kept_of(self, labels: Tensor, axis: int) -> Tensor:
         units = compact(expanded(self.labelling.labels.roots(labels)))
         if units.size(axis) == 1:
             return torch.ones(labels.size(axis), dtype=torch.bool)
@@ -66,10 +73,12 @@ class Resizer:
         """As :meth:`shape`, for every tensor of a node that returns several."""
         if node not in self._shapes:
             self._shapes[node] = [
-                tuple(int(self.kept(labels, axis).sum()) for axis in range(labels.dim()))
-                for labels in self._labels(node)
+                tuple(self._size(labels, axis) for axis in range(labels.dim())) for labels in self._labels(node)
             ]
         return self._shapes[node]
+
+    def _size(self, labels: Tensor, axis: int) -> int:
+        return labels.size(axis) if labels.stride(axis) == 0 else int(self.kept(labels, axis).sum())
 
     def vanishes(self, node: fx.Node) -> bool:
         """Whether every tensor of a node loses all of its channels."""

@@ -89,7 +89,7 @@ def extract(
     slimmed = slim_down(groups, mask, classes)
     if samples is not None:
         slimmed = refit(slimmed, samples, at)
-    return module_of(replace(slimmed, fold=fold_batch_norm), at, class_names=class_names)
+    return module_of(replace(slimmed, fold=fold_batch_norm), at, class_names=class_names, last=True)
 
 
 def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None) -> Slimmed:
@@ -144,15 +144,21 @@ def refit(slimmed: Slimmed, samples: Samples, at: str | None, workers: Workers =
 
 
 def module_of(
-    slimmed: Slimmed, at: str | None, *, class_names: Sequence[str] = (), features_only: bool = False
+    slimmed: Slimmed,
+    at: str | None,
+    *,
+    class_names: Sequence[str] = (),
+    features_only: bool = False,
+    last: bool = False,
 ) -> CloneModule:
     """The part behind a cut as a clone of its own.
 
-    With ``features_only`` it ends before the source's linear classifier, if there is one, and gives ``(N, F)``.
+    With ``features_only`` it ends before the source's linear classifier, if there is one, and gives ``(N, F)``. The
+    ``last`` one takes the slim network itself, which saves a copy.
     """
     check_names(class_names, slimmed.classes)
     certificate = certify_slim(slimmed, at)
-    whole = copy.deepcopy(slimmed.graph_module)
+    whole = slimmed.graph_module if last else copy.deepcopy(slimmed.graph_module)
     if features_only and features_node(whole) is not None:
         end_before_classifier(whole)
     else:
