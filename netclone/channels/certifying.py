@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -114,10 +115,8 @@ class _InFloat64(fx.Interpreter):
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
         args, kwargs = fx.node.map_aggregate((n.args, n.kwargs), self._given)
         if isinstance(n.target, torch._ops.OpOverload):
-            kinds = {argument.name: str(argument.type) for argument in n.target._schema.arguments}
             value = n.meta.get("val")
-            makes = "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())
-            if makes and isinstance(value, Tensor) and "dtype" not in kwargs:  # torch would use its default
+            if _makes(n.target) and isinstance(value, Tensor) and "dtype" not in kwargs:  # torch would use its default
                 kwargs = {**kwargs, "dtype": double(value.dtype)}
         return args, kwargs
 
@@ -129,3 +128,10 @@ class _InFloat64(fx.Interpreter):
             return value
         tensor = self.tensor(str(argument.target))
         return tensor.to(double(tensor.dtype))
+
+
+@functools.cache
+def _makes(function: torch._ops.OpOverload) -> bool:
+    """Whether an operator makes tensors of a dtype, from no other tensor."""
+    kinds = {argument.name: str(argument.type) for argument in function._schema.arguments}
+    return "dtype" in kinds and not any("Tensor" in kind for kind in kinds.values())

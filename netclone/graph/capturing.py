@@ -92,38 +92,36 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
 
 def _captured(model: nn.Module, examples: tuple[Tensor, ...], exported: Exported) -> fx.GraphModule:
     """The operator graph of an export."""
-    root = nn.Module()
+    root, graph = nn.Module(), exported.graph
     names = _names(exported.tensors)
     for name, tensor in _untied(exported.tensors).items():
         set_tensor(root, names[name], tensor)
-    for node in exported.graph.nodes:
+    for node in graph.nodes:
         if node.op == "get_attr":
             node.target = names[str(node.target)]
-    graph_module = fx.GraphModule(root, exported.graph, "OperatorGraph")
     dump = dumper(type(model).__name__)
-    dump(graph_module.graph, "exported")
-    make_functional(graph_module.graph, _FIRST_ARGUMENT, type(model).__name__)
-    dump(graph_module.graph, "made-functional")
-    moved = spell(graph_module.graph)
-    _name_squeezed_axes(graph_module.graph)
-    dump(graph_module.graph, "spelled")
-    moved |= _drop_bookkeeping(graph_module.graph)
-    dump(graph_module.graph, "without-bookkeeping")
-    folded = _fold_constants(graph_module)
-    graph_module.graph.eliminate_dead_code()
-    drop_unused_tensors(graph_module)
-    dump(graph_module.graph, "folded")
+    dump(graph, "exported")
+    make_functional(graph, _FIRST_ARGUMENT, type(model).__name__)
+    dump(graph, "made-functional")
+    moved = spell(graph)
+    _name_squeezed_axes(graph)
+    dump(graph, "spelled")
+    moved |= _drop_bookkeeping(graph)
+    dump(graph, "without-bookkeeping")
+    folded = _fold_constants(root, graph)
+    graph.eliminate_dead_code()
+    dump(graph, "folded")
     _log.debug(
         "%s: %s; %d nodes, folded constants: %s",
         type(model).__name__,
         "recorded" if exported.recorded else "exported",
-        len(graph_module.graph.nodes),
+        len(graph.nodes),
         ", ".join(folded) or "none",
     )
-    alive = {node.name for node in graph_module.graph.nodes}
+    alive = {node.name for node in graph.nodes}
     positions = {path: _follow(name, moved) for path, name in exported.positions.items()}
-    graph_module.graph.lint()
-    graph_module.recompile()
+    graph.lint()
+    graph_module = fx.GraphModule(root, graph, "OperatorGraph")  # with the tensors that are read
     graph_module.meta = {
         FACTS: {
             "positions": {path: name for path, name in positions.items() if name in alive},
@@ -296,7 +294,7 @@ def _keeps_value(node: fx.Node, source: fx.Node) -> bool:
     return False
 
 
-def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
+def _fold_constants(root: nn.Module, graph: fx.Graph) -> list[str]:
     """Evaluate nodes that depend on no input, where a plain tensor is needed; returns their names.
 
     These are integer and boolean values, tensors created from literals, and computed weights of parametric operators
@@ -304,7 +302,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
     """
     constant: set[fx.Node] = set()
     pure: set[fx.Node] = set()  # depends on literals alone
-    for node in graph_module.graph.nodes:
+    for node in graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (node.op == "call_function" and inputs and all(n in constant for n in inputs)):
             constant.add(node)
@@ -315,7 +313,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
             pure.add(node)
             constant.add(node)
     wanted: dict[fx.Node, None] = {}
-    for node in graph_module.graph.nodes:
+    for node in graph.nodes:
         value = node.meta.get("val")
         computed = node in constant and node.op != "get_attr" and isinstance(value, Tensor)
         if computed and (node in pure or not value.dtype.is_floating_point):
@@ -327,23 +325,21 @@ def _fold_constants(graph_module: fx.GraphModule) -> list[str]:
     known: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in wanted:
-            value = _evaluate(graph_module, node, known)
-            name = _folded_name(graph_module, node)
-            trainable = any(
-                isinstance(tensor_at(graph_module, str(leaf.target)), nn.Parameter) for leaf in _leaves(node)
-            )
+            value = _evaluate(root, node, known)
+            name = _folded_name(root, node)
+            trainable = any(isinstance(tensor_at(root, str(leaf.target)), nn.Parameter) for leaf in _leaves(node))
             folded = value.detach().clone().contiguous()
             if trainable and folded.is_floating_point():
                 folded = nn.Parameter(folded)
-            set_tensor(graph_module, name, folded)
-            with graph_module.graph.inserting_before(node):
-                attribute = graph_module.graph.create_node("get_attr", name, name=f"{node.name}_folded")
+            set_tensor(root, name, folded)
+            with graph.inserting_before(node):
+                attribute = graph.create_node("get_attr", name, name=f"{node.name}_folded")
             attribute.meta = dict(node.meta)
             node.replace_all_uses_with(attribute)
     return [node.name for node in wanted]
 
 
-def _evaluate(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def _evaluate(root: nn.Module, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     stack = [node]
     while stack:
         current = stack[-1]
@@ -353,7 +349,7 @@ def _evaluate(graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, 
         elif missing:
             stack.extend(missing)
         elif current.op == "get_attr":
-            known[stack.pop()] = tensor_at(graph_module, str(current.target))
+            known[stack.pop()] = tensor_at(root, str(current.target))
         else:
             args, kwargs = fx.node.map_arg((current.args, current.kwargs), known.__getitem__)
             known[stack.pop()] = call(current, args, kwargs)
@@ -371,14 +367,14 @@ def _leaves(node: fx.Node) -> list[fx.Node]:
     return [n for n in seen if n.op == "get_attr"]
 
 
-def _folded_name(graph_module: fx.GraphModule, node: fx.Node) -> str:
+def _folded_name(root: nn.Module, node: fx.Node) -> str:
     for leaf in _leaves(node):
         name = f"{leaf.target}_folded"
-        if tuple(tensor_at(graph_module, str(leaf.target)).shape) == tuple(node.meta["val"].shape):
+        if tuple(tensor_at(root, str(leaf.target)).shape) == tuple(node.meta["val"].shape):
             break
     else:
         name = f"folded_{node.name}"
-    taken = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
+    taken = {str(n.target) for n in node.graph.nodes if n.op == "get_attr"}
     while name in taken:
         name += "_"
     return name

@@ -176,6 +176,7 @@ def in_place_again(graph_module: fx.GraphModule) -> None:
 
     A finished body is then as fast, and needs as little memory, as the model that it came from.
     """
+    found = False
     for node in graph_module.graph.nodes:
         if not node.meta.pop(IN_PLACE, False):
             continue
@@ -184,8 +185,9 @@ def in_place_again(graph_module: fx.GraphModule) -> None:
         changed = node.args[0]
         fresh = isinstance(changed, fx.Node) and changed.op == "call_function" and not is_view(changed)
         if target is not None and fresh and len(changed.users) == 1 and _same_shape(node, changed):
-            node.target = target
-    graph_module.recompile()
+            node.target, found = target, True
+    if found:
+        graph_module.recompile()
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
