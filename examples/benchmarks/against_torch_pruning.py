@@ -231,6 +231,19 @@ def main() -> int:
             f"{statistics.median(times or [0]):.1f}",
         )
     console.print(table)
+    pairs = [tuple(network[library] for library in LIBRARIES) for network in networks.values()]
+    times = [own["seconds"] / other["seconds"] for own, other in pairs if own["passed"] and other["passed"]]
+    if times:
+        record["time"] = {
+            "networks": len(times),
+            "median": statistics.median(times),
+            "least": min(times),
+            "most": max(times),
+        }
+        console.print(
+            f"Time of slimming, netclone's over Torch-Pruning's, {len(times)} networks: "
+            f"median {statistics.median(times):.2f}, {min(times):.2f} to {max(times):.2f}"
+        )
     measured = [network["both"] for network in networks.values() if network.get("both", {}).get("passed")]
     near = [one["latency"] for one in measured if one["our_macs"] >= (1 - WITHIN) * one["macs"]]
     if near:
