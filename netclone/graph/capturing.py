@@ -27,6 +27,7 @@ from netclone.graph.exporting import Exported, export, one_of
 from netclone.graph.functionalizing import make_functional
 from netclone.graph.operators import WEIGHTS, kind_of
 from netclone.graph.spelling import spell
+from netclone.graph.unstacking import unstack
 from netclone.runtime.entering import deterministic
 
 _log = logging.getLogger(__package__)
@@ -107,6 +108,7 @@ def _captured(model: nn.Module, examples: tuple[Tensor, ...], exported: Exported
     _name_squeezed_axes(graph)
     dump(graph, "spelled")
     moved |= _drop_bookkeeping(graph)
+    unstack(graph)
     dump(graph, "without-bookkeeping")
     folded = _fold_constants(root, graph)
     graph.eliminate_dead_code()
