@@ -168,10 +168,9 @@ def lost_weights(model: nn.Module, groups: ChannelGroups) -> list[str]:
     Rows of a linear layer that acts along another axis than the channels (token mixing) belong there. Those of a
     grouped convolution are not looked at: they follow its input.
     """
-    prunable: dict[tuple[str, int], int] = {}
-    for group in groups.groups:
-        for name, axis, count in group.members:
-            prunable[name, axis] = prunable.get((name, axis), 0) + count * group.size
+    labels = groups.labelling.labels
+    free = labels.marked(torch.tensor([unit for group in groups.groups for unit in group.units], dtype=torch.long))
+    prunable = {slot: int(free[labels.roots(own)].sum()) for slot, own in groups.labelling.slots.items()}
     stays = {item.name: item.size for item in groups.unprunable}
     used = dict(groups.graph_module.named_parameters())
     lost = []

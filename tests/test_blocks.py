@@ -68,4 +68,5 @@ def test_a_transformers_layer_is_two_branches():
     blocks = residual_blocks(groups)
     assert {block.axis for block in blocks} == {2}
     found = [block.groups for block in blocks]
-    assert found == [(f"blocks.{i}.{part}",) for i in range(6) for part in ("attn.qkv", "mlp.fc1")]
+    branches = [("attn.qkv", "attn.qkv.dims", "attn.qkv.dims#2"), ("mlp.fc1",)]
+    assert found == [tuple(f"blocks.{i}.{part}" for part in parts) for i in range(6) for parts in branches]

@@ -98,6 +98,30 @@ def einsum_attention(net, x):
     return pooled(net, net.proj(merge_heads(torch.einsum("bhqk,bhkd->bhqd", scores, v))))
 
 
+def attention(net, x, changed):
+    """Queries and keys are changed before they are multiplied."""
+    q, k, v = fused_qkv(net, x)
+    return pooled(net, net.proj(merge_heads(F.scaled_dot_product_attention(changed(q), changed(k), v))))
+
+
+def normalised_attention(net, x):
+    return attention(net, x, net.norm)
+
+
+def rotated(net, q, turned):
+    return q * net.cos + turned.reshape(q.shape) * net.sin
+
+
+def one_head(net, x):
+    q, k, v = net.qkv(x).chunk(3, 2)
+    return (q @ k.mT * 0.5).softmax(-1) @ v
+
+
+def attention_between_dimensions(net, x):
+    q, k, v = (part.mT for part in fused_qkv(net, x))
+    return pooled(net, net.proj(merge_heads(((q @ k.mT).softmax(-1) @ v).mT)))
+
+
 def grouped_query_attention(net, x):
     q, k, v = split_heads(net.q(x)), split_heads(net.k(x), 2), split_heads(net.v(x), 2)
     return pooled(net, net.proj(merge_heads(F.scaled_dot_product_attention(q, k, v, enable_gqa=True))))
@@ -121,13 +145,20 @@ def first_block_of_a_transformer(net, x):
     return net.head((x + net.proj(merge_heads(F.scaled_dot_product_attention(q, k, v))))[:, 0])
 
 
-ATTENTION = {
-    "qkv": (4, "qkv.weight:0*12 qkv.bias:0*12 proj.weight:1*4"),
-    "proj": (6, f"proj.weight:0 proj.bias:0 {HEAD}"),
+HEADS = {"qkv": (4, "qkv.weight:0*12 qkv.bias:0*12 proj.weight:1*4")}
+QUERIES = {"qkv.dims": (4, "qkv.weight:0*8 qkv.bias:0*8")}
+VALUES = (4, "qkv.weight:0*4 qkv.bias:0*4 proj.weight:1*4")
+PROJECTION = {"proj": (6, f"proj.weight:0 proj.bias:0 {HEAD}")}
+ATTENTION = {**HEADS, **QUERIES, "qkv.dims#2": VALUES, **PROJECTION}
+ONE_HEAD = {
+    "qkv.dims": (4, "qkv.weight:0*2 qkv.bias:0*2"),
+    "qkv.dims#2": (4, "qkv.weight:0 qkv.bias:0 proj.weight:1"),
 }
 SEPARATE_ATTENTION = {
     "q": (4, "q.weight:0*4 q.bias:0*4 k.weight:0*4 k.bias:0*4 v.weight:0*4 v.bias:0*4 proj.weight:1*4"),
-    "proj": (6, f"proj.weight:0 proj.bias:0 {HEAD}"),
+    "q.dims": (4, "q.weight:0*4 q.bias:0*4 k.weight:0*4 k.bias:0*4"),
+    "v.dims": (4, "v.weight:0*4 v.bias:0*4 proj.weight:1*4"),
+    **PROJECTION,
 }
 ATTENTION_PARTS = {"qkv": (nn.Linear, 6, 48), "proj": (nn.Linear, 16, 6), "head": (nn.Linear, 6, 5)}
 STEM = "stem.weight:0 stem.bias:0"
@@ -279,6 +310,11 @@ NETWORKS = {
                 3,
                 "attention.in_proj_weight:0*6 attention.in_proj_bias:0*6 attention.out_proj.weight:1*2",
             ),
+            "attention.in_proj_weight.dims": (2, "attention.in_proj_weight:0*6 attention.in_proj_bias:0*6"),
+            "attention.in_proj_weight.dims#2": (
+                2,
+                "attention.in_proj_weight:0*3 attention.in_proj_bias:0*3 attention.out_proj.weight:1*3",
+            ),
             "attention.out_proj": (6, f"attention.out_proj.weight:0 attention.out_proj.bias:0 {HEAD}"),
         },
     ),
@@ -294,8 +330,57 @@ NETWORKS = {
         TOKENS,
         {
             "q": (2, "q.weight:0*8 q.bias:0*8 k.weight:0*4 k.bias:0*4 v.weight:0*4 v.bias:0*4 proj.weight:1*8"),
-            "proj": (6, f"proj.weight:0 proj.bias:0 {HEAD}"),
+            "q.dims": (4, "q.weight:0*4 q.bias:0*4 k.weight:0*2 k.bias:0*2"),
+            "v.dims": (4, "v.weight:0*2 v.bias:0*2 proj.weight:1*4"),
+            **PROJECTION,
         },
+    ),
+    "attention of one head": (
+        lambda net, x: pooled(net, net.proj(one_head(net, x))),
+        {**ATTENTION_PARTS, "qkv": (nn.Linear, 6, 12), "proj": (nn.Linear, 4, 6)},
+        TOKENS,
+        {**ONE_HEAD, **PROJECTION},
+    ),
+    "attention of one head in a block": (
+        lambda net, x: net.head((net.norm(x) + net.proj(one_head(net, x))).mean(1)),
+        {
+            "qkv": (nn.Linear, 6, 12),
+            "proj": (nn.Linear, 4, 6),
+            "norm": (nn.LayerNorm, 6),
+            "head": (nn.Linear, 6, 5),
+        },
+        TOKENS,
+        {"qkv.dims": ONE_HEAD["qkv.dims"], "qkv.dims#2": ONE_HEAD["qkv.dims#2"]},
+    ),
+    "attention between dimensions": (
+        attention_between_dimensions,
+        ATTENTION_PARTS,
+        TOKENS,
+        {**HEADS, "qkv.dims": VALUES, **PROJECTION},
+    ),
+    "normalised queries and keys": (
+        normalised_attention,
+        {**ATTENTION_PARTS, "norm": (nn.LayerNorm, 4)},
+        TOKENS,
+        {**HEADS, "qkv.dims": VALUES, **PROJECTION},
+    ),
+    "scaled dimensions": (
+        lambda net, x: attention(net, x, lambda q: q * net.scale),
+        {**ATTENTION_PARTS, "scale": (parameter, 4)},
+        TOKENS,
+        {**ATTENTION, "qkv.dims": (4, "qkv.weight:0*8 qkv.bias:0*8")},
+    ),
+    "rotary positions in pairs": (
+        lambda net, x: attention(net, x, lambda q: rotated(net, q, torch.stack([-q[..., 1::2], q[..., ::2]], -1))),
+        {**ATTENTION_PARTS, "cos": (parameter, 5, 4), "sin": (parameter, 5, 4)},
+        TOKENS,
+        {**ATTENTION, "qkv.dims": (2, "qkv.weight:0*16 qkv.bias:0*16")},
+    ),
+    "rotary positions in halves": (
+        lambda net, x: attention(net, x, lambda q: rotated(net, q, torch.cat([-q[..., 2:], q[..., :2]], -1))),
+        {**ATTENTION_PARTS, "cos": (parameter, 5, 4), "sin": (parameter, 5, 4)},
+        TOKENS,
+        {**ATTENTION, "qkv.dims": (2, "qkv.weight:0*16 qkv.bias:0*16")},
     ),
     "relative positions": (
         relative_position_attention,
@@ -348,7 +433,7 @@ NETWORKS = {
             "head": (nn.Linear, 8, 5),
         },
         TOKENS,
-        {"qkv": ATTENTION["qkv"]},
+        {**HEADS, **QUERIES, "qkv.dims#2": VALUES},
     ),
     "one-channel gate": (
         lambda net, x: (lambda y: pooled(net, net.body(y * net.gate(y).sigmoid())))(net.stem(x)),

@@ -48,13 +48,19 @@ def stored(module):
 
 
 def expected_shapes(groups, mask):
-    """Shape of every tensor of the slim network: what it had, less the slices of the units that are not kept."""
-    removed = {name: units - kept for name, kept, units in mask.summary()}
+    """Shape of every tensor of the slim network: what it had, less the slices of the units that are not kept.
+
+    Of the slices of a dimension of all heads, those of heads that go are gone already.
+    """
+    kept = {name: (stays, units) for name, stays, units in mask.summary()}
+    heads = {(name, axis): kept[g.name] for g in groups.groups for name, axis, _ in g.members if not g.dims}
     tensors = {**dict(groups.graph_module.named_parameters()), **dict(groups.graph_module.named_buffers())}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for group in groups.groups:
+        stays, units = kept[group.name]
         for name, axis, count in group.members:
-            shapes[name][axis] -= count * removed[group.name]
+            of_heads, all_heads = heads.get((name, axis), (1, 1)) if group.dims else (1, 1)
+            shapes[name][axis] -= count * (units - stays) * of_heads // all_heads
     gone = mask.removed_units(groups)
     for name, labels in groups.labelling.constants.items():  # embeddings, layer scales, tokens
         units = groups.labelling.labels.roots(labels)

@@ -163,8 +163,9 @@ def test_methods_without_data(method):
     model = timm.create_model("test_vit", num_classes=4)
     with untouched(model):
         mask = localize(model, method=method, keep=0.5)
-    heads = {name: kept for name, kept, _ in mask.summary() if "qkv" in name}
-    assert heads == {f"blocks.{i}.attn.qkv": 1 for i in range(len(model.blocks))}  # of two each
+    kept = {name: kept for name, kept, _ in mask.summary() if "qkv" in name}
+    of_each = {"": 1, ".dims": 16, ".dims#2": 16}  # of two heads, and of 32 dimensions of queries and of values
+    assert kept == {f"blocks.{i}.attn.qkv{part}": n for part, n in of_each.items() for i in range(len(model.blocks))}
     assert localize(trace(model), method=method, keep=0.5).summary() == mask.summary()
 
 

@@ -108,7 +108,7 @@ def units_kept(group: ChannelGroup, share: float, round_to: int = 1) -> int:
 def rounded(group: ChannelGroup, count: int, round_to: int) -> int:
     """A number of a group's units near ``count`` with which it is a multiple of ``round_to`` channels wide.
 
-    A group of less than twice that many channels stays as it was asked for.
+    A group of less than twice that many channels stays as it was asked for. The width of a head is its dimensions.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def rounded(group: ChannelGroup, count: int, round_to: int) -> int:
     >>> group.size, rounded(group, 13, 8), rounded(group, 3, 8), rounded(group, 13, 1)
     (16, 16, 8, 13)
     """
-    step = round_to // math.gcd(round_to, *(slices for _, _, slices in group.members))
+    step = round_to if group.dims else round_to // math.gcd(round_to, *(slices for _, _, slices in group.members))
     if step == 1 or group.size < 2 * step:
         return count
     return min(group.size, max(step, step * round(count / step)))
@@ -147,14 +147,11 @@ class Allocation:
         self.budget = measure.budget
         self.without: frozenset[str] = frozenset()
         self._gone = unused_outputs(groups, range(groups.outputs) if classes is None else classes)
-        members: dict[str, list[tuple[int, int, int]]] = {}
-        for number, group in enumerate(groups.groups):
-            for name, axis, slices in group.members:
-                members.setdefault(name, []).append((number, axis, slices))
         self._fixed, weights = self._weights()
+        sliced = _slices(groups)
         self._unused: dict[str, list[tuple[int, int]]] = {}
         self._tensors = [
-            (name, tuple(parameter.shape), 1 if weights is None else weights.get(name, 0), members.get(name, []))
+            (name, tuple(parameter.shape), 1 if weights is None else weights.get(name, 0), sliced.get(name, []))
             for name, parameter in groups.graph_module.named_parameters()
         ]
         labels, slots = groups.labelling.labels, groups.labelling.slots
@@ -180,12 +177,13 @@ class Allocation:
     def size(self, kept: Sequence[int], every_class: bool = False) -> int:
         """What this many units of each group take: parameters, MACs of convolutions and linear layers, picoseconds."""
         total: float = self._fixed
-        for name, shape, weight, members in self._tensors:
+        for name, shape, weight, sliced in self._tensors:
             left = list(shape)
             for axis, count in () if every_class else self._unused.get(name, ()):
                 left[axis] -= count
-            for number, axis, slices in members:
-                left[axis] -= slices * (self.groups.groups[number].size - kept[number])
+            for axis, slices, numbers in sliced:
+                whole = math.prod(self.groups.groups[number].size for number in numbers)
+                left[axis] -= slices * (whole - math.prod(kept[number] for number in numbers))
             total += weight * math.prod(left)
         return int(total)
 
@@ -309,6 +307,28 @@ class Allocation:
         with MacCounter() as counter, torch.no_grad():
             slimmed(self.groups.example[:1])
         return int(counter.macs)
+
+
+def _slices(groups: ChannelGroups) -> dict[str, list[tuple[int, int, tuple[int, ...]]]]:
+    """Per parameter: an axis, the groups that its slices belong to (heads and their dimensions), and how often.
+
+    There are as many slices for each unit of the one group with each unit of the other.
+    """
+    labelling = groups.labelling
+    group_of = torch.full((len(labelling.labels),), -1)
+    for number, group in enumerate(groups.groups):
+        group_of[list(group.units)] = number
+    found: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
+    for (name, axis), labels in labelling.slots.items():
+        pairs, counts = group_of[labelling.labels.parts(labelling.labels.roots(labels))].unique(
+            dim=1, return_counts=True
+        )
+        for pair, count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+            numbers = tuple(number for number in pair if number >= 0)
+            if numbers:
+                units = math.prod(groups.groups[number].size for number in numbers)
+                found.setdefault(name, []).append((axis, count // units // labelling.repeats(name, axis), numbers))
+    return found
 
 
 def _check_reachable(least: float, keep: float, budget: Budget) -> None:

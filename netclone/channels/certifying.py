@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from netclone.channels.emptying import constant_name, double, emptied, stored
 from netclone.channels.grouping import ChannelGroups, columns_without
-from netclone.channels.masks import leave_out_of_norms, silenced, silent_columns
+from netclone.channels.masks import leave_out_removed, silenced, silent_columns
 from netclone.channels.slimming import Resizer
 from netclone.errors import CertificateError, first_line
 from netclone.graph.capturing import tensor_at
@@ -43,9 +43,9 @@ def certify(
     example = groups.example[:1].to(double(groups.example.dtype))
     silent = silent_columns(groups.labelling, removed)
     full = groups.graph_module
-    if groups.labelling.norms:
+    if groups.labelling.norms or groups.labelling.summed:
         full = fx.GraphModule(full, copy.deepcopy(full.graph))
-        leave_out_of_norms(full, groups.labelling, removed)
+        leave_out_removed(full, groups.labelling, removed)
 
     def masked(name: str) -> Tensor:
         return silenced(tensor_at(full, name), silent.get(name, ()))

@@ -121,6 +121,9 @@ class _Constants:
         ):
             self.values[node] = self._bias(node, kind)
             return None
+        if lost == inputs and kind in ("product", "einsum"):  # of queries and keys without dimensions
+            self.values[node] = self._zeros(node)
+            return None
         if lost and kind != "joined":
             return "would read no channel, and is no layer with a weight"
         others = [n for n in inputs if n not in lost and n not in constant and not self._is_fixed(n)]
@@ -137,14 +140,17 @@ class _Constants:
         place = _BIASES[kind]
         bias = node.args[place] if place is not None and place < len(node.args) else None
         if not isinstance(bias, fx.Node):
-            device = next(self.new.labelling.graph_module.parameters()).device
-            return torch.zeros((1,) * len(shape), dtype=torch.float64, device=device).expand(shape)
+            return self._zeros(node)
         value: Tensor = self._value(bias)
         weight = node.args[1]
         axis = -1
         if "conv" in kind and isinstance(weight, fx.Node):
             axis = 1 - self.new.labelling.tensor_of(weight).dim()  # before the axes that it moves along
         return value.reshape([-1 if other == axis + len(shape) else 1 for other in range(len(shape))]).expand(shape)
+
+    def _zeros(self, node: fx.Node) -> Tensor:
+        shape, device = self.new.shape(node), next(self.new.labelling.graph_module.parameters()).device
+        return torch.zeros((1,) * len(shape), dtype=torch.float64, device=device).expand(shape)
 
     def _compute(self, node: fx.Node) -> str | None:
         """Compute a node from constants; says so if the result is not one value for each channel."""
@@ -159,8 +165,8 @@ class _Constants:
         rule = rule_of(node.target)
         arguments = rule.resize(self.new, node) if rule is not None and rule.resize is not None else node.args
         target: Any = self.new.target(node)
-        kwargs = node.kwargs if target is node.target else {}
-        args, kwargs = fx.node.map_aggregate(fx.node.map_arg((arguments, kwargs), self._value), double)
+        options = self.new.options(node)
+        args, kwargs = fx.node.map_aggregate(fx.node.map_arg((arguments, options), self._value), double)
         with torch.no_grad():
             value = target(*args, **kwargs)
         return tuple(map(_alike, value)) if isinstance(value, (tuple, list)) else _alike(value)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from netclone.channels.crossing import cross
 from netclone.channels.emptying import emptied
 from netclone.channels.labelling import Labelling
 from netclone.channels.labels import Event, compact
 from netclone.channels.slimming import Resizer
 from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
+from netclone.graph.operators import kind_of
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 from netclone.runtime.entering import entered
 
@@ -30,18 +32,20 @@ class ChannelGroup:
     At least one stays, unless what the group feeds is constant without it, as the last layer of a residual branch is
     (see :meth:`ChannelGroups.last_units`).
 
-    ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``.
+    ``members`` are the sliced parameters, as ``(parameter name, axis, slices per unit)``. ``dims``: whether the units
+    are dimensions of all heads of an attention. Its heads, if there are several, are another group of the same slices.
     """
 
     name: str
     size: int
     members: tuple[tuple[str, int, int], ...]
     units: tuple[int, ...] = field(repr=False)
+    dims: bool = False
 
 
 @dataclass(frozen=True)
 class Unprunable:
-    """A layer whose output channels all stay, with the reason and the node that causes it."""
+    """Output channels of a layer that all stay, with the reason and the node that causes it."""
 
     name: str
     size: int
@@ -76,12 +80,14 @@ class Explanation:
 class ChannelGroups:
     """All prunable units of a network, in groups, and the layers that are not prunable.
 
-    ``fingerprint`` identifies the network's structure. ``parameters`` counts all parameters, and
-    ``prunable_parameters`` those that would go with all units.
+    ``undivided`` are layers whose heads can be removed, while the dimensions of these stay together. ``fingerprint``
+    identifies the network's structure. ``parameters`` counts all parameters, and ``prunable_parameters`` those that
+    would go with all units.
     """
 
     groups: tuple[ChannelGroup, ...]
     unprunable: tuple[Unprunable, ...]
+    undivided: tuple[Unprunable, ...]
     fingerprint: str
     parameters: int
     prunable_parameters: int
@@ -155,11 +161,17 @@ class ChannelGroups:
         if isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < size:
             raise ArgumentError(f"channel: got {channel!r}, expected an index of {name!r} from 0 to {size - 1}")
         labels = self.labelling.labels
-        unit = int(labels.roots(slots[name])[channel])
-        events = labels.chain(int(slots[name][channel]))
-        group = next((group for group in self.groups if unit in group.units), None)
-        if group is not None:
-            because = f"it is one of the {group.size} units of group '{group.name}'"
+        unit, dim = labels.parts(labels.roots(slots[name])[channel]).tolist()
+        groups = [group for group in self.groups if unit in group.units or dim in group.units]
+        group = groups[0] if groups else None
+        if group is not None and group.dims:
+            by_dims = self.labelling.by_dims
+            assert by_dims is not None
+            events = by_dims.labels.chain(int(by_dims.slots[name, 0][channel]))
+        else:
+            events = labels.chain(unit if dim else int(slots[name][channel]))
+        if groups:
+            because = " and ".join(f"it is one of the {each.size} units of group '{each.name}'" for each in groups)
         elif not unit and not events:
             because = "it reads channels that always stay, such as those of the input"
         elif not unit:
@@ -196,6 +208,8 @@ class ChannelGroups:
         lines += [f"  {group.name}: {group.size} units" for group in self.groups]
         if self.unprunable:
             lines += ["not prunable:", *(f"  {item}" for item in self.unprunable)]
+        if self.undivided:
+            lines += ["prunable as whole heads only:", *(f"  {item}" for item in self.undivided)]
         return "\n".join(lines)
 
 
@@ -209,7 +223,8 @@ def channel_groups(
     """Find which channels must be kept or removed together, by running the network on integer labels.
 
     Residual streams, depthwise and grouped convolutions, concatenations, shuffles, attention heads and MLP widths are
-    all found in this way. Operators without a rule keep their channels, and are listed with node and reason.
+    all found in this way. In attention, single dimensions of all heads are units too: those of queries and keys, and
+    those of values. Operators without a rule keep their channels, and are listed with node and reason.
 
     Parameters
     ----------
@@ -233,6 +248,8 @@ def channel_groups(
     >>> groups = netclone.channel_groups(timm.create_model("test_vit", num_classes=4))
     >>> groups["blocks.0.attn.qkv.weight"].size  # attention heads
     2
+    >>> [(group.name, group.size) for group in groups.groups if group.dims][:2]  # of queries and keys, and of values
+    [('blocks.0.attn.qkv.dims', 32), ('blocks.0.attn.qkv.dims#2', 32)]
     >>> groups["blocks.0.mlp.fc1.weight"].size
     192
     >>> through = netclone.channel_groups(timm.create_model("test_vit", num_classes=4), through_norms=True)
@@ -249,6 +266,8 @@ def channel_groups(
     if stuck := _stuck(groups.labelling):
         by_place = _grouped(Labelling(graph_module, through_norms, stuck))
         groups = max(groups, by_place, key=lambda groups: groups.prunable_parameters)
+    if not groups.labelling.by_place and _multiplies(graph_module):
+        groups = _with_dims(groups, Labelling(graph_module, through_norms, dims=True))
     _log.debug("%s: %s", type(model).__name__, groups)
     return groups
 
@@ -259,9 +278,58 @@ def _stuck(labelling: Labelling) -> frozenset[str]:
     return frozenset(name for name, found in units.items() if int((found != 0).sum()) < 2)
 
 
+def _multiplies(graph_module: fx.GraphModule) -> bool:
+    """Whether a network multiplies activations with each other, as attention does."""
+    return any(
+        kind_of(node.target) in ("product", "sum with product", "einsum", "attention")
+        for node in graph_module.graph.nodes
+    )
+
+
 def _grouped(labelling: Labelling) -> ChannelGroups:
     """The channel groups that follow from a network's labels."""
-    graph_module = labelling.graph_module
+    return _summarised(labelling, _groups(labelling))
+
+
+def _with_dims(groups: ChannelGroups, dims: Labelling) -> ChannelGroups:
+    """The same groups and those of dimensions of heads, which cross them."""
+    found = _groups(dims)
+    units = cross(groups.labelling, [group.units for group in groups.groups], dims, [group.units for group in found])
+    crossing = [
+        replace(group, name=_of_dims(group.name), units=own, dims=True)
+        for group, own in zip(found, units, strict=True)
+        if own is not None
+    ]
+    whole = _summarised(groups.labelling, [*groups.groups, *crossing])
+    return replace(whole, undivided=_undivided(whole, dims, {unit for group in found for unit in group.units}))
+
+
+def _undivided(groups: ChannelGroups, dims: Labelling, found: set[int]) -> tuple[Unprunable, ...]:
+    """Layers with heads of which no single dimension can be removed, with the reason."""
+    labels, multiplied = (
+        groups.labelling.labels,
+        {unit for operand in dims.operands for unit in dims.labels.joined(operand).flatten().tolist()},
+    )
+    prunable = {unit for group in groups.groups for unit in group.units}
+    listed = []
+    for (name, axis), rows in dims.slots.items():
+        if dims.roles[name, axis] != "out":
+            continue
+        heads = labels.roots(groups.labelling.slots[name, axis]).tolist()
+        kept: dict[Event, int] = {}
+        for label, unit, head in zip(rows.tolist(), dims.labels.joined(rows).tolist(), heads, strict=True):
+            if unit in multiplied and unit not in found and head in prunable:
+                event = dims.labels.why_joined(label) or dims.labels.why_fixed(label)
+                if event is not None:
+                    kept[event] = kept.get(event, 0) + 1
+        listed += [
+            Unprunable(name, size, event.node, f"{event.why}, so the dimensions of a head stay together")
+            for event, size in kept.items()
+        ]
+    return tuple(listed)
+
+
+def _groups(labelling: Labelling) -> list[ChannelGroup]:
     occurrences = _occurrences(labelling)
     protected = _output_units(labelling)
     by_tensors: dict[int, list[int]] = {}
@@ -280,10 +348,16 @@ def _grouped(labelling: Labelling) -> ChannelGroups:
         if names[name] > 1:
             name = f"{name}#{names[name]}"
         groups.append(ChannelGroup(name, len(units), slices, tuple(units)))
+    return groups
+
+
+def _summarised(labelling: Labelling, groups: Sequence[ChannelGroup]) -> ChannelGroups:
+    graph_module = labelling.graph_module
     prunable = {unit for group in groups for unit in group.units}
     return ChannelGroups(
         groups=tuple(groups),
-        unprunable=_unprunable(labelling, prunable, protected),
+        unprunable=_unprunable(labelling, prunable, _output_units(labelling)),
+        undivided=(),
         fingerprint=fingerprint(graph_module),
         parameters=sum(p.numel() for p in graph_module.parameters()),
         prunable_parameters=_count(labelling, prunable),
@@ -342,7 +416,7 @@ def unused_outputs(groups: ChannelGroups, classes: Sequence[int]) -> Tensor:
     unused[list(classes)] = False
     gone = labelling.labels.marked(units[unused])
     for labels in _tensors(labelling):
-        there = labelling.labels.roots(compact(labels))
+        there = labelling.labels.parts(labelling.labels.roots(compact(labels)))[0]
         if bool(gone[there].all()):
             gone[there] = False
     return units[gone[units]]
@@ -379,13 +453,29 @@ def _group_name(slices: tuple[tuple[str, int, int], ...], labelling: Labelling) 
     return name.removesuffix(".weight").removesuffix(".weight_folded")
 
 
+def _of_dims(name: str) -> str:
+    """The name of a group of dimensions; a number stays at the end.
+
+    Examples
+    --------
+    >>> _of_dims("attn.qkv"), _of_dims("attn.qkv#2")
+    ('attn.qkv.dims', 'attn.qkv.dims#2')
+    """
+    plain, number, rest = name.partition("#")
+    return f"{plain}.dims{number}{rest}"
+
+
 def _unprunable(labelling: Labelling, prunable: set[int], protected: set[int]) -> tuple[Unprunable, ...]:
     found = []
     for (name, axis), labels in labelling.slots.items():
         if labelling.roles[name, axis] != "out":
             continue
         units = labelling.labels.roots(labels)
-        stays = [i for i, unit in enumerate(units.tolist()) if unit not in prunable]
+        stays = [
+            i
+            for i, parts in enumerate(zip(*labelling.labels.parts(units).tolist(), strict=True))
+            if prunable.isdisjoint(parts)
+        ]
         if not stays:
             continue
         label, unit = int(labels[stays[0]]), int(units[stays[0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,16 @@ from netclone.graph.capturing import tensor_at
 from netclone.graph.operators import operator_name
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A product that sums over units: its name, that of its first operand, and the labels along an axis of that."""
+
+    node: str
+    operand: str
+    axis: int
+    labels: Tensor
 
 
 class Labelling:
@@ -43,20 +54,37 @@ class Labelling:
         Name of each other convolution with groups of several channels, to the labels of these.
     norms
         Name of a node that normalises over prunable channels, to the labels of these (with ``through_norms``).
+    dims
+        Whether products of activations unite what they repeat, so that units are dimensions of all heads. Else they
+        unite what they sum over, so that units are heads.
+    summed
+        With ``dims``, the products that sum over units.
+    operands
+        With ``dims``, the labels of what is multiplied.
+    by_dims
+        The labelling with ``dims`` whose units were added to this one, if any were.
     fixed
         Nodes that do not depend on the input: parameters, buffers, and what is computed from these alone.
     without_rule
         ``(node, operator)`` of each operator that has no rule.
 
-    Reference: docs/adr/0002-grouping-by-labels.md.
+    Reference: docs/adr/0002-grouping-by-labels.md, docs/adr/0015-dimensions-of-heads.md.
     """
 
     def __init__(
-        self, graph_module: fx.GraphModule, through_norms: bool = False, by_place: frozenset[str] = frozenset()
+        self,
+        graph_module: fx.GraphModule,
+        through_norms: bool = False,
+        by_place: frozenset[str] = frozenset(),
+        dims: bool = False,
     ) -> None:
         self.graph_module = graph_module
         self.through_norms = through_norms
         self.by_place = by_place
+        self.dims = dims
+        self.summed: list[Summed] = []
+        self.by_dims: Labelling | None = None
+        self.operands: list[Tensor] = []
         self.grouped: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.labels = Labels()
@@ -228,13 +256,14 @@ class Labelling:
         several units itself, which it then joins.
         """
         name = self.name(other)
+        labels = self._apart(node, labels, self.shapes(other)[0])
         if name is not None and name not in self.constants:
             adopted = self._adopt(labels, self.tensor_of(other).shape)
             if adopted is not None:
                 self.constants[name] = adopted
                 shape = torch.broadcast_shapes(labels.shape, adopted.shape)
                 return labels.expand(shape)
-        a, b = self._aligned(labels, self.data(other))
+        a, b = self._aligned(labels, self._apart(node, self.data(other), labels.shape))
         return self._meet(node, a, b, b_is_constant=other in self.fixed)
 
     def contract(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
@@ -244,6 +273,45 @@ class Labelling:
         a, b = a.expand(shape), b.expand(shape)
         self.labels.unite(a, b, self._event(node, "are multiplied with each other"))
         return b if _varied(b) >= _varied(a) else a
+
+    def multiplied(
+        self,
+        node: fx.Node,
+        a: fx.Node,
+        b: fx.Node,
+        axes: tuple[Sequence[str], Sequence[str]],
+        out: Sequence[str],
+        shape: Shape,
+    ) -> Tensor:
+        """Labels of a product of activations, by dimensions; all axes are named.
+
+        What both sum over is united pair by pair, and is no longer seen in the result. What one of them adds is seen
+        there, if the other adds nothing. All else is united.
+        """
+        labels = [self.data(a), self.data(b)]
+        self.operands += map(compact, labels)
+        for i, own in enumerate(axes):
+            other = axes[1 - i]
+            alone = [k for k, axis in enumerate(own) if (axis in other) == (axis in out)]
+            labels[i] = self.merge(node, labels[i], alone, "is the same in every head or summed over")
+        for axis in [axis for axis in axes[0] if axis in axes[1] and axis not in out]:
+            k = [own.index(axis) for own in axes]
+            if all(self.labels.varies(side, at) for side, at in zip(labels, k, strict=True)):
+                vectors = [self.along(node, side, at, "is summed over") for side, at in zip(labels, k, strict=True)]
+                self.unite(node, vectors[0], vectors[1], "are multiplied with each other")
+                self.summed.append(Summed(node.name, a.name, k[0], vectors[0]))
+                labels = [self.spread(vectors[i], k[i], labels[i].shape) for i in (0, 1)]
+            else:
+                labels = [self.merge(node, labels[i], [k[i]], "is summed over with what stays") for i in (0, 1)]
+        added: Tensor | None = None
+        for own, side in zip(axes, labels, strict=True):
+            left = [axis for axis in own if axis in out and self.labels.varies(side, own.index(axis))]
+            if left and added is None:
+                vector = self.along(node, side, own.index(left[0]), "must stay rectangular")
+                added = self.spread(vector, out.index(left[0]), shape)
+            elif not any(self.labels.varies(side, at) for at in range(side.dim())) or left:
+                self.labels.fix(side, self._event(node, "is multiplied with all that the other operand has"))
+        return torch.zeros((), dtype=torch.long).expand(shape) if added is None else added
 
     def keep(self, node: fx.Node, operand: Any, why: str) -> None:
         """Keep every channel of an operand that the operator reads in a way of its own."""
@@ -336,6 +404,20 @@ class Labelling:
             return b.expand(shape)
         self.labels.unite(a.expand(shape), b.expand(shape), self._event(node, "meet elementwise"))
         return b.expand(shape) if a_spans else a.expand(shape)
+
+    def _apart(self, node: fx.Node, labels: Tensor, shape: Shape | torch.Size) -> Tensor:
+        """Unite until units vary along axes that another operand has, or along such that it is broadcast over.
+
+        Of heads and their dimensions, which come last, those stay that this labelling is about.
+        """
+        varying = [axis for axis in range(labels.dim()) if self.labels.varies(labels, axis)]
+        sizes = (1,) * (labels.dim() - len(shape)) + tuple(shape)[-labels.dim() :]
+        if len({sizes[axis] == 1 for axis in varying}) < 2:
+            return labels
+        merged = varying[:-1] if self.dims else varying[-1:]
+        return self.merge(node, labels, merged, "is combined with what is the same along another axis").expand(
+            labels.shape
+        )
 
     def _spans(self, small: Tensor, large: Tensor) -> bool:
         """Whether one operand is broadcast along an axis on which the other holds different units."""

@@ -52,6 +52,7 @@ class Labels:
         self._events: list[Event] = [Event("", "never labelled")]
         self._fixed_by[0] = 0
         self._met: list[tuple[np.ndarray, np.ndarray, int]] = []  # labels, their partners (0: fixed), the event
+        self._crossed = torch.empty(3, 0, dtype=torch.long)  # labels of pairs, the first units and the second units
 
     def __len__(self) -> int:
         return self._count
@@ -75,9 +76,32 @@ class Labels:
         small = compact(labels)
         return torch.from_numpy(self._kept_as_zero(small.numpy())).reshape(small.shape).expand(labels.shape)
 
+    def joined(self, labels: Tensor) -> Tensor:
+        """As ``roots``, but units that are always kept can be told apart."""
+        return torch.from_numpy(self._find(labels.reshape(-1).numpy())).reshape(labels.shape)
+
     def marked(self, units: Tensor) -> Tensor:
-        """One flag per label, True for those in ``units``; index it with the result of ``roots``."""
-        return torch.zeros(self._count, dtype=torch.bool).index_fill_(0, units, True)
+        """One flag per label, True for those in ``units`` and for pairs with one of them.
+
+        Index it with the result of ``roots``.
+        """
+        flags = torch.zeros(self._count, dtype=torch.bool).index_fill_(0, units, True)
+        pairs, first, second = self._crossed
+        flags[pairs] = flags[first] | flags[second]
+        return flags
+
+    def pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """A label for each pair of units: what it labels goes with either of them. Called once, in the end."""
+        pairs = self.fresh(len(first))
+        self._crossed = torch.stack([pairs, first, second])
+        return pairs
+
+    def parts(self, units: Tensor) -> Tensor:
+        """The units that roots stand for, ``(2, ...)``: both of a pair; else the unit itself, and 0."""
+        table = torch.stack([torch.arange(self._count), torch.zeros(self._count, dtype=torch.long)])
+        pairs, first, second = self._crossed
+        table[0, pairs], table[1, pairs] = first, second
+        return table[:, units]
 
     def removable(self, labels: Tensor) -> Tensor:
         """As ``roots``, but also 0 for a unit that holds all labels of one call of ``fresh``.

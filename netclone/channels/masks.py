@@ -17,6 +17,8 @@ from netclone.channels.slimming import Resizer
 from netclone.errors import MaskError
 from netclone.graph.capturing import tensor_at
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class ChannelMask:
@@ -112,8 +114,9 @@ class ChannelMask:
     ) -> fx.GraphModule:
         """A full-size copy of the source in which masked units are silenced.
 
-        Weight columns that read masked units become zero, and norms over prunable channels
-        (``channel_groups(through_norms=True)``) leave masked ones out. This equals removal exactly.
+        Weight columns that read masked units become zero, products over dimensions of heads read zeros there, and norms
+        over prunable channels (``channel_groups(through_norms=True)``) leave masked ones out. This equals removal
+        exactly.
 
         Raises
         ------
@@ -127,14 +130,13 @@ class ChannelMask:
 def silence(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> fx.GraphModule:
     """Set weight columns that read removed units to zero, in place, in a copy of the labelled graph.
 
-    Norms over prunable channels leave the removed ones out.
+    Norms and products over units leave the removed ones out.
     """
     with torch.no_grad():
         for name, columns in silent_columns(labelling, removed).items():
             tensor = tensor_at(graph_module, name)
             tensor.copy_(silenced(tensor, columns))
-    if labelling.norms:
-        leave_out_of_norms(graph_module, labelling, removed)
+    if leave_out_removed(graph_module, labelling, removed):
         graph_module.recompile()
     return graph_module
 
@@ -173,11 +175,33 @@ def across(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
     return values.reshape(shape).repeat_interleave(tensor.size(0) // groups, 0)
 
 
-def leave_out_of_norms(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> None:
-    """Let norms over channels see only those that stay, in place, in a copy of the labelled graph (not recompiled)."""
+def leave_out_removed(graph_module: fx.GraphModule, labelling: Labelling, removed: Tensor) -> bool:
+    """Let norms and products over units see only those that stay, in place, in a copy of the labelled graph.
+
+    Returns whether anything changed; then it has to be recompiled.
+    """
     gone = labelling.labels.marked(removed)
     nodes = {node.name: node for node in graph_module.graph.nodes}
+    changed = False
     for name, labels in labelling.norms.items():
         kept = ~gone[labelling.labels.roots(labels)]
         if not bool(kept.all()):
             leave_out(graph_module, nodes[name], kept)
+            changed = True
+    for product in labelling.summed:
+        lost = gone[labelling.labels.roots(product.labels)]
+        if bool(lost.any()):
+            _fill(graph_module, nodes[product.node], nodes[product.operand], product.axis, lost)
+            changed = True
+    return changed
+
+
+def _fill(graph_module: fx.GraphModule, product: fx.Node, operand: fx.Node, axis: int, lost: Tensor) -> None:
+    """Let a product read zeros in the flagged places of an operand."""
+    some = next((tensor for tensor in graph_module.parameters()), lost)
+    name = f"{product.name}_lost"
+    graph_module.register_buffer(name, lost.nonzero().flatten().to(some.device), persistent=False)
+    with graph_module.graph.inserting_before(product):
+        index = graph_module.graph.get_attr(name)
+        filled = graph_module.graph.call_function(aten.index_fill.int_Scalar, (operand, axis, index, 0))
+    product.replace_input_with(operand, filled)

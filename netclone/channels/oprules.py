@@ -10,6 +10,7 @@ arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx
 
-from netclone.channels.labels import Labelled, varies
+from netclone.channels.labels import Event, Labelled, compact, varies
 from netclone.channels.normalising import norm_over_channels
 from netclone.graph.calls import argument, call
 from netclone.graph.calls import arguments as _args
@@ -122,11 +123,17 @@ def _channel_shuffle(run: Labelling, node: fx.Node) -> Labelled:
 
 
 def _slice(run: Labelling, node: fx.Node) -> Labelled:
-    """Executed on the labels; with a step, units along the axis are united."""
+    """Executed on the labels. Of every so many that a step passes over, all are united, so that the step stays."""
     args, kwargs = run.literal(node)
-    x = args[0]
-    if len(args) > 4 and args[4] != 1:
-        x = run.merge(node, x, [args[1] % x.dim()], "is sliced with a step").expand(x.shape)
+    x, step = args[0], args[4] if len(args) > 4 else 1
+    if step != 1:
+        axis, why = args[1] % x.dim(), "is sliced with a step"
+        size = x.size(axis)
+        if size % step == 0 and (args[2] or 0) in range(step) and (args[3] is None or args[3] >= size):
+            steps = x.unflatten(axis, (size // step, step))
+            x = run.merge(node, steps, [axis + 1], why).expand(steps.shape).flatten(axis, axis + 1)
+        else:
+            x = run.merge(node, x, [axis], why).expand(x.shape)
     return run.executed(node.target, (x, *args[1:]), kwargs)
 
 
@@ -264,8 +271,8 @@ def _slice_bounds(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
     given = list(_args(node)[1:])
     axis, start, end = (given + [0, None, None][len(given) :])[:3]
     axis %= len(new.old_shape(source))
-    if new.old_shape(source)[axis] == new.shape(source)[axis]:
-        return _args(node)
+    if new.old_shape(source)[axis] == new.shape(source)[axis] or given[3:] not in ([], [1]):
+        return _args(node)  # what a step passes over goes together
     start, end, _ = slice(start, end).indices(new.old_shape(source)[axis])
     return (source, axis, new.kept_before(source, axis, start), new.kept_before(source, axis, max(start, end)))
 
@@ -497,6 +504,10 @@ def _product(run: Labelling, node: fx.Node, a: Any, b: Any) -> Labelled:
     x, y = run.data(a), run.data(b)
     if x.dim() < 2 or y.dim() < 2:
         return run.opaque(node, "a product with a vector")
+    if run.dims:
+        axes = [*_numbered(x.dim() - 2), "row", "sum"], [*_numbered(y.dim() - 2), "sum", "column"]
+        out = [*_numbered(max(x.dim(), y.dim()) - 2), "row", "column"]
+        return run.multiplied(node, a, b, axes, out, run.shapes(node)[0])
     x = run.merge(node, x, [x.dim() - 1], "is summed over in a product")
     y = run.merge(node, y, [y.dim() - 2], "is summed over in a product")
     return run.contract(node, x, y).expand(
@@ -517,6 +528,9 @@ def _einsum(run: Labelling, node: fx.Node) -> Labelled:
     terms, right = _axes_by_letter(str(_args(node)[0]), [operand.dim() for operand in operands])
     if any(len(set(t)) != len(t) for t in terms):
         return run.opaque(node, f"einsum '{_args(node)[0]}'")
+    if run.dims and len(operands) == 2:
+        a, b = _args(node)[1]
+        return run.multiplied(node, a, b, (terms[0], terms[1]), right, run.shapes(node)[0])
     out: Tensor | None = None
     for term, labels in zip(terms, operands, strict=True):
         summed = [axis for axis, letter in enumerate(term) if letter not in right]
@@ -549,7 +563,7 @@ def _axes_by_letter(equation: str, ranks: list[int]) -> tuple[list[list[str]], l
 
     def axes(term: str, width: int) -> list[str]:
         before, dots, after = term.partition("...")
-        return [*before, *([str(axis) for axis in range(-width, 0)] if dots else []), *after]
+        return [*before, *(_numbered(width) if dots else []), *after]
 
     if not arrow:
         right = ("..." if "..." in left else "") + "".join(
@@ -558,7 +572,22 @@ def _axes_by_letter(equation: str, ranks: list[int]) -> tuple[list[list[str]], l
     return [axes(term, width) for term, width in zip(terms, widths, strict=True)], axes(right, widest)
 
 
+def _pinned_scale(new: Resizer, node: fx.Node) -> tuple[Any, ...]:
+    """Queries with fewer dimensions are scaled as before."""
+    before, after = (shapes(_args(node)[0])[-1] for shapes in (new.old_shape, new.shape))
+    if before != after and node.kwargs.get("scale") is None:
+        new.set_option(node, "scale", 1 / math.sqrt(before))
+    return _args(node)
+
+
+def _numbered(count: int) -> list[str]:
+    """Names of axes that are counted from the right."""
+    return [str(axis) for axis in range(-count, 0)]
+
+
 def _attention(run: Labelling, node: fx.Node) -> Labelled:
+    if run.dims:
+        return _attention_by_dims(run, node)
     q, k, v = (run.data(n) for n in _args(node)[:3])
     if q.size(-3) != k.size(-3) and node.kwargs.get("enable_gqa"):
         repeat = q.size(-3) // k.size(-3)
@@ -573,6 +602,24 @@ def _attention(run: Labelling, node: fx.Node) -> Labelled:
         tokens = (*scores.shape[:-2], q.size(-2), run.data(_args(node)[1]).size(-2))
         scores = run.merge(node, run.meet_labels(node, scores.expand(tokens), mask), [len(tokens) - 1], why)
     return run.contract(node, scores, v).expand(run.shapes(node)[0])
+
+
+def _attention_by_dims(run: Labelling, node: fx.Node) -> Labelled:
+    """Units are dimensions of queries and keys, which are summed over, and of values, which the result has."""
+    query, key, value = _args(node)[:3]
+    batch, shape = _numbered(len(run.shapes(query)[0]) - 2), run.shapes(node)[0]
+    tokens = (*shape[:-1], run.shapes(key)[0][-2])
+    axes = [*batch, "row", "sum"], [*batch, "token", "sum"]
+    scores = run.multiplied(node, query, key, axes, [*batch, "row", "token"], tokens)
+    mask = _args(node)[3] if len(_args(node)) > 3 else node.kwargs.get("attn_mask")
+    if isinstance(mask, fx.Node):
+        scores = run.meet_labels(node, scores, mask)
+    run.labels.fix(scores, Event(node.name, "is normalised over all tokens"))
+    run.operands.append(compact(run.data(value)))
+    values = run.along(node, run.data(value), len(shape) - 1, "is the same in every head")
+    if not run.labels.varies(values, 0):
+        run.labels.fix(values, Event(node.name, "is all one unit"))
+    return run.spread(values, len(shape) - 1, shape)
 
 
 # ---------------------------------------------------------------- the table
@@ -618,7 +665,7 @@ RULES: dict[str, Rule] = {
     "product": Rule(_matmul),
     "sum with product": Rule(_sum_with_product),
     "einsum": Rule(_einsum),
-    "attention": Rule(_attention),
+    "attention": Rule(_attention, _pinned_scale),
     KEPT_WHOLE: Rule(None),
     "size": Rule(_arithmetic),
     "part": Rule(_getitem),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,7 @@ class Resizer:
         self.labelling = labelling
         self._gone = labelling.labels.marked(removed)
         self._targets: dict[fx.Node, Target] = {}
+        self._options: dict[fx.Node, dict[str, float]] = {}
         self._shapes: dict[fx.Node, list[Shape]] = {}
         self._kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}  # with the labels, so that places stay theirs
 
@@ -41,8 +42,8 @@ class Resizer:
         units = compact(expanded(self.labelling.labels.roots(labels)))
         if units.size(axis) == 1:
             return torch.ones(labels.size(axis), dtype=torch.bool)
-        index = tuple(slice(None) if a == axis else 0 for a in range(units.dim()))
-        return ~self._gone[units[index]]
+        gone = self._gone[units].movedim(axis, 0)
+        return ~gone.reshape(len(gone), -1).all(1)  # units of another kind may lie along another axis
 
     def kept_slices(self, parameter: str, axis: int) -> Tensor:
         """Which slices of a parameter stay along an axis (``[True]`` if no unit lies along it)."""
@@ -99,6 +100,14 @@ class Resizer:
         """Use another operator in the slim graph."""
         self._targets[node] = target
 
+    def set_option(self, node: fx.Node, name: str, value: float) -> None:
+        """Give an operator a keyword argument in the slim graph."""
+        self._options.setdefault(node, {})[name] = value
+
+    def options(self, node: fx.Node) -> dict[str, Any]:
+        """The keyword arguments of a node in the slim graph."""
+        return {**(node.kwargs if self.target(node) is node.target else {}), **self._options.get(node, {})}
+
     def target(self, node: fx.Node) -> Target:
         """The operator of a node in the slim graph."""
         return self._targets.get(node, node.target)
@@ -149,9 +158,8 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
         if node.op == "get_attr" and str(node.target) not in sliced:
             sliced.add(str(node.target))
             set_tensor(root, str(node.target), new.sliced(str(node.target)))
-        target = new.target(node)
-        args, kwargs = fx.node.map_arg((arguments, node.kwargs), copied.__getitem__)
-        copied[node] = graph.create_node(node.op, target, args, kwargs if target is node.target else {}, node.name)
+        args, kwargs = fx.node.map_arg((arguments, new.options(node)), copied.__getitem__)
+        copied[node] = graph.create_node(node.op, new.target(node), args, kwargs, node.name)
         copied[node].meta = {"val": _described(new, node)} if node.op in ("placeholder", "call_function") else {}
         if IN_PLACE in node.meta:
             copied[node].meta[IN_PLACE] = True

@@ -281,9 +281,10 @@ def _magnitudes(groups: ChannelGroups) -> list[Tensor]:
         tensor = tensor_at(groups.graph_module, name).detach().double()
         norms = tensor.movedim(axis, 0).flatten(1).norm(dim=1) if tensor.dim() > 1 else tensor.abs()
         norms = norms / norms.mean().clamp_min(1e-12)
-        for unit, norm in zip(labelling.labels.roots(labels).tolist(), norms.tolist(), strict=True):
-            if unit in scores:
-                scores[unit] += norm
+        for units in labelling.labels.parts(labelling.labels.roots(labels)).tolist():
+            for unit, norm in zip(units, norms.tolist(), strict=True):
+                if unit in scores:
+                    scores[unit] += norm
     return [torch.tensor([scores[unit] for unit in group.units]) for group in groups.groups]
 
 
