@@ -630,3 +630,13 @@ def test_a_clone_with_a_budget_of_time_has_no_batch_norm_left(monkeypatch: pytes
     with torch.no_grad():
         grafted = netclone.inject(target, netclone.load(tmp_path / "clone.safetensors"))
         assert torch.equal(grafted(images)[:, :2], target(images))
+
+
+@pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")  # its source knows nothing
+def test_a_clone_is_weighed_against_one_source_class_for_each_old_class() -> None:
+    source, target = network("test_efficientnet", 9), network("test_resnet", 2)
+    images, labels = (torch.cat(parts) for parts in zip(*samples(9), strict=True))
+    old = images[labels < 4], labels[labels < 4] % 2
+    module = clone(source, target, [(images, labels)], classes=[7, 8], target_data=[old], at="input", epochs=0)
+    weight = next(tensor for name, tensor in module.state_dict().items() if name.endswith("classifier.source.weight"))
+    assert len([7, 8]) < len(weight) <= len([7, 8]) + 2

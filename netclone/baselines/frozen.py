@@ -19,7 +19,7 @@ from netclone.baselines.training import seeded
 from netclone.errors import OutputError
 from netclone.learning.adapting import Cached, Classifier
 from netclone.learning.choosing import choose, folds
-from netclone.learning.data import Samples
+from netclone.learning.data import Samples, mostly_taken_for
 from netclone.metrics.evaluating import predict
 
 Of = Literal["target", "source", "both"]
@@ -160,10 +160,10 @@ def _rest(problem: Problem, linear: nn.Linear, seen: Cached) -> list[int]:
     others = torch.tensor([c for c in range(linear.out_features) if c not in problem.classes], dtype=torch.long)
     if not len(others):
         return []
+    old = seen.labels < problem.old
     with torch.no_grad():
-        taken = others[linear(seen.features)[:, others].argmax(1).cpu()]
-    labels = seen.labels.cpu()
-    return sorted({int(taken[labels == c].mode().values) for c in labels[labels < problem.old].unique().tolist()})
+        logits = linear(seen.features[old])[:, others.to(seen.features.device)]
+    return [int(others[column]) for column in mostly_taken_for(logits, seen.labels[old])]
 
 
 def frozen_head(problem: Problem, recipe: Recipe, *, kind: str, of: Of) -> nn.Module:

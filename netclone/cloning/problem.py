@@ -14,7 +14,7 @@ from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError
 from netclone.graph.cutting import features_node
 from netclone.graph.tracing import logits_node, shape_of, trace
-from netclone.learning.data import Samples, balance, in_batches
+from netclone.learning.data import Samples, balance, in_batches, mostly_taken_for
 from netclone.learning.neighbourhoods import drawn, viewed
 from netclone.learning.stepping import Loop
 from netclone.runtime.context import Run
@@ -76,10 +76,12 @@ class Problem:
         if others:
             around = clone_set[0].images if old is None else old.images[train[train < first_new]]
             logits = in_batches(groups.graph_module, around, recipe.batch_size, run.workers)[:, others]
-            rest = tuple(others[i] for i in _most_likely(logits))
+            columns_of_rest = _most_likely(logits)
             if old is not None:
+                columns_of_rest = mostly_taken_for(logits, old.labels[train[train < first_new]])
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
                 clone_set += (Samples(around, likely, "target_data"),)
+            rest = tuple(others[i] for i in columns_of_rest)
         return cls(
             target=traced,
             groups=groups,

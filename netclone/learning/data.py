@@ -284,6 +284,18 @@ def balance(labels: Tensor, old: int | None, old_weight: float = 1.0) -> Tensor:
     return weights
 
 
+def mostly_taken_for(logits: Tensor, labels: Tensor) -> list[int]:
+    """The columns of logits ``(N, C)`` that the samples of some class ``labels (N,)`` are mostly taken for, ascending.
+
+    Examples
+    --------
+    >>> mostly_taken_for(torch.eye(4)[[3, 3, 0, 1]], torch.tensor([0, 0, 0, 1]))
+    [1, 3]
+    """
+    taken = logits.argmax(1)
+    return sorted({int(taken[labels == label].mode().values) for label in labels.unique().tolist()})
+
+
 def check_keep(keep: float) -> None:
     """Raise unless a share is in (0, 1]."""
     if not isinstance(keep, (int, float)) or isinstance(keep, bool) or not 0 < keep <= 1:
