@@ -93,6 +93,9 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+FIGURES = ("mean", "old_lost", "params", "macs", "time", "seconds")
+
+
 def demo_cost() -> str:
     """What the networks of ``netclone demo`` cost, from its committed results."""
     costs = json.loads((RESULTS / "demo" / "results.json").read_text(encoding="utf-8"))["costs"]
@@ -126,6 +129,28 @@ def fitting() -> str:
         size = run["size"] + ("" if run["old samples"] else ", none of old classes")
         figures = [f"{100 * fit['mean']:.1f}, {fit['old_lost']:.1f}" for fit in run["fits"].values()]
         lines.append(f"| {suite} | {run['keep']:.0%} | {size} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def effort() -> str:
+    """What clones are worth by effort and size, from the committed measurements: means over seeds."""
+    runs = json.loads((RESULTS / "effort.json").read_text(encoding="utf-8"))["runs"]
+    groups: dict[tuple[str, bool, str, str, float], list[dict[str, float]]] = {}
+    for run in runs:
+        key = run["suite"], run["development"], run["effort"], run["budget"], run["keep"]
+        groups.setdefault(key, []).append(run)
+    lines = [
+        "| suite | effort | kept | mean (old lost) | parameters | MACs | time | seconds to make | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (suite, development, name, budget, keep), found in groups.items():
+        means = {what: statistics.mean(run[what] for run in found) for what in found[0] if what in FIGURES}
+        kept = "all" if name == "whole" else f"{keep:g} of the {'time' if budget == 'latency' else budget}"
+        lines.append(
+            f"| `{suite}`{', development' * development} | {name} | {kept} | {100 * means['mean']:.1f} "
+            f"({means['old_lost']:.1f}) | {means['params']:.2f} | {means['macs']:.2f} | {means['time']:.2f} | "
+            f"{means['seconds']:.0f} | {len(found)} |"
+        )
     return "\n".join(lines)
 
 
