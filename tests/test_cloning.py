@@ -395,7 +395,7 @@ def test_a_plain_copy_is_neither_refitted_nor_distilled() -> None:
     mask = netclone.localize(groups, method="magnitude", keep=0.5)
     arguments = dict(classes=[2, 3], target_data=samples(2), at="input", mask=mask, epochs=1)
     plain, refitted = (clone(source, target, samples(4), reconstruct=r, **arguments) for r in (False, True))  # type: ignore[arg-type]
-    stored = netclone.extract(groups, mask, classes=[2, 3]).state_dict()
+    stored = netclone.extract(groups, mask, classes=[2, 3], fold_batch_norm=True).state_dict()
     convolutions = [tensor for name, tensor in stored.items() if tensor.dim() == 4]
 
     def holds(module: netclone.CloneModule, tensor: Tensor) -> bool:
@@ -446,7 +446,7 @@ def test_weak_data_are_warned_of_and_leave_finite_weights(
 def test_a_budget_below_the_classifier_is_refused() -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)
     with pytest.raises(netclone.ArgumentError, match=r"keep: 0.001 .* classifier of 2 new classes takes"):
-        clone(source, target, samples(4), classes=[2, 3], target_data=samples(2), keep=0.001, method="random")
+        clone(source, target, samples(4), classes=[2, 3], target_data=samples(2), keep=0.001, budget="params")
 
 
 def test_a_candidate_that_fails_is_a_value_with_a_reason() -> None:

@@ -80,7 +80,6 @@ def test_what_is_drawn_of_a_cnn(cnn):
         ("source", "blocks.3"),
         ("source", "blocks.4"),
         ("source", "conv_head"),
-        ("source", "bn2"),
         ("trained", "classifier"),
         ("logits", "5 of the target + 2 of 'digits'"),
     ]

@@ -221,7 +221,7 @@ def test_a_log_says_which_capture_was_chosen(caplog):
     assert [line.partition(";")[0].partition(" (")[0] for line in said] == [
         "ResNet: traced symbolically",
         "BranchesOnShape: no symbolic trace",
-        "BranchesOnShape: exported",
+        "BranchesOnShape: recorded",
     ]
     assert "nodes" in said[0] and "positions" in said[0]
     assert "folded constants: " in said[2]

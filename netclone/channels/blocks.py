@@ -43,10 +43,10 @@ def residual_blocks(groups: ChannelGroups) -> tuple[Block, ...]:
     >>> groups = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4))
     >>> for block in residual_blocks(groups):
     ...     print(block.at, *block.groups)
-    add layer1.0.conv1
-    add_1 layer2.0.conv1
-    add_2 layer3.0.conv1 layer3.0.conv2
-    add_3 layer4.0.conv1
+    add_ layer1.0.conv1
+    add__1 layer2.0.conv1
+    add__2 layer3.0.conv1 layer3.0.conv2
+    add__3 layer4.0.conv1
     """
     found: dict[str, set[str]] = {}
     for group in groups.groups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # torch sets these again on its copies
 
@@ -98,6 +97,8 @@ def labels_of(network: nn.Module) -> dict[str, int]:
     given = cfg.get("label_names")
     if given and len(given) == getattr(network, "num_classes", None):
         return {plain(str(name)): column for column, name in enumerate(given)}
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # slow to import, and not needed to load a clone
+
     subset = infer_imagenet_subset(network)
     if subset is None:
         return {}
