@@ -297,6 +297,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "demo-cost": demo_cost,
     "surgery": surgery,
     "deployment": deployment,
+    "effort": effort,
     "fitting": fitting,
     "learning": learning,
     "pruning": pruning,
