@@ -30,6 +30,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,11 @@ def left(slim: nn.Module, network: zoo.Network) -> dict[str, float]:
     return {"parameters": small.parameters / whole.parameters, "macs": small.macs / max(1, whole.macs)}
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Number, median and ends of some figures."""
+    return {"networks": len(values), "median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
 def main() -> int:
     console = Console(width=110)
     chosen = [f"timm/{name}" if "/" not in name else name for name in sys.argv[2:]]
@@ -234,12 +240,7 @@ def main() -> int:
     pairs = [tuple(network[library] for library in LIBRARIES) for network in networks.values()]
     times = [own["seconds"] / other["seconds"] for own, other in pairs if own["passed"] and other["passed"]]
     if times:
-        record["time"] = {
-            "networks": len(times),
-            "median": statistics.median(times),
-            "least": min(times),
-            "most": max(times),
-        }
+        record["time"] = spread(times)
         console.print(
             f"Time of slimming, netclone's over Torch-Pruning's, {len(times)} networks: "
             f"median {statistics.median(times):.2f}, {min(times):.2f} to {max(times):.2f}"
@@ -247,13 +248,7 @@ def main() -> int:
     measured = [network["both"] for network in networks.values() if network.get("both", {}).get("passed")]
     near = [one["latency"] for one in measured if one["our_macs"] >= (1 - WITHIN) * one["macs"]]
     if near:
-        record["latency"] = {
-            "networks": len(near),
-            "median": statistics.median(near),
-            "least": min(near),
-            "most": max(near),
-            "further_apart": len(measured) - len(near),
-        }
+        record["latency"] = {**spread(near), "further_apart": len(measured) - len(near)}
         console.print(
             f"Latency of netclone's slim network over Torch-Pruning's, MACs within {WITHIN:.0%}, {len(near)} networks: "
             f"median {statistics.median(near):.2f}, {min(near):.2f} to {max(near):.2f}"

@@ -7,6 +7,7 @@ equals a mask exactly where a gate is 0 or 1. Norms over prunable channels use t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from netclone.channels.grouping import ChannelGroups
 from netclone.channels.masks import across
 from netclone.channels.normalising import Norm, gated, norm_over_channels
 from netclone.graph.capturing import tensor_at
-from netclone.graph.quickening import folded, quick
+from netclone.graph.quickening import for_gradients, quick
 
 
 def gate_vector(gates: Sequence[Tensor]) -> Tensor:
@@ -29,12 +30,11 @@ def gate_vector(gates: Sequence[Tensor]) -> Tensor:
 class Gated:
     """A captured network that takes a gate vector and images; differentiable in the gates alone.
 
-    ``full`` is the network without gates, for passes without gradient. ``sizes`` are the numbers of units, group by
-    group.
+    ``sizes`` are the numbers of units, group by group.
     """
 
     def __init__(self, groups: ChannelGroups) -> None:
-        self.full = quick(groups.graph_module, groups.example)
+        self._source, self._example = groups.graph_module, groups.example
         self.sizes = [group.size for group in groups.groups]
         self._numbers = {unit: i + 1 for i, unit in enumerate(u for group in groups.groups for u in group.units)}
         labelling = groups.labelling
@@ -45,7 +45,7 @@ class Gated:
         ]
         self._columns = [column for column in columns if bool((column[2] > 0).any())]
         self._inside: dict[str, Tensor] = {}  # gates that norms and products read
-        self._graph_module = folded(groups.graph_module)
+        self._graph_module = for_gradients(groups.graph_module, fold=True)
         norms = {name: self._index(groups, labels) for name, labels in labelling.norms.items()}
         norms = {name: index for name, index in norms.items() if bool((index > 0).any())}
         read = {node.name: [used.name for used in node.all_input_nodes] for node in groups.graph_module.graph.nodes}
@@ -56,6 +56,11 @@ class Gated:
         if norms or products:
             self._gate_inside(norms, products)
         self._weights = {name: parameter.detach() for name, parameter in self._graph_module.named_parameters()}
+
+    @cached_property
+    def full(self) -> fx.GraphModule:
+        """The network without gates, for passes without gradient."""
+        return quick(self._source, self._example)
 
     def __call__(self, gates: Tensor, *inputs: Tensor) -> Tensor:
         """Logits ``(N, classes)`` with unit ``i`` scaled by its gate in ``gates`` ``(1 + units,)``."""

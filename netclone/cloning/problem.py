@@ -76,12 +76,13 @@ class Problem:
         if others:
             around = clone_set[0].images if old is None else old.images[train[train < first_new]]
             logits = in_batches(groups.graph_module, around, recipe.batch_size, run.workers)[:, others]
-            columns_of_rest = _most_likely(logits)
-            if old is not None:
-                columns_of_rest = mostly_taken_for(logits, old.labels[train[train < first_new]])
+            if old is None:
+                nearest = _most_likely(logits)
+            else:
+                nearest = mostly_taken_for(logits, old.labels[train[train < first_new]])
                 likely = torch.tensor(others, device=logits.device)[logits.argmax(1)]
                 clone_set += (Samples(around, likely, "target_data"),)
-            rest = tuple(others[i] for i in columns_of_rest)
+            rest = tuple(others[i] for i in nearest)
         return cls(
             target=traced,
             groups=groups,

@@ -16,11 +16,13 @@ from netclone.cloning.injecting import GraftedModule, clones, remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.placing import features_at
 from netclone.cloning.problem import split
+from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError, TargetError
 from netclone.files.latent_sets import read_latents, write_latents
 from netclone.files.spec import CloneSpec
 from netclone.graph.capturing import drop_unused_tensors
 from netclone.graph.numbers import dtype_name, numbers_digest
+from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, position, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
 from netclone.learning.choosing import fit_classifier
@@ -178,7 +180,7 @@ def latents(
         node = position(traced, str(module.at)).name
         features = features_at(traced, images, [node], batch_size)[node]
     logits = in_batches(traced, images, batch_size)
-    return Latents(module.spec, _body_digest(module, trunk), features, logits, labels.to(logits.device))
+    return Latents(module.spec, _body_digest(module, trunk), features.contiguous(), logits, labels.to(logits.device))
 
 
 @entered()
@@ -223,11 +225,8 @@ def refit(
     >>> netclone.refit(module, kept, epochs=1, seed=1).classes
     (2, 3)
     """
-    check_number(epochs, "epochs", 0)
-    check_number(batch_size, "batch_size", 1)
+    Recipe(epochs=epochs, batch_size=batch_size, validation=validation)  # checks them
     check_number(seed, "seed", 0)
-    if not 0 < validation < 1:
-        raise ArgumentError(f"validation: got {validation!r}, expected a share in (0, 1), such as 0.2")
     trunk = _trunk(module)
     _check_same(module.spec, _body_digest(module, trunk), latents)
     torch.default_generator.manual_seed(seed)
@@ -235,7 +234,7 @@ def refit(
     cached = Cached(*(tensor.to(place) for tensor in (latents.features, latents.logits, latents.labels)))
     train, held_out = (cached[rows] for rows in split(cached.labels, validation, torch.Generator().manual_seed(seed)))
     closed = module.at == INPUT
-    adapter: nn.Module = nn.Identity() if closed else trunk
+    adapter: nn.Module = nn.Identity() if closed else for_gradients(trunk)
     seen = train.features if closed else in_batches(trunk, train.features, batch_size)
     classifier = _started(module, seen, train.logits)
     branch = Branch(adapter, nn.Identity(), classifier)

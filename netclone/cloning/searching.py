@@ -20,6 +20,7 @@ from netclone.graph.cutting import classifier_rows
 from netclone.graph.functionalizing import in_place_again
 from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import said_preparation
+from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
 from netclone.learning.choosing import fit_classifier
@@ -35,7 +36,7 @@ class _Fit:
     place: Place
     module: CloneModule
     branch: Branch
-    trained: Branch  # the same adapter and classifier, without the part whose outputs are computed already
+    trained: Branch  # the same adapter and classifier, and a body for gradients, or none if its outputs are known
     train: Cached
     held_out: Cached
     shows: Tensor  # the sample that each row of train, and then of held_out, shows
@@ -132,7 +133,7 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
             features = features_at(problem.target, features, [place.node], problem.batch_size, problem.workers)[
                 place.node
             ]
-        return Cached(features, problem.logits[index], problem.labels[index])
+        return Cached(features.contiguous(), problem.logits[index], problem.labels[index])
 
     train, held_out = seen(samples), seen(problem.validation)
     adapter: Adapter | nn.Identity = nn.Identity()
@@ -151,7 +152,8 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
     rest = () if "calibration" in problem.recipe.without else problem.rest
     weight, bias = classifier_rows(slimmed.graph_module, problem.classes + rest) or (None, None)
     classifier.start(features, train.logits, weight, bias)
-    whole = trained = Branch(adapter, module.body, classifier)
+    whole = Branch(adapter, module.body, classifier)
+    trained = Branch(adapter, for_gradients(module.body), classifier)
     if source_at is None:  # nothing before the classifier is trained, so its inputs are computed once
         trained = Branch(adapter, nn.Identity(), classifier)
         train = replace(train, features=features)

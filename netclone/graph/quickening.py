@@ -1,4 +1,4 @@
-"""quick(graph): the same network for passes without gradient: BatchNorms folded, convolutions with channels last."""
+"""quick(graph), for_gradients(graph): the same network, laid out for passes without gradients, or with them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,32 @@ from netclone.graph.capturing import set_tensor, tensor_at
 from netclone.graph.folding import fold_batch_norms
 from netclone.graph.operators import kind_of
 
+CONTIGUOUS = torch.ops.aten.contiguous.default
 CLOSE = 1e-3  # of the largest output; rounding in float32 is far below
 
 
-def folded(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of an operator graph with its BatchNorms folded, or the graph itself if there is nothing to fold."""
+def for_gradients(graph_module: fx.GraphModule, *, fold: bool = False) -> fx.GraphModule:
+    """A copy of an operator graph whose convolutions read weights and features in the usual layout.
+
+    With channels last, torch 2.14's gradient of a convolution with an odd number of channels overwrites memory: the
+    process hangs, or ends. Slim networks have odd widths, and any network may permute its features into that layout, or
+    be given such images. What lies as usual already is not copied.
+
+    Parameters
+    ----------
+    fold
+        Whether to fold BatchNorms as well.
+    """
     copied = copy.deepcopy(graph_module)
-    return copied if fold_batch_norms(copied) else graph_module
+    if fold:
+        fold_batch_norms(copied)
+    _laid_out(copied, torch.contiguous_format)
+    for node in copied.graph.nodes:
+        if "convolution" in (kind_of(node.target) or ""):
+            with copied.graph.inserting_before(node):
+                node.replace_input_with(node.args[0], copied.graph.call_function(CONTIGUOUS, (node.args[0],)))
+    copied.recompile()
+    return copied
 
 
 def quick(graph_module: fx.GraphModule, *examples: Tensor) -> fx.GraphModule:
@@ -28,8 +47,7 @@ def quick(graph_module: fx.GraphModule, *examples: Tensor) -> fx.GraphModule:
     comes back if nothing in it can be made faster, or if the faster form does not run on the examples or does not give
     the same there: a network may view its features in a way that only one layout allows.
 
-    It is for passes without gradient. With channels last, torch 2.14's gradient of a convolution with an odd number of
-    channels overwrites memory, and slim networks have odd widths.
+    It is for passes without gradient (see :func:`for_gradients`).
 
     Parameters
     ----------
@@ -37,20 +55,25 @@ def quick(graph_module: fx.GraphModule, *examples: Tensor) -> fx.GraphModule:
         Inputs ``(N, ...)`` to compare both forms on.
     """
     copied = copy.deepcopy(graph_module)
-    changed = fold_batch_norms(copied) + _channels_last(copied)
+    changed = fold_batch_norms(copied) + _laid_out(copied, torch.channels_last)
     if not changed or not _agree(copied, graph_module, examples):
         return graph_module
     return copied.requires_grad_(False)
 
 
-def _channels_last(graph_module: fx.GraphModule) -> int:
-    """Lay out the weights of 2-d convolutions with their channels last; returns how many."""
+def _laid_out(graph_module: fx.GraphModule, layout: torch.memory_format) -> int:
+    """Give the weights of 2-d convolutions a layout; returns how many had another."""
     laid = 0
     for node in graph_module.graph.nodes:
-        weight = node.op == "get_attr" and tensor_at(graph_module, str(node.target))
-        if isinstance(weight, Tensor) and weight.dim() == 4 and all(_reads_weight(user, node) for user in node.users):
-            laid_out = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
-            set_tensor(graph_module, str(node.target), laid_out)
+        if node.op != "get_attr" or not all(_reads_weight(user, node) for user in node.users):
+            continue
+        weight = tensor_at(graph_module, str(node.target))
+        if weight.dim() == 4 and not weight.is_contiguous(memory_format=layout):
+            moved = weight.detach().contiguous(memory_format=layout)
+            is_parameter = isinstance(weight, nn.Parameter)
+            set_tensor(
+                graph_module, str(node.target), nn.Parameter(moved, weight.requires_grad) if is_parameter else moved
+            )
             laid += 1
     return laid
 

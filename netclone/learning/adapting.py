@@ -87,9 +87,9 @@ class Adapter(nn.Module):
         """The features as a map ``(N, C, H, W)`` of the destination's height and width."""
         s, d = self.source, self.destination
         if s.layout == "NHWC":
-            features = features.permute(0, 3, 1, 2)
+            features = features.permute(0, 3, 1, 2).contiguous()  # see graph/quickening.py
         elif s.layout == "NLC":
-            features = features[:, s.prefix :].transpose(1, 2).reshape(-1, s.channels, s.height, s.width)
+            features = features[:, s.prefix :].transpose(1, 2).reshape(-1, s.channels, s.height, s.width).contiguous()
         elif s.layout == "NC":
             features = features[:, :, None, None]
         if (s.height, s.width) == (d.height, d.width):

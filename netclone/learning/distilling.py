@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import islice
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from netclone.graph.quickening import quick
+from netclone.graph.quickening import for_gradients, quick
 from netclone.learning.data import in_batches
 from netclone.learning.neighbourhoods import Neighbourhoods, answered
 from netclone.learning.stepping import Loop, fast_forward, step
@@ -58,7 +57,7 @@ def distill(
         return
     batch_size, generator, workers = loop.batch_size, loop.generator, loop.workers
     teacher = quick(teacher, held_out[:2])
-    learner = copy.deepcopy(student)
+    learner = for_gradients(student)
     learned = {name: p for name, p in learner.named_parameters() if p.is_floating_point()}
     parameters = list(learned.values())
 
