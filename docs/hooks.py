@@ -93,6 +93,7 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+KEPT = {"latency": "time", "macs": "MACs", "params": "parameters"}
 FIGURES = ("mean", "old_lost", "params", "macs", "time", "seconds")
 
 
@@ -140,16 +141,16 @@ def effort() -> str:
         key = run["suite"], run["development"], run["effort"], run["budget"], run["keep"]
         groups.setdefault(key, []).append(run)
     lines = [
-        "| suite | effort | kept | mean (old lost) | parameters | MACs | time | seconds to make | seeds |",
+        "| suite | effort | kept | mean (old lost) | params | MACs | time | made in | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (suite, development, name, budget, keep), found in groups.items():
         means = {what: statistics.mean(run[what] for run in found) for what in found[0] if what in FIGURES}
-        kept = "all" if name == "whole" else f"{keep:g} of the {'time' if budget == 'latency' else budget}"
+        kept = "all" if name == "whole" else f"{keep:.0%}&nbsp;{KEPT[budget]}"
         lines.append(
             f"| `{suite}`{', development' * development} | {name} | {kept} | {100 * means['mean']:.1f} "
             f"({means['old_lost']:.1f}) | {means['params']:.2f} | {means['macs']:.2f} | {means['time']:.2f} | "
-            f"{means['seconds']:.0f} | {len(found)} |"
+            f"{means['seconds']:.0f}&nbsp;s | {len(found)} |"
         )
     return "\n".join(lines)
 
