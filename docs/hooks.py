@@ -141,7 +141,7 @@ def effort() -> str:
         key = run["suite"], run["development"], run["effort"], run["budget"], run["keep"]
         groups.setdefault(key, []).append(run)
     lines = [
-        "| suite | effort | kept | mean (old lost) | params | MACs | time | made in | seeds |",
+        "| suite | effort | kept | mean (lost) | params | MACs | time | made | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (suite, development, name, budget, keep), found in groups.items():
