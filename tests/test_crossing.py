@@ -54,6 +54,30 @@ def test_the_scale_is_that_of_the_whole_heads(groups):
     assert scales == [[0.5], [None]]
 
 
+@pytest.mark.parametrize(
+    ("flags", "pads", "slices"),
+    [
+        ({"qkv.dims": (1, 0, 0, 1), "qkv.dims#2": (1, 1, 1, 1)}, 2, 0),
+        ({"qkv.dims": (1, 1, 1, 1), "qkv.dims#2": (0, 0, 1, 0)}, 1, 1),
+        ({"qkv.dims": (1, 0, 0, 1), "qkv.dims#2": (0, 1, 1, 0)}, 0, 0),
+    ],
+)
+def test_the_kernel_gets_queries_and_values_of_one_width(groups, flags, pads, slices):
+    x = torch.randn(3, *TOKENS, dtype=torch.float64)
+    mask = ChannelMask.from_kept(groups, flags)
+    slim = extract(groups, mask)
+    nodes = [node.target for node in slim.body.graph.nodes]
+    assert nodes.count(aten.constant_pad_nd.default) == pads
+    slim_slices = nodes.count(aten.slice.Tensor) - [n.target for n in groups.graph_module.graph.nodes].count(
+        aten.slice.Tensor
+    )
+    assert slim_slices == slices
+    (kernel,) = (node for node in slim.body.graph.nodes if node.target is aten.scaled_dot_product_attention.default)
+    assert len({operand.meta["val"].shape[-1] for operand in kernel.args[:3]}) == 1
+    assert kernel.kwargs["scale"] == 0.5 or not pads
+    assert relative_error(slim(x), mask.apply(groups)(x)) <= 1e-12
+
+
 def test_both_groups_of_a_row_are_told(groups):
     found = groups.explain("qkv.weight", 5)
     assert found.group == "qkv"

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Target
 
 from netclone.channels.emptying import constant_name, emptied, size_of_batch, stored
+from netclone.channels.evening import even_attention
 from netclone.channels.labelling import Labelling, Shape
 from netclone.channels.labels import compact, expanded, place
 from netclone.channels.oprules import rule_of
@@ -165,7 +166,7 @@ def slim(labelling: Labelling, removed: Tensor) -> fx.GraphModule:
             copied[node].meta[IN_PLACE] = True
     result = fx.GraphModule(root, graph, "OperatorGraph")
     result.meta = copy.copy(source.meta)
-    graph.lint()
+    even_attention(result)
     return result.eval()
 
 
