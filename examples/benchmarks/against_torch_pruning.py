@@ -5,10 +5,11 @@
     pip install torch-pruning
 
 Each library slims each network by half of the channels that it takes, by magnitude, in a process of its own, which has
-one thread, 180 s and 18 GB for all it does; two run at a time. A network passes if the slim one runs on another batch
-size, returns finite logits of the right shape and has fewer parameters, and with netclone if masked and slim are one
-function, too (1e-9, float64): Torch-Pruning has nothing to compare with. The seconds are those of slimming; either
-library has slimmed a small network before. netclone works in float64 here, Torch-Pruning in float32.
+one thread, 180 s and 18 GB for all it does. As many run at a time as torch has threads (OMP_NUM_THREADS). A network
+passes if the slim one runs on another batch size, returns finite logits of the right shape and has fewer parameters,
+and with netclone if masked and slim are one function, too (1e-9, float64): Torch-Pruning has nothing to compare with.
+The seconds are a processor's, of slimming alone. Either library has slimmed a small network before. netclone works in
+float64 here, Torch-Pruning in float32.
 
 Torch-Pruning is given what its example timm_models/prune_timm_models.py (4c2f113) gives it: the classifier is not
 pruned, it is told how many heads attention has, traces attention unfused, and num_heads and head_dim of attention are
@@ -53,16 +54,15 @@ from netclone.zoo.building import CLASSES
 RATIO, SECONDS, MEGABYTES, REPEATS = 0.5, 180.0, 18000.0, 9
 WITHIN = 0.05  # latencies are compared where the two networks' MACs are as near as this
 LIBRARIES = ("netclone", "torch-pruning")
-PROCESSES = 2
 
 
 def ours(name: str) -> dict[str, Any]:
     """netclone: groups, mask, slim network with its certificate."""
     slimmed(*small())
     network = prepared(name, torch.float64)
-    started = time.perf_counter()
+    started = time.process_time()
     groups, mask, module = slimmed(network.model, network.images(2))
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     fresh = network.images(3, seed=2)
     with torch.no_grad():
         want, got = mask.apply(groups)(fresh.clone()), module(fresh.clone())
@@ -77,9 +77,9 @@ def theirs(name: str) -> dict[str, Any]:
     """Torch-Pruning."""
     pruned(*small())
     network = prepared(name, torch.float32)
-    started = time.perf_counter()
+    started = time.process_time()
     slim = pruned(network.model, network.images(1))
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     fresh = network.images(3, seed=2)
     with torch.no_grad():
         want, got = network.model(fresh.clone()), slim(fresh.clone())
@@ -201,7 +201,7 @@ def main() -> int:
     chosen = [f"timm/{name}" if "/" not in name else name for name in sys.argv[2:]]
     if not chosen:
         chosen = list(zoo.smallest(zoo.names(["*"])))
-    limits = zoo.Limits(seconds=SECONDS, memory_mb=MEGABYTES, processes=PROCESSES)
+    limits = zoo.Limits(seconds=SECONDS, memory_mb=MEGABYTES, processes=torch.get_num_threads())
     record: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "versions": {
