@@ -546,10 +546,10 @@ def test_a_target_that_returns_no_logits_is_refused() -> None:
             self.model = model
 
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.model(x)}
+            return {"one": self.model(x), "other": self.model(x)}
 
     source, target = network("test_efficientnet", 4), Wrapped(network("test_resnet", 2))
-    with pytest.raises(netclone.OutputError, match="expected one tensor"):
+    with pytest.raises(netclone.OutputError, match="say which one is the logits with output='one'"):
         clone(source, target, samples(4), classes=[2], target_data=samples(2), method="random", epochs=1)
 
 

@@ -58,8 +58,8 @@ def test_the_value_is_that_of_the_first_call_and_every_copy_starts_anew(make):
     assert torch.equal(values[0], model(x[:1]))
 
 
-def test_a_tuple_is_refused():
-    with pytest.raises(OutputError, match="Pair returns a tuple; expected one tensor"):
+def test_a_tuple_of_two_is_refused_without_a_choice():
+    with pytest.raises(OutputError, match="Pair returns tuple of 2: .* say which one is the logits"):
 
         class Pair(nn.Linear):
             def forward(self, x):

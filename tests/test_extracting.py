@@ -373,11 +373,11 @@ def test_a_mask_of_another_model_is_refused():
         extract(other, mask, example_inputs=IMAGES)
 
 
-@pytest.mark.parametrize("wrap", [lambda y: (y, y), lambda y: {"logits": y, "again": y}])
+@pytest.mark.parametrize("wrap", [lambda y: (y, y), lambda y: {"one": y, "other": y}])
 def test_a_source_that_does_not_return_logits_is_refused(wrap):
     full, mask, _ = two_convolutions()
     model = Net(lambda net, x: wrap(net.full(x)), full=full)
-    with untouched(model), pytest.raises(OutputError, match="expected one tensor"):
+    with untouched(model), pytest.raises(OutputError, match="say which one is the logits"):
         extract(model, mask, example_inputs=IMAGES)
 
 

@@ -383,17 +383,16 @@ def test_the_logits_are_what_the_model_returns():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda net, x: (net.head(x), x), "returns tuple; expected one tensor"),
-        (lambda net, x: [net.head(x)], "returns .*list.*; expected one tensor"),
-        (lambda net, x: {"logits": net.head(x)}, "returns .*dict.*; expected one tensor"),
+        (lambda net, x: (net.head(x), x), r"returns tuple of 2: 0 \(2, 4\), 1 \(2, 6\); say which .* output=0"),
+        (lambda net, x: {"a": net.head(x), "b": x}, r"returns dict of 2: 'a' \(2, 4\), 'b' .* output='a'"),
+        (lambda net, x: {"logits": [net.head(x)]}, "returns dict; expected one tensor .* wrap the model"),
         (lambda net, x: net.head(x).unsqueeze(1), r"returns shape \(N, \(1, 4\)\); expected logits"),
     ],
-    ids=["tuple", "list", "dict", "rank"],
+    ids=["tuple", "dict", "nested", "rank"],
 )
 def test_outputs_that_are_not_logits_are_refused(function, message):
-    traced = trace(Net(function, head=nn.Linear(6, 4)), torch.zeros(2, 6))
     with pytest.raises(OutputError, match=message):
-        logits_node(traced)
+        logits_node(trace(Net(function, head=nn.Linear(6, 4)), torch.zeros(2, 6)))
 
 
 def test_same_bits_takes_nan_for_equal_and_nothing_else():

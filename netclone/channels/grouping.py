@@ -19,6 +19,7 @@ from netclone.channels.slimming import Resizer
 from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
 from netclone.graph.operators import kind_of
+from netclone.graph.outputs import Output
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
 from netclone.runtime.entering import entered
 
@@ -219,6 +220,7 @@ def channel_groups(
     example_inputs: Tensor | tuple[Tensor] | None = None,
     *,
     through_norms: bool = False,
+    output: Output = None,
 ) -> ChannelGroups:
     """Find which channels must be kept or removed together, by running the network on integer labels.
 
@@ -236,6 +238,8 @@ def channel_groups(
         Whether the channels that LayerNorm, RMSNorm or a GroupNorm of one group normalises over can be pruned, and with
         them the residual streams that they are in. The masked network then leaves masked channels out of the
         statistics. So its norm differs from the model's, and equals the slim network's. False: such channels stay.
+    output
+        Which part of what the model returns is its logits, as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -261,7 +265,7 @@ def channel_groups(
     if isinstance(model, ChannelGroups):
         return model
     check_one_device_and_dtype(model, "model")
-    graph_module = capture(model, example_input(model, example_inputs))
+    graph_module = capture(model, example_input(model, example_inputs), output=output)
     groups = _grouped(Labelling(graph_module, through_norms))
     if stuck := _stuck(groups.labelling):
         by_place = _grouped(Labelling(graph_module, through_norms, stuck))

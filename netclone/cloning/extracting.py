@@ -18,6 +18,7 @@ from netclone.files.spec import CloneSpec
 from netclone.graph.cutting import cut, end_before_classifier, features_node, order_outputs
 from netclone.graph.folding import fold_batch_norms
 from netclone.graph.functionalizing import in_place_again
+from netclone.graph.outputs import Output
 from netclone.graph.tracing import position, shape_of
 from netclone.learning.data import Batches, Samples, check_classes, check_names, gather
 from netclone.learning.reconstructing import reconstruct_slim
@@ -26,7 +27,7 @@ from netclone.runtime.sharing import ALONE, Workers
 
 
 @entered()
-def extract(
+def extract(  # noqa: PLR0913 - public
     source: nn.Module | ChannelGroups,
     mask: ChannelMask,
     at: str | None = None,
@@ -36,6 +37,7 @@ def extract(
     reconstruct: Batches | None = None,
     fold_batch_norm: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
+    output: Output = None,
 ) -> CloneModule:
     """Cut the masked source at a position and store only what is kept.
 
@@ -57,6 +59,8 @@ def extract(
     reconstruct
         Images and labels in any form that :func:`netclone.clone` takes. On them, layers that read removed channels are
         refitted by least squares, one after another, to the outputs of the full source. None: the paper's plain copy.
+    output
+        Which part of what the source returns is its logits, as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -81,7 +85,7 @@ def extract(
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3.
     """
-    groups = channel_groups(source, example_inputs)
+    groups = channel_groups(source, example_inputs, output=output)
     samples = None if reconstruct is None else gather(reconstruct, "reconstruct")
     if samples is not None:
         samples.check_images(groups.example, "source")

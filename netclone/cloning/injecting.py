@@ -41,6 +41,7 @@ from netclone.graph.describing import NAMES, describe, described, labels_of, pla
 from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.holding import hold
 from netclone.graph.numbers import dtype_name, numbers_digest
+from netclone.graph.outputs import Output
 from netclone.graph.preparing import Preparation, said_preparation
 from netclone.graph.tracing import INPUT, check_one_device_and_dtype, logits_node, position, same_bits, shape_of, trace
 from netclone.runtime.entering import entered
@@ -143,7 +144,7 @@ class GraftedModule(fx.GraphModule):
 
 
 @entered()
-def inject(
+def inject(  # noqa: PLR0913 - public
     target: nn.Module,
     module: CloneModule,
     at: str | None = None,
@@ -153,6 +154,7 @@ def inject(
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
     allow_mismatch: bool = False,
+    output: Output = None,
 ) -> GraftedModule:
     """Graft a clone onto a copy of a target: the clone's logits follow the target's ``(N, K)``, which keep every bit.
 
@@ -184,6 +186,8 @@ def inject(
     allow_mismatch
         Whether to graft a clone that :func:`netclone.clone` fitted to another target, with a
         :class:`~netclone.errors.TargetWarning`. Its logits depend on the target's, so they will be off.
+    output
+        Which part of what the target returns is its logits, as for :func:`trace`. The graph returns logits alone.
 
     Returns
     -------
@@ -231,6 +235,7 @@ def inject(
         share_parameters=share_parameters,
         example_inputs=example_inputs,
         check=check,
+        output=output,
     )
     tell_mismatch(differences(grafted, module.spec, said_preparation(grafted)), allow_mismatch)
     tell_same_names(target, module)
@@ -303,6 +308,7 @@ def graft(
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
+    output: Output = None,
 ) -> GraftedModule:
     """As :func:`inject`, without comparing the target with the one that the clone was fitted to.
 
@@ -318,7 +324,7 @@ def graft(
         )
     _check_same_kind(target, module)
     _check_pure(target, module)
-    traced = _traced(target, module, at, share_parameters, example_inputs)
+    traced = _traced(target, module, at, share_parameters, example_inputs, output)
     record = traced.meta.get(_RECORD) or _Record(
         branches=(),
         training=tuple(path for path, part in traced.named_modules() if part.training),
@@ -334,7 +340,7 @@ def graft(
     grafted.add_module(name, copy.deepcopy(module))
     _write(grafted, traced.graph, replace(record, branches=(*record.branches, branch)))
     if check:
-        check_bits(grafted, target, traced.meta[FACTS]["example"])
+        check_bits(grafted, target, traced.meta[FACTS]["example"], output)
     return grafted
 
 
@@ -498,6 +504,7 @@ def _traced(
     at: str | None,
     share_parameters: bool,
     example_inputs: Tensor | tuple[Tensor] | None,
+    output: Output,
 ) -> fx.GraphModule:
     """The target itself if it is a traced graph, else a fresh trace of it (on the target's memory, if shared)."""
     if isinstance(target, fx.GraphModule) and FACTS in target.meta:
@@ -507,7 +514,7 @@ def _traced(
     if example_inputs is None and size is not None:
         dtype, device = _kind(target) or (None, None)
         example_inputs = torch.zeros(2, *size, dtype=dtype, device=device)
-    traced = trace(target, example_inputs)
+    traced = trace(target, example_inputs, output=output)
     if share_parameters:
         originals = {**dict(target.named_parameters()), **dict(target.named_buffers())}
         for path, tensor in [*traced.named_parameters(), *traced.named_buffers()]:

@@ -30,6 +30,7 @@ from netclone.cloning.recipe import Recipe, RecipeFields
 from netclone.cloning.searching import search
 from netclone.errors import ArgumentError, DataError, UncalibratedWarning
 from netclone.graph.cutting import features_node
+from netclone.graph.outputs import Output
 from netclone.graph.tracing import INPUT
 from netclone.learning.data import (
     Batches,
@@ -78,6 +79,7 @@ def clone(  # noqa: PLR0913 - public
     seed: int = 0,
     recipe: Recipe | None = None,
     run: Run | None = None,
+    output: Output = None,
     **options: Unpack[Options],
 ) -> CloneModule:
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
@@ -114,6 +116,9 @@ def clone(  # noqa: PLR0913 - public
         Seed of everything random.
     recipe, run
         How the clone is made (a :class:`~netclone.Recipe`), and how the run is carried out (a :class:`~netclone.Run`).
+    output
+        Which part of what source and target return is their logits, as for :func:`netclone.trace`. Where they differ,
+        trace one of them first: graphs are taken too.
     options
         Fields of either by name, which override ``recipe`` and ``run``: ``search``, ``method``, ``effort``,
         ``mask_steps``, ``distill_steps``, ``reconstruct``, ``epochs``, ``batch_size``, ``validation``, ``augment``,
@@ -156,12 +161,12 @@ def clone(  # noqa: PLR0913 - public
         target = remove(target, clones(target)[0])
     with deterministic():
         torch.default_generator.manual_seed(seed)
-        groups = channel_groups(source, torch.cat([new.images[:2]] * 2)[:2])
+        groups = channel_groups(source, torch.cat([new.images[:2]] * 2)[:2], output=output)
         chosen = check_classes(classes, groups.outputs)
         check_names(class_names, chosen)
         check_new(class_names, own_names, "class_names")
         whole, new = new, _of_clone_set(new, groups, chosen, recipe, run)
-        problem = Problem.of(target, groups, (new, old), chosen, recipe=recipe, run=run, seed=seed)
+        problem = Problem.of(target, groups, (new, old), chosen, recipe=recipe, run=run, seed=seed, output=output)
         if old is not None:
             check_agreement(problem.logits[: len(old)], old, sorted(set(old.labels.tolist())), "target")
         check_source(groups, chosen)

@@ -13,6 +13,7 @@ from netclone.channels.grouping import ChannelGroups
 from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError
 from netclone.graph.cutting import features_node
+from netclone.graph.outputs import Output
 from netclone.graph.tracing import logits_node, shape_of, trace
 from netclone.learning.data import Samples, balance, in_batches, mostly_taken_for
 from netclone.learning.neighbourhoods import drawn, viewed
@@ -54,10 +55,11 @@ class Problem:
         recipe: Recipe,
         run: Run,
         seed: int,
+        output: Output = None,
     ) -> Problem:
         """The problem for samples of the new classes and, if there are any, of the target's own."""
         new, old = samples
-        traced = trace(target, new.images[:2]).eval()
+        traced = trace(target, new.images[:2], output=output).eval()
         width = (shape_of(logits_node(traced)) or (0,))[0]
         if old is not None:
             old.check_labels(width, "target")

@@ -22,6 +22,7 @@ from netclone.files.latent_sets import read_latents, write_latents
 from netclone.files.spec import CloneSpec
 from netclone.graph.capturing import drop_unused_tensors
 from netclone.graph.numbers import dtype_name, numbers_digest
+from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, position, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
@@ -118,6 +119,7 @@ def latents(
     *,
     target_data: Batches | None = None,
     batch_size: int = 64,
+    output: Output = None,
 ) -> Latents:
     """Run the target on a clone set, and keep what :func:`refit` needs of it instead of the pictures.
 
@@ -134,6 +136,8 @@ def latents(
         target's own classes.
     batch_size
         Images at a time.
+    output
+        Which part of what the target returns is its logits, as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -162,7 +166,7 @@ def latents(
         target = remove(target, clones(target)[0])
     new = gather(data, "data").of_classes(module.classes)
     check_taken(target, new.images[:2], "data", "target")
-    traced = trace(target, torch.cat([new.images[:2]] * 2)[:2]).eval()
+    traced = trace(target, torch.cat([new.images[:2]] * 2)[:2], output=output).eval()
     known = dict(module.spec.target_digests)
     if known and known.get(dtype_name(traced)) != numbers_digest(traced):
         raise TargetError("target: its weights are not those that the clone was fitted to; give that network")

@@ -14,6 +14,7 @@ from netclone.errors import ArgumentError, BitsError, OutputError, first_line
 from netclone.graph.capturing import FACTS
 from netclone.graph.exporting import copied
 from netclone.graph.modes import COVERING, EVERY, QUICK, Mode
+from netclone.graph.outputs import Output, logits_of
 from netclone.graph.tracing import same_bits
 from netclone.runtime.entering import deterministic, entered
 
@@ -46,7 +47,9 @@ class Verification:
 
 
 @entered()
-def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: bool = False) -> Verification:
+def verify(
+    grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: bool = False, output: Output = None
+) -> Verification:
     """Compare the old logits of a grafted network with the target's, bit by bit, in all modes of deployment.
 
     The way a network is called decides which kernels torch runs. So copies of both networks, in eval mode, are called
@@ -63,6 +66,8 @@ def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: b
         ``(N, C, H, W)``, preprocessed for the target. Fewer than nine are repeated.
     thorough
         Whether to try every combination (324 modes) instead of each value with the most important others (75).
+    output
+        Which part of what the target returns is its logits, as for :func:`trace`.
 
     Raises
     ------
@@ -88,10 +93,10 @@ def verify(grafted: nn.Module, target: nn.Module, images: Tensor, *, thorough: b
         raise ArgumentError(f"images: expected a batch (N, C, H, W), got {seen}")
     if any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers(), images)):
         raise ArgumentError("target: it is on device meta and holds no values, so there are no bits to compare")
-    return compare(grafted, target, images, EVERY if thorough else COVERING)
+    return compare(grafted, target, images, EVERY if thorough else COVERING, output)
 
 
-def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> None:
+def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor, output: Output = None) -> None:
     """Raise unless a grafted graph's old logits are the target's bits, in the usual ways of calling a network.
 
     Networks on device ``meta`` hold no values and are not compared.
@@ -106,7 +111,7 @@ def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> N
     if example.is_floating_point() and bool((example == example.flatten()[0]).all()):  # zeros would hide differences
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         example = noise.to(example.device, example.dtype)
-    found = compare(grafted, target, example, QUICK)
+    found = compare(grafted, target, example, QUICK, output)
     if found.different:
         first = found.different[0]
         raise BitsError(
@@ -117,7 +122,9 @@ def check_bits(grafted: fx.GraphModule, target: nn.Module, example: Tensor) -> N
         )
 
 
-def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequence[Mode]) -> Verification:
+def compare(
+    grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequence[Mode], output: Output = None
+) -> Verification:
     """As :func:`verify`, for some modes; those that do not apply to the images are left out."""
     equal: list[Mode] = []
     different: list[Difference] = []
@@ -144,7 +151,7 @@ def compare(grafted: nn.Module, target: nn.Module, images: Tensor, modes: Sequen
                         raise ArgumentError(f"images: the target fails on them ({mode}): {reason}") from want
                     unsupported.append((mode, reason))
                     continue
-                want = _logits(target, want)
+                want = _logits(target, want, output)
                 got = _attempt(candidate, batch, mode)
                 seen = _seen(got, want)
                 if not seen:
@@ -182,7 +189,8 @@ def _attempt(model: nn.Module, images: Tensor, mode: Mode) -> object:
         return error
 
 
-def _logits(target: nn.Module, value: object) -> Tensor:
+def _logits(target: nn.Module, value: object, output: Output) -> Tensor:
+    value = logits_of(value, output, type(target).__name__)
     if not isinstance(value, Tensor) or value.dim() != 2:
         raise OutputError(
             f"target: {type(target).__name__} returns {type(value).__name__}; expected one tensor (N, classes)"

@@ -26,6 +26,7 @@ from netclone.graph.dumping import dumper
 from netclone.graph.exporting import Exported, export, one_of
 from netclone.graph.functionalizing import make_functional
 from netclone.graph.operators import WEIGHTS, kind_of
+from netclone.graph.outputs import Output
 from netclone.graph.spelling import spell
 from netclone.graph.unstacking import unstack
 from netclone.runtime.entering import deterministic
@@ -54,7 +55,7 @@ def is_captured(model: nn.Module) -> bool:
 
 
 @deterministic()  # the same random numbers for both runs, for a model that draws some
-def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
+def capture(model: nn.Module, *examples: Tensor, output: Output = None) -> fx.GraphModule:
     """Copy a model into an operator graph with a free batch size; the model is not changed.
 
     A parameter with two names stays one tensor, under one of them. Views of one memory become separate tensors. With
@@ -63,17 +64,19 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
     Parameters
     ----------
     model
-        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor. A symbolic graph keeps its
-        node names as positions. An operator graph is copied.
+        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor, or something that
+        holds it. A symbolic graph keeps its node names as positions. An operator graph is copied.
     examples
         One batch of at least two per input.
+    output
+        As for :func:`netclone.trace`.
 
     Raises
     ------
     TraceError
         If ``torch.export`` fails on the model, or fixes its batch size.
     OutputError
-        If the model returns anything but one tensor.
+        If it is not clear which tensor of those that the model returns is meant.
 
     Reference: docs/adr/0001-two-captures.md.
     """
@@ -81,14 +84,14 @@ def capture(model: nn.Module, *examples: Tensor) -> fx.GraphModule:
         assert isinstance(model, fx.GraphModule)
         return copy.deepcopy(model)
     paths = model.meta.get(FACTS, {}).get("positions", {}) if isinstance(model, fx.GraphModule) else {}
-    exported = export(model, examples, paths)
+    exported = export(model, examples, paths, output=output)
     try:
         return _captured(model, examples, exported)
     except Exception as why:  # torch.export can do it, or says why not
         if not exported.recorded:
             raise
         _log.debug("%s: exported after all: %s: %s", type(model).__name__, type(why).__name__, first_line(why))
-    return _captured(model, examples, export(model, examples, paths, recorded=False))
+    return _captured(model, examples, export(model, examples, paths, recorded=False, output=output))
 
 
 def _captured(model: nn.Module, examples: tuple[Tensor, ...], exported: Exported) -> fx.GraphModule:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from netclone.errors import OutputError, TraceError, first_line
+from netclone.errors import TraceError, first_line
 from netclone.graph.isolation import as_in_export, isolated
+from netclone.graph.outputs import Output, chosen, picked
 from netclone.graph.recording import Note, Subject, named_tensors, record, weightless, written_down
 from netclone.graph.recurrent import as_torch_has_it, exported_by_shape
 
@@ -47,7 +48,13 @@ class Exported:
     recorded: bool
 
 
-def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, str], recorded: bool = True) -> Exported:
+def export(
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    paths: Mapping[str, str],
+    recorded: bool = True,
+    output: Output = None,
+) -> Exported:
     """Export a model with a free batch size; only copies of the model are run or changed.
 
     Its operators are recorded (:mod:`netclone.graph.recording`); if that fails, ``torch.export`` is asked.
@@ -55,20 +62,22 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
     Parameters
     ----------
     model
-        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor.
+        A module that takes ``len(examples)`` tensors ``(N, ...)`` and returns one tensor, or something that holds it.
     examples
         One batch of at least two per input.
     paths
         Further positions of a graph module: path to the name of a node.
     recorded
         Whether to record at all; the two graphs are the same where both can be had.
+    output
+        As for :func:`netclone.trace`.
 
     Raises
     ------
     TraceError
         If the model cannot be copied, ``torch.export`` fails on it, or its batch size is fixed.
     OutputError
-        If the model returns anything but one tensor.
+        If it is not clear which tensor of those that the model returns is meant.
     """
     for path, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -76,28 +85,32 @@ def export(model: nn.Module, examples: tuple[Tensor, ...], paths: Mapping[str, s
                 f"torch.export: {f'module {path!r} of ' if path else ''}{type(model).__name__} is TorchScript, which "
                 "holds no Python code to capture: give the Python module that it was made from"
             )
-    value, overwritten, tensors = _observed(model, examples)
+    value, key, overwritten, tensors = _observed(model, examples, output)
     if recorded:
         try:
-            found = _recorded(model, examples, tensors, overwritten)
+            found = _recorded(model, examples, tensors, overwritten, key)
         except Exception as why:  # torch.export can do it, or says why not
             _log.debug("%s: not recorded: %s: %s", type(model).__name__, type(why).__name__, first_line(why))
             recorded = False
     if not recorded:
-        found = _exported(model, examples, overwritten)
+        found = _exported(model, examples, overwritten, key)
     graph, tensors, positions = found
     positions |= {path: positions[name] for path, name in paths.items() if name in positions}
     return Exported(graph, tensors, positions, value, recorded)
 
 
 def _recorded(
-    model: nn.Module, examples: tuple[Tensor, ...], tensors: Mapping[str, Tensor], overwritten: set[str]
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    tensors: Mapping[str, Tensor],
+    overwritten: set[str],
+    output: Output,
 ) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
     """The graph, its tensors and positions of a model that needs no symbols."""
 
     def start() -> Subject:
         empty = weightless(model, _computed(model))
-        tapped = _Tapped(empty.eval(), notes := _Notes(overwritten))
+        tapped = _Tapped(empty.eval(), notes := _Notes(overwritten), output)
 
         def run(*inputs: Tensor) -> Any:
             with _ByShape(norms=False):
@@ -116,10 +129,10 @@ def _recorded(
 
 
 def _exported(
-    model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str]
+    model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str], output: Output
 ) -> tuple[fx.Graph, dict[str, Tensor], dict[str, str]]:
     """The same from torch.export."""
-    program, taps = _program(model, examples, overwritten)
+    program, taps = _program(model, examples, overwritten, output)
     graph, tensors, copies = _with_named_tensors(program, len(examples), type(model).__name__)
     positions = {}
     for path, node in taps.items():  # a value that is overwritten later was copied; the copy's source is meant
@@ -167,7 +180,6 @@ class _Taps:
         self.values: dict[str, Tensor] = {}
         self.versions: dict[str, tuple[Tensor, int]] = {}
         self.overwritten = overwritten
-        self.output = "Tensor"
 
     def take(self, path: str, out: Tensor) -> None:
         """Record a value; only if a later in-place operator changes it is it copied, which costs as much as a layer."""
@@ -210,12 +222,13 @@ class _Notes(_Taps):
 
 
 class _Tapped(nn.Module):
-    """A model that also returns the value of every module (or, for a symbolic graph, of every node)."""
+    """The logits of a model with the value of every module (or, for a symbolic graph, of every node)."""
 
-    def __init__(self, model: nn.Module, taps: _Taps) -> None:
+    def __init__(self, model: nn.Module, taps: _Taps, output: Output) -> None:
         super().__init__()
         self.model = model
         self.taps = taps
+        self.output = output
         if not isinstance(model, fx.GraphModule):
             for path, module in model.named_modules():
                 if path:
@@ -228,8 +241,7 @@ class _Tapped(nn.Module):
             out = _TappedInterpreter(self.model, self.taps).run(*inputs)
         else:
             out = self.model(*inputs)
-        self.taps.output = "Tensor" if isinstance(out, Tensor) else type(out).__name__
-        return (out, *self.taps.values.values())
+        return (picked(out, self.output), *self.taps.values.values())
 
 
 class _TappedInterpreter(fx.Interpreter):
@@ -244,26 +256,29 @@ class _TappedInterpreter(fx.Interpreter):
         return out
 
 
-def _observed(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Any, set[str], dict[str, Tensor]]:
-    """The model's output for the first example, the positions that are overwritten later, and its tensors' copies."""
+def _observed(
+    model: nn.Module, examples: tuple[Tensor, ...], output: Output
+) -> tuple[Tensor, Output, set[str], dict[str, Tensor]]:
+    """The model's logits for the first example and their key, the positions overwritten later, and tensors' copies."""
     overwritten: set[str] = set()
-    tapped = _Tapped(copied(model).eval(), _Taps(overwritten))
+    tapped = _Tapped(copied(model).eval(), _Taps(overwritten), None)
     tensors = named_tensors(tapped.model)
     with _refusals(model, examples), torch.no_grad():
         want = tapped.model(*one_of(examples))
         if isinstance(model, fx.GraphModule):  # its nodes are tapped by the interpreter only
             tapped(*one_of(examples))
     tapped.taps.newly_overwritten()
-    return want, overwritten, tensors
+    key = chosen(want, output, type(model).__name__)
+    return picked(want, key), key, overwritten, tensors
 
 
 def _program(
-    model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str]
+    model: nn.Module, examples: tuple[Tensor, ...], overwritten: set[str], output: Output
 ) -> tuple[torch.export.ExportedProgram, dict[str, fx.Node]]:
     """The exported program, and the node of each position; every attempt uses a fresh copy of the model."""
     batch: Any = torch.export.Dim.DYNAMIC if len(examples) == 1 else torch.export.Dim("batch")
     while True:
-        tapped = _Tapped(copied(model).eval(), _Taps(overwritten))
+        tapped = _Tapped(copied(model).eval(), _Taps(overwritten), output)
         with _refusals(model, examples), isolated(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             with _ByShape():
@@ -276,16 +291,6 @@ def _program(
         if not tapped.taps.newly_overwritten():
             break
     values: Any = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    if tapped.taps.output != "Tensor":
-        raise OutputError(
-            f"{type(model).__name__} returns a {tapped.taps.output}; expected one tensor (N, ...): wrap the model in a "
-            "module that returns its logits"
-        )
-    if len(values) != 1 + len(tapped.taps.values):
-        raise OutputError(
-            f"{type(model).__name__} returns {len(values) - len(tapped.taps.values)} tensors; expected one tensor "
-            "(N, ...): wrap the model in a module that returns its logits"
-        )
     return program, dict(zip(tapped.taps.values, values[1:], strict=True))
 
 

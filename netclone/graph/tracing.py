@@ -21,6 +21,7 @@ from netclone.graph.describing import describe, described
 from netclone.graph.exporting import copied, other_dtype
 from netclone.graph.images import images_fault, not_finite
 from netclone.graph.isolation import isolated
+from netclone.graph.outputs import Output, chosen, picked
 from netclone.graph.training import differing
 from netclone.runtime.entering import deterministic, entered
 
@@ -86,7 +87,9 @@ class _PositionTracer(fx.Tracer):
 
 
 @entered()
-def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None) -> fx.GraphModule:
+def trace(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None, *, output: Output = None
+) -> fx.GraphModule:
     """Copy a model into a graph whose nodes know their shapes; the model is not changed.
 
     The model is traced symbolically, which keeps module paths and leaves the input size free. If that fails,
@@ -100,9 +103,15 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     example_inputs
         One tensor ``(N, C, H, W)``, or a tuple of it. May be left out for timm models, which record their input size
         (``default_cfg``).
+    output
+        For a model that returns a tuple, dictionary or dataclass (a ``ModelOutput`` of transformers, for example): the
+        key or index of its logits. None: what is called ``"logits"``, or else the only tensor, or the only ``(N, K)``.
+        The graph returns the logits alone.
 
     Raises
     ------
+    OutputError
+        If it is not clear which part of what the model returns is the logits.
     TraceError
         If neither capture works; the message gives the reason of each.
     ArgumentError
@@ -127,9 +136,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
         with deterministic():
             with torch.no_grad():
                 want = copied(model).eval()(example.clone())
+            output = chosen(want, output, type(model).__name__)
+            want = picked(want, output)
             working = copied(model).eval()
             with isolated():
                 graph = tracer.trace(working)
+            _return(graph, output)
             traced = fx.GraphModule(working, graph, type(model).__name__)
             _restore_tensors(traced, model)
             with torch.no_grad():
@@ -143,23 +155,25 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
             "without_batch": without_batch(one.seen, _shapes(traced)),
             "example": example,
         }
+    except (OutputError, ArgumentError):
+        raise
     except Exception as symbolic:  # any model code may run here; export is the second try
         _log.debug("%s: no symbolic trace (%s); trying torch.export", type(model).__name__, _named(symbolic))
         try:
-            traced = capture(model, example)
+            traced = capture(model, example, output=output)
         except TraceError as exported:
             raise TraceError(
                 f"neither capture takes {type(model).__name__}.\n  symbolic trace: {_named(symbolic)}\n"
                 f"  {_named(exported)}" + _way_out(model, example)
             ) from exported  # which was raised while the other was handled: a traceback shows both
     else:
-        if isinstance(got, Tensor) and not (isinstance(want, Tensor) and same_bits(got, want)):
+        if not (isinstance(got, Tensor) and same_bits(got, want)):
             raise TraceError(
                 f"the traced graph of {type(model).__name__} does not compute what the model computes on the example "
                 "input; a forward hook on the model, randomness in eval mode or state changed by forward() does that: "
                 "remove it before tracing"
             )
-        _warn_of_what_is_lost(model, graph)
+        _warn_of_what_is_lost(model, graph, output)
         _log.debug(
             "%s: traced symbolically; %d nodes, %d positions",
             type(model).__name__,
@@ -174,12 +188,19 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None = None
     return traced
 
 
-def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph) -> None:
+def _return(graph: fx.Graph, output: Output) -> None:
+    """Let a graph return only one part of what it returns."""
+    node = next(node for node in graph.nodes if node.op == "output")
+    node.args = (picked(node.args[0], output),)
+
+
+def _warn_of_what_is_lost(model: nn.Module, evaluated: fx.Graph, output: Output) -> None:
     """Warn of modules that do more in train mode than the graph, which was traced in eval mode."""
     with deterministic():
         try:
             with isolated():
                 trained = _PositionTracer().trace(copied(model).train())
+            _return(trained, output)
         except Exception:  # any model code may run here, and the graph does not depend on its train mode
             lost: tuple[str, ...] = ("",)
         else:

@@ -16,6 +16,7 @@ from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.errors import ArgumentError
 from netclone.graph.capturing import tensor_at
+from netclone.graph.outputs import Output
 from netclone.learning.data import (
     Batches,
     Samples,
@@ -62,6 +63,7 @@ def localize(  # noqa: PLR0913 - public
     progress: Callable[[int, int], None] | None = None,
     workers: Workers = ALONE,
     unfinished: Unfinished | None = None,
+    output: Output = None,
 ) -> ChannelMask:
     """Choose the channels that carry the cloned classes, under a budget, without changing any weight.
 
@@ -114,6 +116,8 @@ def localize(  # noqa: PLR0913 - public
         data and gets the same result.
     unfinished
         For ``"local"``: where to keep the state of the learning, and to continue from.
+    output
+        Which part of what the source returns is its logits, as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -153,7 +157,7 @@ def localize(  # noqa: PLR0913 - public
         example_inputs = samples.images[:2]
         if isinstance(source, nn.Module):
             check_taken(source, example_inputs, "data", "source")
-    groups = channel_groups(source, example_inputs)
+    groups = channel_groups(source, example_inputs, output=output)
     wanted = check_classes(classes, groups.outputs)
     if method == "cka":
         assert samples is not None

@@ -20,6 +20,7 @@ from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
+from netclone.graph.outputs import Output, logits_of
 from netclone.learning.data import Batches, Samples, streamed, taken_by
 from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
@@ -103,6 +104,7 @@ def evaluate(  # noqa: PLR0913 - public
     batch_size: int = 64,
     device: str | torch.device | None = None,
     workers: Workers = ALONE,
+    output: Output = None,
 ) -> Scores:
     """A model's accuracy over old, new and all classes, its locality and calibration, and a clone's similarity.
 
@@ -127,6 +129,8 @@ def evaluate(  # noqa: PLR0913 - public
         to be there too.
     workers
         The processes that share the batches (see :func:`netclone.runtime.sharing.share`). Each gets the same scores.
+    output
+        Which part of what a model returns is its logits, as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -162,16 +166,16 @@ def evaluate(  # noqa: PLR0913 - public
     seen, seconds = 0, 0.0
     for samples in streamed(data, batch_size * workers.count, device=place):
         start = time.perf_counter()
-        logits.append(predict(model, samples.images, batch_size, workers, first=seen))
+        logits.append(predict(model, samples.images, batch_size, workers, first=seen, output=output))
         if samples.images.is_cuda:
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
         labels.append(samples.labels)
         if isinstance(reference, nn.Module):
-            references.append(predict(reference, samples.images, batch_size, workers, first=seen))
+            references.append(predict(reference, samples.images, batch_size, workers, first=seen, output=output))
         seen += len(samples)
         if source is not None and cloned is not None:
-            likeness.append(_of_source(source, cloned, samples, batch_size, workers))
+            likeness.append(_of_source(source, cloned, samples, batch_size, workers, output))
     given, known_labels = torch.cat(logits), torch.cat(labels)
     width = given.shape[1]
     old_columns = tuple(range(width - added)) if old is None else tuple(old)
@@ -266,12 +270,18 @@ def score(
 
 
 def predict(
-    model: nn.Module, images: Tensor, batch_size: int = 64, workers: Workers = ALONE, *, first: int = 0
+    model: nn.Module,
+    images: Tensor,
+    batch_size: int = 64,
+    workers: Workers = ALONE,
+    *,
+    first: int = 0,
+    output: Output = None,
 ) -> Tensor:
     """Logits ``(N, classes)`` of all images in eval mode; modes and random state are restored.
 
     Each of several workers takes whole batches, so the result is the same to the bit. ``first`` is the number of the
-    first image, for messages.
+    first image, for messages, and ``output`` as for :func:`netclone.trace`.
 
     Raises
     ------
@@ -281,14 +291,15 @@ def predict(
     starts = range(0, len(images), batch_size)
     team = workers.team(len(starts))
     with in_eval_mode(model):
-        parts = [_logits(model, images[i : i + batch_size], first + i) for i in starts[team.own(len(starts))]]
+        parts = [_logits(model, images[i : i + batch_size], first + i, output) for i in starts[team.own(len(starts))]]
     return team.joined(torch.cat(parts))
 
 
-def _logits(model: nn.Module, images: Tensor, first: int) -> Tensor:
+def _logits(model: nn.Module, images: Tensor, first: int, output: Output) -> Tensor:
     """A model's logits for a batch whose first image has the number ``first``; raises for any other output."""
     with taken_by(model, images, f"data, batch of images {first} to {first + len(images) - 1}"):
         out = model(images)
+    out = logits_of(out, output, type(model).__name__)
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
         shape = f" {tuple(out.shape)}" if isinstance(out, Tensor) else ""
         raise OutputError(
@@ -423,12 +434,14 @@ def _cloned(model: nn.Module, of_clones: dict[str, range], name: str | None) -> 
     return _Cloned(name, _classes(model, name), of_clones[name])
 
 
-def _of_source(source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers) -> Tensor:
+def _of_source(
+    source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers, output: Output = None
+) -> Tensor:
     """The source's logits ``(M, K)`` of the cloned classes, for samples of these classes."""
     own = samples.images[cloned.own(samples.labels)]
     if not len(own):
         return torch.empty(0, len(cloned.classes), dtype=own.dtype, device=own.device)
-    wanted = predict(source, own, batch_size, workers)
+    wanted = predict(source, own, batch_size, workers, output=output)
     if wanted.shape[1] <= max(cloned.classes):
         raise ArgumentError(
             f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{cloned.name}' was cloned "
