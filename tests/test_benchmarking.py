@@ -21,10 +21,10 @@ from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.planning import JOINT, REFITS
-from netclone.benchmarking.reporting import markdown
+from netclone.benchmarking.reporting import _table, markdown
 from netclone.benchmarking.running import changed
 from netclone.benchmarking.scores import Row, gap, rows, tables
-from netclone.benchmarking.suites import SUITES, in_development, suite_named
+from netclone.benchmarking.suites import RATES, SUITES, in_development, suite_named
 from netclone.errors import ArgumentError, FitError
 from netclone.learning.neighbourhoods import mirrored
 
@@ -73,13 +73,16 @@ def test_every_method_is_there_with_figures(ran: Path) -> None:
     assert {run["study"] for run in results["runs"]} == {"main", "curve", "localize", "ablation"}
     for run in results["runs"]:
         assert run["error"] == ""
+        assert bool(run.get("does_not_apply")) == ("prompts" in run["method"])  # the target is convolutional
+        if run.get("does_not_apply"):
+            continue
         assert 0 <= run["new"] <= 1 and 0 <= run["validation"] <= 1 + 1e-6 and run["seconds"] >= 0
         assert run["mean"] == pytest.approx((run["old"] + run["new"]) / 2)
         assert run["old_lost"] == pytest.approx(100 * (run["old_before"] - run["old"]))
     assert all(run["locality_closed"] == 0 for run in main if run["method"].startswith("netclone"))
-    assert all("recipe" in run for run in main if run["method"] in TUNING)
+    assert all("recipe" in run for run in main if run["method"] in TUNING and not run["does_not_apply"])
     assert {(found["method"], found["group"]) for found in results["searches"]} == {
-        (method, group) for method in TUNING for group in "MS"
+        (method, group) for method in TUNING if "prompts" not in method for group in "MS"
     }
 
 
@@ -110,7 +113,7 @@ def test_the_results_name_no_path_of_the_machine(ran: Path) -> None:
 @pytest.mark.long
 def test_module_is_at_most_half_of_the_source(ran: Path) -> None:
     """Adapter and classifier included."""
-    sizes = {run["method"]: run["size"] for run in results_in(ran)["runs"] if run["study"] == "main"}
+    sizes = {run["method"]: run["size"] for run in results_in(ran)["runs"] if run["study"] == "main" and "size" in run}
     assert 0 < sizes["netclone 25%"] <= 0.25 and 0 < sizes["netclone 50%"] <= 0.5
     assert sizes[JOINT] == sizes["ensemble"] == 1
 
@@ -129,6 +132,9 @@ def test_markdown_says_what_the_json_says(ran: Path) -> None:
             own = [r for r in results["runs"] if r["study"] == "main" and r["method"] == row.method]
             titled = next(r for r in own if f"{r['fraction']:.0%} of" in section and section.startswith(r["group"]))
             cells = lines[row.method]
+            if titled["does_not_apply"]:
+                assert cells[1] == "does not apply" and f"- {row.method}: {titled['does_not_apply']}" in text
+                continue
             assert cells[1:3] == [f"{100 * titled['old']:.1f}%", f"{100 * titled['new']:.1f}%"]
             assert cells[3].startswith(f"{100 * titled['mean']:.1f}%")
             assert cells[4] == f"{titled['old_lost']:.1f}"
@@ -303,6 +309,24 @@ def test_several_runs_of_a_seed_are_averaged_before_seeds_are() -> None:
     [row] = rows([run_of("a", 0, 1.0, 1.0), run_of("a", 0, 0.0, 0.0), run_of("a", 1, 1.0, 1.0)])
     assert isinstance(row, Row)
     assert (row.figures["mean"], row.low, row.high, row.runs) == (0.75, 0.5, 1.0, 3)
+
+
+def test_a_method_that_does_not_apply_has_no_figures_and_did_not_fail() -> None:
+    left_out = {"method": "b", "seed": 0, "error": "", "does_not_apply": "b: for others"}
+    table = rows([run_of("a", 0, 1.0, 1.0), left_out])
+    assert table[1].figures["mean"] is None
+    assert (table[1].failed, table[1].inapplicable) == ((), ("b: for others",))
+    assert "| b | does not apply |" in "\n".join(_table(table, set()))
+
+
+def test_what_a_search_tries_beyond_the_learning_rate() -> None:
+    def names(method: str) -> list[str]:
+        return [name for name, _ in searching.choices_of(method, (0, 2), all_of_them=True)]
+
+    assert names("LwF") == ["frozen", "distillation", "old_weight"]
+    assert names("UHC") == ["frozen"]  # it knows no labels
+    assert set(searching.OPTIONS) | set(searching.DEPTHS) <= set(TUNING) == set(RATES)
+    assert searching.choices_of("DER", (0, 2), all_of_them=False) == [("frozen", ())]
 
 
 def test_a_failed_run_is_told_and_not_averaged() -> None:

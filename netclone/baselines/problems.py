@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -14,6 +14,10 @@ from netclone.errors import ArgumentError, DataError, OutputError
 from netclone.learning.data import Samples, check_classes, check_keep
 from netclone.learning.neighbourhoods import Augment
 from netclone.metrics.evaluating import predict
+
+
+class InapplicableError(ArgumentError):
+    """A method is not made for such a target or source (prompts for a convolutional network): not a failure."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,17 @@ class Recipe:
     weight_decay
         Decoupled, as in AdamW.
     frozen
-        Number of stages, counted from the input, that fine-tuning and LwF freeze (see ``stages``).
+        Number of stages, counted from the input, that fine-tuning freezes (see ``stages``), and methods built on it.
     distillation
-        Weight of LwF's distillation.
+        Weight of the distillation of LwF, of PCSD, and of fine-tuning with the source as teacher.
     old_weight
         Weight of all old samples together in the loss, relative to all new ones together.
+    sparsity
+        Weight of DER's sparsity loss.
+    prompts
+        Number of visual prompts, of each class where they depend on it.
+    meta
+        Weight of MeRLin's meta loss.
 
     Raises
     ------
@@ -119,12 +129,16 @@ class Recipe:
     frozen: int = 0
     distillation: float = 1.0
     old_weight: float = 1.0
+    sparsity: float = 0.1
+    prompts: int = 5
+    meta: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "steps", "batch_size", "weight_decay", "frozen", "distillation", "old_weight"):
-            value, least = getattr(self, name), 2 if name == "batch_size" else 0
-            if not value >= least:
-                raise ArgumentError(f"recipe: {name} is {value!r}, expected {least} or more")
+        least = {"batch_size": 2, "prompts": 1}
+        for name in (field.name for field in fields(self) if field.name != "seed"):
+            value = getattr(self, name)
+            if not value >= least.get(name, 0):
+                raise ArgumentError(f"recipe: {name} is {value!r}, expected {least.get(name, 0)} or more")
 
 
 Method = Callable[[Problem, Recipe], nn.Module]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.baselines.problems import Method, Problem, Recipe
+from netclone.baselines.problems import InapplicableError, Method, Problem, Recipe
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.learning.data import Samples, balance
@@ -24,6 +24,8 @@ LOOKS = 8  # how often validation is measured, evenly spaced; the best of these 
 WARM_UP = 0.2
 
 Progress = Callable[[int, int], None]
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The loss of a batch from its images, logits, labels and weights."""
 
 
 def train(  # noqa: PLR0913 - public
@@ -32,6 +34,7 @@ def train(  # noqa: PLR0913 - public
     recipe: Recipe,
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    objective: Objective | None = None,
     augment: Augment | None = None,
     validation: Samples | None = None,
     old: int | None = None,
@@ -49,6 +52,8 @@ def train(  # noqa: PLR0913 - public
         Any network that takes ``(N, C, H, W)`` and returns logits ``(N, classes)``.
     loss
         A term to add to the cross entropy: ``loss(images, logits)``.
+    objective
+        What to minimise instead of the cross entropy: ``objective(images, logits, labels, weights)``.
     validation
         Samples on which balanced accuracy is measured, to keep the best state. None: the last state is kept.
     old
@@ -91,7 +96,7 @@ def train(  # noqa: PLR0913 - public
         for parameter in trained:
             parameter.requires_grad_(True)
         with seeded(recipe.seed, samples.images.device):
-            return _loop(model, samples, recipe, loss, augment, validation, old, trained, progress)
+            return _loop(model, samples, recipe, objective or _added(loss), augment, validation, old, trained, progress)
     finally:
         model.eval()
         for parameter, flag in flags:
@@ -104,6 +109,7 @@ def train_on(
     recipe: Recipe,
     parameters: Iterable[nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    objective: Objective | None = None,
 ) -> None:
     """As :func:`train`, for some parameters, on the samples of a problem, with old and new ones balanced."""
     train(
@@ -111,6 +117,7 @@ def train_on(
         problem.train,
         recipe,
         loss=loss,
+        objective=objective,
         augment=problem.augment,
         validation=problem.validation,
         old=problem.old,
@@ -122,7 +129,7 @@ def _loop(  # noqa: PLR0913 - what train() is given
     model: nn.Module,
     samples: Samples,
     recipe: Recipe,
-    extra: Callable[[Tensor, Tensor], Tensor] | None,
+    objective: Objective,
     augment: Augment | None,
     validation: Samples | None,
     old: int | None,
@@ -155,9 +162,7 @@ def _loop(  # noqa: PLR0913 - what train() is given
         logits = model(images)
         if step == 0:
             samples.check_labels(logits.shape[1], "model")
-        value = (F.cross_entropy(logits, labels, reduction="none") * weights[chosen]).mean()
-        if extra is not None:
-            value = value + extra(images, logits)
+        value = objective(images, logits, labels, weights[chosen])
         if not torch.isfinite(value):
             raise FitError(f"training: the loss is {value.item()} at step {step}; lower the learning rate {recipe.lr}")
         for group in optimizer.param_groups:
@@ -172,6 +177,21 @@ def _loop(  # noqa: PLR0913 - what train() is given
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise FitError(f"training: a weight is not finite after {steps} steps; lower the learning rate {recipe.lr}")
     return None if best is None else best[0][0]
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The mean cross entropy of logits ``(N, classes)`` with a weight for each sample."""
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
+
+
+def _added(loss: Callable[[Tensor, Tensor], Tensor] | None) -> Objective:
+    """The cross entropy, and a further term."""
+
+    def objective(images: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        value = weighted_cross_entropy(logits, labels, weights)
+        return value if loss is None else value + loss(images, logits)
+
+    return objective
 
 
 def validated(model: nn.Module, samples: Samples, old: int | None = None) -> tuple[float, float]:
@@ -211,7 +231,7 @@ class Tuned:
 def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: Progress | None = None) -> Tuned:
     """Run a method with every recipe, and keep the best on validation (ties: by cross entropy, then the first).
 
-    A recipe that fails becomes a trial with the reason.
+    A recipe that fails becomes a trial with the reason. A method that does not apply is not tried again.
 
     Parameters
     ----------
@@ -224,6 +244,8 @@ def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: 
         If there is no recipe.
     FitError
         If every recipe fails; the message lists the reasons.
+    InapplicableError
+        If the method does not apply to the target or the source.
     """
     if not recipes:
         raise ArgumentError("recipes: empty; give at least one")
@@ -237,6 +259,8 @@ def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: 
             score = validated(model, problem.validation, problem.old)
             if not math.isfinite(score[1]):
                 raise FitError(f"the validation loss is {-score[1]}")
+        except InapplicableError:
+            raise
         except NetcloneError as error:
             trials.append(Trial(recipe, None, time.perf_counter() - began, reason(error)))
         else:

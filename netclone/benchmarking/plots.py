@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netclone.benchmarking.scores import Run, known, rows, tables
+from netclone.benchmarking.scores import Run, has_result, known, rows, tables
 from netclone.reporting.style import LIGHT, NETCLONE, Point, figure, label, panel, points, save
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _draw_old_new(results: dict[str, Any], path: Path) -> None:
 def _is(run: Run, group: str, fraction: float, method: str) -> bool:
     """Whether a run belongs to a method of a main table, and has a result."""
     asked = ("main", group, fraction, method)
-    return (run["study"], run["group"], run["fraction"], run["method"]) == asked and not run["error"]
+    return (run["study"], run["group"], run["fraction"], run["method"]) == asked and has_result(run)
 
 
 def _draw_search(results: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from netclone.benchmarking.plots import draw
 from netclone.benchmarking.scores import Gap, Row, gap, heading, known, rows, tables
+from netclone.benchmarking.searching import OPTIONS
 from netclone.errors import ArgumentError
 from netclone.runtime.writing import write_text
 
@@ -107,6 +108,11 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if problems:
         lines += ["", "## Failed runs", "", *problems]
+    left_out = dict.fromkeys(
+        f"- {r['method']}: {r['does_not_apply']}" for r in results["runs"] if r.get("does_not_apply")
+    )
+    if left_out:
+        lines += ["", "## Methods that do not apply here", "", *left_out]
     warned = dict.fromkeys(text for run in results["runs"] for text in run.get("warnings", ()))
     if warned:
         lines += ["", "## Warnings of runs", "", *(f"- {text}" for text in warned)]
@@ -123,7 +129,8 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
     lines = [
         "Baselines were tuned on the first seed of each setting, with the smallest clone set and, of single classes, "
         "the first one. The search chose the learning rate (extending the grid by factors of 3 while the best was at "
-        "an end), then for fine-tuning and LwF the freezing depth, then for LwF the weight of its distillation loss, "
+        "an end), then for the methods that fine-tune the freezing depth, then the option that a method has of its own "
+        "(the weight of its distillation, sparsity or meta loss, or its number of prompts), "
         f"and last whether a mistake on an old class weighs {least:g} or {most:g} times one on a new class (netclone: "
         f"{most:g}). All runs of the setting then used this recipe, for up to {steps} steps. Every run keeps the best "
         "of eight moments on its validation split, a fifth of the clone set. All methods see the same clone set, of "
@@ -147,7 +154,9 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
     for found in results["searches"]:
         recipe = found["recipe"]
         depth = f", first {recipe['frozen']} stages frozen" if recipe["frozen"] else ""
-        depth += f", distillation weighing {recipe['distillation']:g}" if found["method"] == "LwF" else ""
+        option = OPTIONS.get(found["method"], ("",))[0]
+        if option in recipe:
+            depth += f", {recipe[option]} prompts" if option == "prompts" else f", {option} weighing {recipe[option]:g}"
         depth += f", old classes weighing {recipe['old_weight']:g}"
         lines.append(
             f"| {found['method']} | {found['group']} | lr {recipe['lr']:.3g}, {recipe['steps']} steps of "
@@ -164,7 +173,8 @@ def _table(table: Sequence[Row], marked: set[str], searched: dict[str, float] | 
     for row in table:
         name = f"**{row.method}**" if row.method in marked else row.method
         if row.figures["mean"] is None:
-            lines.append(f"| {name} | failed | | | | | | | | 0 |")
+            why = "does not apply" if row.inapplicable else "failed"
+            lines.append(f"| {name} | {why} | | | | | | | | 0 |")
             continue
         f = row.figures
         search = (searched or {}).get(row.method)

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,13 +20,13 @@ from rich.console import Console
 from torch import nn
 
 import netclone
-from netclone.baselines import ENSEMBLES, HEADS, TUNING, Problem, Recipe, Tuned, stages, validated
+from netclone.baselines import ENSEMBLES, HEADS, TUNING, InapplicableError, Problem, Recipe, Tuned, stages, validated
 from netclone.baselines.ensembling import Columns
 from netclone.baselines.frozen import Beside
 from netclone.benchmarking.bars import Bars
 from netclone.benchmarking.planning import Job, bound, planned, sized
 from netclone.benchmarking.reporting import write
-from netclone.benchmarking.searching import DISTILLATIONS, OLD_WEIGHTS, search
+from netclone.benchmarking.searching import OLD_WEIGHTS, choices_of, search
 from netclone.benchmarking.suites import Options, Suite
 from netclone.benchmarking.training import Networks, Tell, described, find, hashed, renamed
 from netclone.cloning.injecting import inject
@@ -41,8 +41,6 @@ from netclone.runtime.journal import Journal
 
 GATED = {"gated ensemble", "fitted gated ensemble", *HEADS}
 """Baselines whose new logits are gated and fitted by the code of a clone's classifier."""
-DEPTHS = ("fine-tune", "LwF")
-"""Baselines whose freezing depth is searched."""
 
 
 def run(
@@ -183,7 +181,7 @@ class _Bench:
         )
 
     def run(self, job: Job) -> None:
-        """Make a network, evaluate it on the test split, and store the result, or the reason of a failure."""
+        """Make a network, evaluate it on the test split, and store the result, or why there is none."""
         problem = self.problem(job)
         record: dict[str, Any] = {
             "key": job.key(self.suite),
@@ -196,12 +194,15 @@ class _Bench:
             "method": job.method,
             "options": dict(job.options),
             "error": "",
+            "does_not_apply": "",
         }
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", NetcloneWarning)
             try:
                 model = self._made(job, problem, record)
+            except InapplicableError as error:
+                record["does_not_apply"] = str(error)
             except NetcloneError as error:
                 record["error"] = reason(error)
             else:
@@ -258,16 +259,13 @@ class _Bench:
         tuned: Tuned | None = None
         if known is None or known["digest"] != self.digest(origin):
             rates = self.suite.rates[job.method]
-            depths = self.suite.depths if job.method in DEPTHS else ()
             target = self.networks.target(0)
-            depths = tuple(depth for depth in depths if depth < len(stages(target)))
+            depths = tuple(depth for depth in self.suite.depths if depth < len(stages(target)))
 
             def tell(done: int, total: int) -> None:
                 self.tell(f"tune {job.method}", done, total)
 
-            choices: list[tuple[str, Sequence[float]]] = [("frozen", depths)]
-            if len(rates) >= 3:
-                choices += [("distillation", DISTILLATIONS if job.method == "LwF" else ()), ("old_weight", OLD_WEIGHTS)]
+            choices = choices_of(job.method, depths, all_of_them=len(rates) >= 3)
             tuned = search(method, self.problem(origin), base, rates, choices, tell)
             known = {
                 "key": key,

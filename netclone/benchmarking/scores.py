@@ -16,7 +16,8 @@ FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "seconds")
 class Row:
     """A method over all its runs: each figure's mean over seeds, and the mean accuracy of the lowest and highest seed.
 
-    Runs of one seed (single classes) are averaged first. ``failed`` lists the reasons of failed runs.
+    Runs of one seed (single classes) are averaged first. ``failed`` lists the reasons of failed runs, and
+    ``inapplicable`` why the method was not run where it does not apply.
     """
 
     method: str
@@ -25,6 +26,7 @@ class Row:
     high: float
     runs: int
     failed: tuple[str, ...] = ()
+    inapplicable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,27 @@ class Gap:
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:
-    """One row per method, sorted by mean accuracy; methods that always failed come last."""
+    """One row per method, sorted by mean accuracy; methods without any result come last."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run["method"], []).append(run)
     found = []
     for method, own in by_method.items():
-        good = [run for run in own if not run["error"]]
+        good = [run for run in own if has_result(run)]
         failed = tuple(dict.fromkeys(run["error"] for run in own if run["error"]))
+        inapplicable = tuple(dict.fromkeys(run["does_not_apply"] for run in own if run.get("does_not_apply")))
         figures = {name: _over_seeds(good, name) for name in FIGURES}
         means = [_mean([run["mean"] for run in good if run["seed"] == seed]) for seed in {r["seed"] for r in good}]
         known = [mean for mean in means if mean is not None]
-        found.append(Row(method, figures, min(known, default=0.0), max(known, default=0.0), len(good), failed))
+        found.append(
+            Row(method, figures, min(known, default=0.0), max(known, default=0.0), len(good), failed, inapplicable)
+        )
     return sorted(found, key=lambda row: (row.figures["mean"] is None, -(row.figures["mean"] or 0.0)))
+
+
+def has_result(run: Run) -> bool:
+    """Whether a run did not fail, and its method applies."""
+    return not run["error"] and not run.get("does_not_apply")
 
 
 def gap(table: Sequence[Row], ours: str, tuning: Sequence[str], joint: str) -> Gap | None:

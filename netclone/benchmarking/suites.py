@@ -66,7 +66,7 @@ class Setting:
 class Suite:
     """A benchmark: everything it depends on except the seed and the folder of data.
 
-    ``rates`` are the learning rates to search, by baseline, and ``depths`` the freezing depths of fine-tuning and LwF.
+    ``rates`` are the learning rates to search, by baseline, and ``depths`` the freezing depths of methods that freeze.
     ``clone`` are options of :func:`netclone.clone` in every run, ``curve`` the further sizes, and ``ablations`` changes
     of single options. Studies (curve, localisation, ablations) run in the first setting and fraction, with
     ``study_seeds`` of the seeds.
@@ -95,9 +95,17 @@ class Suite:
 RATES: dict[str, tuple[float, ...]] = {
     "fine-tune": (3e-3, 1e-2, 3e-2),
     "LwF": (3e-3, 1e-2, 3e-2),
+    "PCSD": (3e-3, 1e-2, 3e-2),
+    "source as teacher": (3e-3, 1e-2, 3e-2),
+    "UHC": (3e-3, 1e-2, 3e-2),
+    "MeRLin": (3e-3, 1e-2, 3e-2),
+    "DER": (3e-3, 1e-2, 3e-2),
     "LoRA": (3e-3, 1e-2, 3e-2),
     "kernel modulation": (3e-2, 1e-1, 3e-1),
     "residual patches": (3e-2, 1e-1, 3e-1),
+    "shallow prompts": (1e-2, 3e-2, 1e-1),
+    "deep prompts": (1e-2, 3e-2, 1e-1),
+    "class prompts": (1e-2, 3e-2, 1e-1),
 }
 METHODS = words(Method)
 ABLATIONS: tuple[tuple[str, Options], ...] = (
