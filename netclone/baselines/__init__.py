@@ -9,9 +9,18 @@ validation split, in the same way for every method.
 - fine-tune: all layers, or all but the first ``recipe.frozen`` stages. On a problem with all of the data instead of a
   clone set, the same call is joint training, the upper bound.
 - LwF: fine-tuning with distillation of the old logits (Li and Hoiem, Learning without Forgetting, ECCV 2016).
+- PCSD: the same, with distillation of pooled features (Liu et al., CMFDFormer, 2023).
+- source as teacher: fine-tuning with distillation of both networks' logits (Hinton et al., 2015).
+- UHC: both networks unified from images without labels (Vongkulbhisal et al., CVPR 2019).
+- MeRLin: features for which a ridge on some samples fits others (Liu et al., 2020).
+- DER: a second, masked network beside the frozen target, from data alone (Yan et al., CVPR 2021).
 - LoRA: low-rank updates of every layer (Hu et al., ICLR 2022), through the ``peft`` library.
 - kernel modulation: a multiplier per kernel (Hu and Liu, Kernel Modulation, ICPR 2022).
 - residual patches: small blocks between frozen ones (Yuan et al., PeterRec, SIGIR 2020).
+- shallow and deep prompts: tokens beside a frozen transformer's own (Jia et al., Visual Prompt Tuning, ECCV 2022).
+- class prompts: deep ones for each class, and scores by similarity (Fischer et al., 2022).
+
+Prompts are for vision transformers. A method that is not made for a target raises :class:`InapplicableError`.
 
 ``ENSEMBLES`` run the source beside the target:
 
@@ -31,22 +40,37 @@ both. Its new logits are gated and calibrated as a clone's are, and old ones sta
 - logistic regression.
 """
 
-from netclone.baselines.distilling import lwf
+from functools import partial
+
+from netclone.baselines.distilling import distilled, lwf
 from netclone.baselines.ensembling import calibrated_ensemble, ensemble, pruned_ensemble
+from netclone.baselines.expanding import der
 from netclone.baselines.finetuning import finetune, stages
 from netclone.baselines.frozen import HEADS, fitted_gated_ensemble, frozen_head, gated_ensemble
 from netclone.baselines.lora import lora
+from netclone.baselines.metalearning import merlin
 from netclone.baselines.modulating import kernel_modulation
 from netclone.baselines.patching import residual_patches
-from netclone.baselines.problems import Method, Problem, Recipe, extended
+from netclone.baselines.pooling import pcsd
+from netclone.baselines.problems import InapplicableError, Method, Problem, Recipe, extended
+from netclone.baselines.prompting import class_prompts, visual_prompts
 from netclone.baselines.training import Trial, Tuned, train, tune, validated
+from netclone.baselines.unifying import unified
 
 TUNING: dict[str, Method] = {
     "fine-tune": finetune,
     "LwF": lwf,
+    "PCSD": pcsd,
+    "source as teacher": distilled,
+    "UHC": unified,
+    "MeRLin": merlin,
+    "DER": der,
     "LoRA": lora,
     "kernel modulation": kernel_modulation,
     "residual patches": residual_patches,
+    "shallow prompts": partial(visual_prompts, depth="shallow"),
+    "deep prompts": partial(visual_prompts, depth="deep"),
+    "class prompts": class_prompts,
 }
 ENSEMBLES: dict[str, Method] = {
     "ensemble": ensemble,
@@ -60,12 +84,16 @@ __all__ = [
     "ENSEMBLES",
     "HEADS",
     "TUNING",
+    "InapplicableError",
     "Method",
     "Problem",
     "Recipe",
     "Trial",
     "Tuned",
     "calibrated_ensemble",
+    "class_prompts",
+    "der",
+    "distilled",
     "ensemble",
     "extended",
     "finetune",
@@ -75,10 +103,14 @@ __all__ = [
     "kernel_modulation",
     "lora",
     "lwf",
+    "merlin",
+    "pcsd",
     "pruned_ensemble",
     "residual_patches",
     "stages",
     "train",
     "tune",
+    "unified",
     "validated",
+    "visual_prompts",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from netclone.baselines.problems import Problem, Recipe, classifier
-from netclone.baselines.training import train_on
+from netclone.baselines.training import Objective, train_on
 from netclone.errors import ArgumentError
 
 
@@ -38,9 +38,26 @@ def finetune(problem: Problem, recipe: Recipe) -> nn.Module:
     return finetuned(problem, recipe)
 
 
-def finetuned(problem: Problem, recipe: Recipe, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> nn.Module:
-    """As :func:`finetune`, with a further term of the loss, ``loss(images, logits)``."""
+def finetuned(
+    problem: Problem,
+    recipe: Recipe,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    objective: Objective | None = None,
+) -> nn.Module:
+    """As :func:`finetune`, with a further term ``loss(images, logits)``, or another objective (see :func:`train`)."""
     model = problem.extended_target(recipe)
+    train_on(problem, model, recipe, unfrozen(problem, model, recipe), loss, objective)
+    return model
+
+
+def unfrozen(problem: Problem, model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """The parameters of an extended target that are trained: those of no frozen stage, and the classifier's.
+
+    Raises
+    ------
+    ArgumentError
+        If ``recipe.frozen`` leaves no stage.
+    """
     parts = stages(model)
     if recipe.frozen >= len(parts):
         raise ArgumentError(
@@ -51,9 +68,7 @@ def finetuned(problem: Problem, recipe: Recipe, loss: Callable[[Tensor, Tensor],
     if recipe.frozen:
         frozen |= {id(parameter) for parameter in model.parameters(recurse=False)}
     frozen -= {id(parameter) for parameter in classifier(model, problem.columns)[1].parameters()}
-    trained = [parameter for parameter in model.parameters() if id(parameter) not in frozen]
-    train_on(problem, model, recipe, trained, loss)
-    return model
+    return [parameter for parameter in model.parameters() if id(parameter) not in frozen]
 
 
 def stages(model: nn.Module) -> list[tuple[str, nn.Module]]:

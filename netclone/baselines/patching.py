@@ -17,28 +17,34 @@ from netclone.metrics.evaluating import predict
 NARROWING = 4  # width of a patch: a quarter of the channels
 
 
-class Patched(nn.Module):
+class StandIn(nn.Module):
+    """A module in the place of a block, with all of the block's attributes, since the model may read some."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
+class Patched(StandIn):
     """A block with a patch ``up(relu(down(y)))`` added to its output ``y``; ``up`` is initially zero.
 
     The patch is two 1x1 convolutions if ``y`` is ``(N, C, H, W)``, and two linear layers if it is ``(N, T, C)``.
     """
 
     def __init__(self, block: nn.Module, output: Tensor) -> None:
-        super().__init__()
-        self.block = block
+        super().__init__(block)
         channels = output.shape[1] if output.dim() == 4 else output.shape[-1]
         layer: Any = partial(nn.Conv2d, kernel_size=1) if output.dim() == 4 else nn.Linear
         narrow = max(1, channels // NARROWING)
         self.patch = nn.Sequential(layer(channels, narrow), nn.ReLU(), layer(narrow, channels)).to(output)
         for parameter in self.patch[2].parameters():
             nn.init.zeros_(parameter)
-
-    def __getattr__(self, name: str) -> Any:
-        """Forward all other attributes to the block, since the model may read some."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         y: Tensor = self.block(*inputs, **options)
