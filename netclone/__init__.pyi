@@ -6,6 +6,7 @@ from .cloning.method import clone
 from .cloning.modules import CloneModule, load, save
 from .cloning.recipe import Recipe
 from .cloning.refitting import Latents, latents, refit
+from .cloning.switching import disable, disabled, enable, replace
 from .cloning.verifying import Difference, Verification, verify
 from .errors import (
     AdapterError,
@@ -86,6 +87,9 @@ __all__ = [
     "clone",
     "clones",
     "cost",
+    "disable",
+    "disabled",
+    "enable",
     "evaluate",
     "extract",
     "inject",
@@ -96,6 +100,7 @@ __all__ = [
     "position",
     "refit",
     "remove",
+    "replace",
     "save",
     "save_grafted",
     "trace",

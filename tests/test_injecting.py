@@ -192,15 +192,15 @@ def test_clone_columns_are_what_the_clone_computes_from_the_features():
     assert torch.equal(out[:, 4:], run(module, seen[0]))
 
 
-def test_graph_gets_one_call_behind_the_tap_and_one_cat_at_the_end():
+def test_graph_gets_one_call_behind_the_tap_and_one_join_at_the_end():
     traced = traced_target("test_resnet")
     grafted = inject(traced, probe_at("test_resnet", "layer2"), "layer2", name="shirts")
     grafted = inject(grafted, probe_at("test_resnet", "layer2"), "layer2", name="bags")
     names = [node.name for node in grafted.graph.nodes]
     tap = names.index("layer2_0_act2")
     assert names[tap : tap + 5] == ["layer2_0_act2", "shirts_input", "shirts", "bags_input", "bags"]
-    assert names[-4:] == ["fc", "fc_held", "cat", "output"]
-    assert "cat = torch.cat([fc_held, shirts, bags], 1)" in grafted.code
+    assert names[-4:] == ["fc", "fc_held", "join", "output"]
+    assert "join(fc_held, [shirts, bags])" in grafted.code
     assert isinstance(grafted.get_submodule("shirts"), CloneModule)
     assert shape_of(logits_node(grafted)) == (8,)
     assert [node.name for node in own_nodes(grafted)] == [node.name for node in traced.graph.nodes]
@@ -257,7 +257,7 @@ def test_a_target_captured_by_export_takes_clones():
     module = clone_for(shape_at(captured, "bn"), second=(4,), feature_node="flatten")
     images = torch.randn(3, *IMAGES)
     grafted = inject(captured, module, "bn")
-    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "linear_held", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "linear_held", "join"]
     assert not any(part.training for path, part in grafted.named_modules() if not path.startswith("clone"))
     assert torch.equal(run(grafted, images)[:, :3], run(captured, images))
     assert shape_of(logits_node(grafted)) == (5,)
@@ -283,7 +283,7 @@ def test_clone_reads_the_tap_before_it_is_written_to():
     images = torch.randn(3, *IMAGES)
     bn, _, _ = tapped_by_hand(traced, images)
     grafted = inject(traced, module, "bn")
-    assert branch_nodes(grafted) == ["clone_input", "clone", "fc_held", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone", "fc_held", "join"]
     assert copied_nodes(grafted) == []
     assert torch.equal(run(grafted, images)[:, 3:], run(module, bn))
 
@@ -296,13 +296,13 @@ def test_tap_written_before_the_second_input_is_there_is_copied_first():
     before = state(model)
     grafted = inject(model, module, "bn", name="a")
     grafted = inject(grafted, module, "bn", name="b")
-    assert branch_nodes(grafted) == ["a_input", "b_input", "a_input_1", "a", "b_input_1", "b", "fc_held", "cat"]
+    assert branch_nodes(grafted) == ["a_input", "b_input", "a_input_1", "a", "b_input_1", "b", "fc_held", "join"]
     assert copied_nodes(grafted) == ["a_input", "b_input"]
     out = run(grafted, images)
     assert torch.equal(out[:, :3], run(model, images))
     assert torch.equal(out[:, 3:5], module(bn, pooled).detach())
     assert torch.equal(out[:, 5:], out[:, 3:5])
-    assert branch_nodes(remove(grafted, "a")) == ["b_input", "b_input_1", "b", "fc_held", "cat"]
+    assert branch_nodes(remove(grafted, "a")) == ["b_input", "b_input_1", "b", "fc_held", "join"]
     assert state(remove_all(grafted)) == before
 
 
@@ -324,7 +324,7 @@ def test_nothing_is_copied_where_nothing_writes():
     traced = traced_target("resnet18")  # its ReLUs work in place, on tensors of their own
     module = probe_at("resnet18", "layer2", second=(512,), feature_node="global_pool")
     grafted = inject(traced, module, "layer2")
-    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "fc_held", "cat"]
+    assert branch_nodes(grafted) == ["clone_input", "clone_input_1", "clone", "fc_held", "join"]
     assert copied_nodes(grafted) == []
     images = torch.randn(2, *IMAGES)
     assert torch.equal(run(grafted, images)[:, :4], run(traced, images))
@@ -524,7 +524,7 @@ def small_target():
 
 
 NAMES = st.one_of(
-    st.sampled_from(["x", "clone", "clone_2", "clone_input", "cat", "cat_1", "len", "len_1", "torch", "add", "_", "é"]),
+    st.sampled_from(["x", "clone", "clone_2", "clone_input", "join", "join_1", "cat", "len", "len_1", "torch", "add", "_", "é"]),
     st.from_regex(r"[a-z_][a-z0-9_]{0,5}", fullmatch=True),
 ).filter(lambda name: not keyword.iskeyword(name) and name != "self" and not hasattr(small_target(), name))
 POOL = st.sampled_from([("bn", ()), ("bn", (4,)), ("fc", (4,)), ("pool", ()), ("x", ())])
@@ -689,7 +689,7 @@ def test_unknown_or_impossible_position():
     vit = traced_target("test_vit")
     resnet_error(PositionError, "is not one tensor: choose a node that uses it", "unbind", target=vit)
     grafted = inject(traced_target("test_resnet"), probe_at("test_resnet", "layer2"), "layer2", name="a")
-    for at in ("a", "cat"):
+    for at in ("a", "join"):
         resnet_error(PositionError, f"'{at}' belongs to a clone.*such as 'conv1.0'", at, target=grafted)
 
 
@@ -776,8 +776,10 @@ def test_two_columns_of_one_class_name_are_told():
         )
     )
     grafted = inject(traced, first)  # warnings are errors
-    with pytest.warns(SameNameWarning, match="already has a column called 'grey-heron'; .*remove the other clone, or"):
+    with pytest.raises(ArgumentError, match="already has a column called 'grey-heron'; .*allow_same_names=True"):
         inject(grafted, second)
+    with pytest.warns(SameNameWarning, match="already has a column called 'grey-heron'; two columns"):
+        assert clones(inject(grafted, second, allow_same_names=True)) == ("clone", "clone_2")
     assert clones(inject(inject(inject(grafted, other), numbers), numbers)) == (
         "clone",
         "clone_2",
@@ -791,7 +793,7 @@ def test_a_class_that_the_target_names_itself_is_told():
     target = timm.create_model("test_resnet", num_classes=2).eval()
     target.pretrained_cfg = {**target.pretrained_cfg, "label_names": ["heron", "gull"]}
     module = clone_for((3, 160, 160)).with_spec(at="input", class_names=("Heron", "ibis"))
-    with pytest.warns(SameNameWarning, match="'Heron'"):
+    with pytest.raises(ArgumentError, match="'Heron'"):
         inject(target, module)
 
 

@@ -359,7 +359,7 @@ def test_refuses_with_the_way_out_and_leaves_nothing(made: Made, tmp_path: Path)
     there = tmp_path / "page.html"
     images, labels = made.data[0]
     with pytest.warns(netclone.SameNameWarning):
-        both = netclone.inject(made.grafted, made.module, name="second")
+        both = netclone.inject(made.grafted, made.module, name="second", allow_same_names=True)
     with pytest.raises(netclone.CloneNameError, match="did you mean 'digits'"):
         report(made.grafted, made.data, there, name="digit")
     with pytest.raises(netclone.CloneNameError, match="say which one"):

@@ -12,18 +12,21 @@ import keyword
 import operator
 import re
 import unicodedata
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar, cast, final
+from itertools import chain, count
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 from torch.fx.passes.shape_prop import TensorMetadata
 
-from netclone.cloning.modules import CloneModule
+from netclone.arguments import check_choice
+from netclone.cloning.modules import CloneModule, Slot
 from netclone.cloning.verifying import check_bits
 from netclone.errors import (
     AdapterError,
@@ -37,9 +40,10 @@ from netclone.errors import (
 )
 from netclone.files.spec import CloneSpec
 from netclone.graph.capturing import FACTS
-from netclone.graph.describing import NAMES, describe, described, labels_of, plain, widened
+from netclone.graph.describing import NAMES, column_names, describe, described, labels_of, plain, widened
 from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.holding import hold
+from netclone.graph.joining import join
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.graph.outputs import Output
 from netclone.graph.preparing import Preparation, said_preparation
@@ -70,15 +74,31 @@ _READING_FUNCTIONS = {  # the same for functions; operators declare it in their 
     nn.functional.linear,
 }
 
+Columns = Literal["packed", "stable"]
+"""Whether the columns of a clone move up when one before it is gone."""
+
 _AnyGraph = TypeVar("_AnyGraph", bound=fx.GraphModule)
 
 
 @dataclass(frozen=True)
+class Seat:
+    """Where the columns of a clone are: whether those of its graph are stable, the first, and whether it is off."""
+
+    columns: Columns | None = None
+    first: int | None = None
+    off: bool = False
+
+
+@dataclass(frozen=True)
 class _Branch:
-    """One clone in a graph: its name and the names of the target's nodes that it reads, in order."""
+    """One clone in a graph: its name and the names of the target's nodes that it reads, in order.
+
+    ``first`` is its first column where columns are stable. None: it follows those before it.
+    """
 
     name: str
     reads: tuple[str, ...]
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,30 +114,37 @@ class _Record:
     def names(self) -> tuple[str, ...]:
         return tuple(branch.name for branch in self.branches)
 
+    @property
+    def stable(self) -> bool:
+        """Whether every clone has columns of its own, which do not move."""
+        return any(branch.first is not None for branch in self.branches)
+
 
 @final
 class GraftedModule(fx.GraphModule):
     """A target's graph with clones. Only the clones follow ``train()``: the target's modules stay in eval mode.
 
     ``clones`` maps the name of each clone to its :class:`CloneModule`, in order of injection. ``columns`` maps it to
-    the clone's columns in the logits ``(N, C + K)``, which follow the target's own. ``own`` holds the target's own
-    nodes. A module of the target that has one of these names is found under it instead; :func:`netclone.clones` gives
-    the names in any case.
+    the clone's columns in the logits ``(N, C + K)``, which follow the target's own; a clone that is off may have none.
+    ``label_names`` has one name per column, or None where it is not known: the first of several names of a class.
+    ``own`` holds the target's own nodes. A module of the target that has one of these names is found under it instead;
+    :func:`netclone.clones` gives the names in any case.
 
     Examples
     --------
     >>> import netclone, timm
     >>> source = timm.create_model("test_resnet", num_classes=8)
     >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
-    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
-    >>> grafted = netclone.inject(timm.create_model("test_resnet", num_classes=4), module, name="shirts", at="layer2")
-    >>> grafted.columns, grafted.clones["shirts"].classes
-    ({'shirts': range(4, 6)}, (5, 7))
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7], class_names=["shirt", "coat"])
+    >>> grafted = netclone.inject(timm.create_model("test_resnet", num_classes=2), module, name="shirts", at="layer2")
+    >>> grafted.columns, grafted.clones["shirts"].classes, grafted.label_names
+    ({'shirts': range(2, 4)}, (5, 7), (None, None, 'shirt', 'coat'))
     """
 
     if TYPE_CHECKING:
         clones: Mapping[str, CloneModule]
         columns: Mapping[str, range]
+        label_names: tuple[str | None, ...]
         own: tuple[fx.Node, ...]
 
     def __getattr__(self, name: str) -> Any:
@@ -150,11 +177,13 @@ def inject(  # noqa: PLR0913 - public
     at: str | None = None,
     *,
     name: str | None = None,
+    columns: Columns | None = None,
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
     allow_mismatch: bool = False,
     output: Output = None,
+    allow_same_names: bool = False,
 ) -> GraftedModule:
     """Graft a clone onto a copy of a target: the clone's logits follow the target's ``(N, K)``, which keep every bit.
 
@@ -174,6 +203,10 @@ def inject(  # noqa: PLR0913 - public
         position that the clone was fitted for.
     name
         Name of the clone, an identifier. None: the first free one of ``"clone"``, ``"clone_2"``, ...
+    columns
+        ``"packed"``: the columns of a clone move up when one before it is removed or off. ``"stable"``: every clone
+        keeps its columns. Those of one that is off, or was removed from before another, hold minus infinity. It holds
+        for all clones of a graph. None: as in ``target``, and packed if it has no clones.
     share_parameters
         Whether the graph's tensors share memory with those of ``target``. Training one then changes the other. Flags
         and modes stay separate, and clones are always copied.
@@ -186,6 +219,9 @@ def inject(  # noqa: PLR0913 - public
     allow_mismatch
         Whether to graft a clone that :func:`netclone.clone` fitted to another target, with a
         :class:`~netclone.errors.TargetWarning`. Its logits depend on the target's, so they will be off.
+    allow_same_names
+        Whether the clone may know a class by a name that a column of ``target`` has already, with a
+        :class:`~netclone.errors.SameNameWarning`. Two columns of one class compete for its images.
     output
         Which part of what the target returns is its logits, as for :func:`trace`. The graph returns logits alone.
 
@@ -202,8 +238,8 @@ def inject(  # noqa: PLR0913 - public
     CloneNameError
         If the name is taken or not an identifier.
     ArgumentError
-        If ``module`` is not a clone, is on another device or in another dtype than ``target``, or its graph does more
-        than compute logits.
+        If ``module`` is not a clone, is on another device or in another dtype than ``target``, its graph does more
+        than compute logits, a class name is taken, or ``columns`` is neither word.
     OutputError
         If the target does not return one tensor of logits.
     BitsError
@@ -225,6 +261,8 @@ def inject(  # noqa: PLR0913 - public
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "insert".
     """
+    if columns is not None:
+        check_choice(columns, Columns, "columns")
     if name in _VIEWS:  # a file that holds such a name can be read all the same
         raise CloneNameError(f"name: '{name}' is a property of grafted models; choose another, such as '{name}_1'")
     grafted = graft(
@@ -232,13 +270,14 @@ def inject(  # noqa: PLR0913 - public
         module,
         at,
         name=name,
+        seat=Seat(columns),
         share_parameters=share_parameters,
         example_inputs=example_inputs,
         check=check,
         output=output,
     )
     tell_mismatch(differences(grafted, module.spec, said_preparation(grafted)), allow_mismatch)
-    tell_same_names(target, module)
+    tell_same_names(target, module, allow_same_names)
     return grafted
 
 
@@ -268,16 +307,28 @@ def differences(grafted: fx.GraphModule, spec: CloneSpec, given: Preparation | N
     return found
 
 
-def tell_same_names(target: nn.Module, module: CloneModule) -> None:
-    """Warn if the target, or a clone in it, already has a class of the same name as the clone."""
+def tell_same_names(target: nn.Module, module: CloneModule, allow_same_names: bool) -> None:
+    """Raise if the target, or a clone in it, already has a class of the same name as the clone; or warn if allowed.
+
+    Raises
+    ------
+    ArgumentError
+        If there is one, and it is not allowed.
+    """
     known = names_in(target)
-    if both := [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]:
-        warnings.warn(
-            f"inject: the target already has a column called {', '.join(map(repr, both[:5]))}; two columns of one "
-            "class compete for its images: remove the other clone, or pass other class_names",
-            SameNameWarning,
-            stacklevel=3,
+    both = [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]
+    if not both:
+        return
+    text = (
+        f"module: the target already has a column called {', '.join(map(repr, both[:5]))}; two columns of one class "
+        "compete for its images"
+    )
+    if not allow_same_names:
+        raise ArgumentError(
+            f"{text}: swap the other clone for this one with netclone.replace(...), remove it, pass other class_names, "
+            "or graft it all the same with allow_same_names=True (--force)"
         )
+    warnings.warn(text, SameNameWarning, stacklevel=3)
 
 
 def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
@@ -305,6 +356,7 @@ def graft(
     at: str | None = None,
     *,
     name: str | None = None,
+    seat: Seat | None = None,
     share_parameters: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
     check: bool = True,
@@ -312,18 +364,16 @@ def graft(
 ) -> GraftedModule:
     """As :func:`inject`, without comparing the target with the one that the clone was fitted to.
 
+    ``seat`` says where its columns are. None: as in the target, behind all others.
+
     Raises
     ------
     PositionError, AdapterError, CloneNameError, ArgumentError, OutputError, BitsError
         As :func:`inject`.
     """
-    if not isinstance(module, CloneModule):
-        raise ArgumentError(
-            f"module: expected a CloneModule, got {type(module).__name__}; make one with netclone.clone(...) or "
-            "netclone.extract(...), or load one with netclone.load(...)"
-        )
-    _check_same_kind(target, module)
-    _check_pure(target, module)
+    check_clone(module)
+    check_same_kind(target, module)
+    check_pure(target, module)
     traced = _traced(target, module, at, share_parameters, example_inputs, output)
     record = traced.meta.get(_RECORD) or _Record(
         branches=(),
@@ -333,14 +383,26 @@ def graft(
     )
     name = _checked_name(name, (target, traced, GraftedModule), record.names)
     logits_node(traced)
-    branch = _Branch(name, tuple(node.name for node in _reads(traced, module.spec, at)))
+    reads = tuple(node.name for node in reads_of(traced, module.spec, at))
+    seat = seat or Seat()
+    branches = _placed(traced, record, seat.columns)
+    if seat.columns == "stable" or (record.stable and seat.columns is None):
+        end = _end(traced, branches)
+        if seat.first is not None and seat.first < end:
+            raise ArgumentError(f"first: column {seat.first} is another's; the first free one is {end}")
+        branch = _Branch(name, reads, end if seat.first is None else seat.first)
+    else:
+        branch = _Branch(name, reads)
 
     own = traced is not target  # traced just now: no second copy is needed
     grafted = _copy(traced, GraftedModule, None if own else _shared(traced, record.names) if share_parameters else {})
-    grafted.add_module(name, copy.deepcopy(module))
-    _write(grafted, traced.graph, replace(record, branches=(*record.branches, branch)))
+    clone = copy.deepcopy(module)
+    clone.slot = Slot("", seat.off)  # _write gives it its key
+    grafted.add_module(name, clone)
+    _write(grafted, traced.graph, replace(record, branches=(*branches, branch)))
     if check:
-        check_bits(grafted, target, traced.meta[FACTS]["example"], output)
+        before = target if branches == record.branches else _written(traced, replace(record, branches=branches))
+        check_bits(grafted, before, traced.meta[FACTS]["example"], output if before is target else None)
     return grafted
 
 
@@ -360,7 +422,8 @@ def clones(grafted: nn.Module) -> tuple[str, ...]:
 
     Reference: docs/adr/0004-grafting.md.
     """
-    return _record(grafted).names if isinstance(grafted, GraftedModule) else ()
+    model = getattr(grafted, "_orig_mod", grafted)  # of a compiled one, what was compiled
+    return record_of(model).names if isinstance(model, GraftedModule) else ()
 
 
 def modules_of(grafted: fx.GraphModule) -> dict[str, CloneModule]:
@@ -371,34 +434,76 @@ def modules_of(grafted: fx.GraphModule) -> dict[str, CloneModule]:
     ArgumentError
         If ``grafted`` holds no clones.
     """
-    return {name: cast(CloneModule, grafted.get_submodule(name)) for name in _record(grafted).names}
+    return {name: cast(CloneModule, grafted.get_submodule(name)) for name in record_of(grafted).names}
 
 
 def names_in(target: nn.Module) -> frozenset[str]:
     """The class names of a network's columns, clones included, in normal form; empty if they are not known."""
-    found = set(labels_of(target))
-    if isinstance(target, GraftedModule):
-        for clone in modules_of(target).values():
-            found |= {plain(name) for name in clone.class_names}
+    if not isinstance(target, GraftedModule):
+        return frozenset(labels_of(target))
+    found = set(labels_of(SimpleNamespace(**record_of(target).attributes)))
+    for clone in modules_of(target).values():
+        found |= {plain(name) for name in clone.class_names}
     return frozenset(found)
 
 
-def columns(grafted: fx.GraphModule) -> dict[str, range]:
-    """The columns of each clone in a grafted graph's logits, by name. They follow the target's, in order of injection.
+def own_columns(grafted: fx.GraphModule) -> range:
+    """The target's own columns of a grafted graph's logits.
 
     Raises
     ------
     ArgumentError
         If ``grafted`` holds no clones.
     """
-    shape = shape_of(logits_node(grafted))
-    assert shape is not None
-    widths = {name: len(clone.classes) for name, clone in modules_of(grafted).items()}
-    first, found = shape[0] - sum(widths.values()), {}
-    for name, width in widths.items():
-        found[name] = range(first, first + width)
-        first += width
+    record_of(grafted)
+    (width,) = shape_of(own_logits(grafted)) or (0,)
+    return range(width)
+
+
+def columns(grafted: fx.GraphModule) -> dict[str, range]:
+    """The columns of each clone in a grafted graph's logits, by name. They follow the target's, in order of injection.
+
+    The range of a clone that is off is empty, unless columns are stable.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    return _columns(grafted, lambda slot: slot.is_off)
+
+
+def _columns(grafted: fx.GraphModule, is_off: Callable[[Slot], bool]) -> dict[str, range]:
+    found, end = {}, len(own_columns(grafted))
+    for branch, (name, clone) in zip(record_of(grafted).branches, modules_of(grafted).items(), strict=True):
+        first = end if branch.first is None else branch.first
+        assert clone.slot is not None
+        end = first if branch.first is None and is_off(clone.slot) else first + len(clone.classes)
+        found[name] = range(first, end)
     return found
+
+
+def label_names(grafted: fx.GraphModule) -> tuple[str | None, ...]:
+    """One name per column of a grafted graph's logits; None where it is not known, or where no clone is any more.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    own = own_columns(grafted)
+    known = column_names(record_of(grafted).attributes, len(own)) or [None] * len(own)
+    return *known, *_added_names(grafted, columns(grafted))
+
+
+def _added_names(grafted: fx.GraphModule, of_clones: Mapping[str, range]) -> tuple[str | None, ...]:
+    """A name for each column behind the target's own."""
+    own, found = len(own_columns(grafted)), list[str | None]()
+    for name, clone in modules_of(grafted).items():
+        place = of_clones[name]
+        found += [None] * (place.start - own - len(found))
+        found += (clone.class_names or [None] * len(place)) if place else ()
+    return tuple(found)
 
 
 def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
@@ -409,14 +514,29 @@ def own_nodes(grafted: fx.GraphModule) -> list[fx.Node]:
 def own_logits(grafted: fx.GraphModule) -> fx.Node:
     """The target's node that gives its logits: what the cat at the end joins first, behind the node that holds it."""
     joined = logits_node(grafted)
-    return cast(fx.Node, joined.args[0][0].args[0])  # type: ignore[index, union-attr]
+    return cast(fx.Node, joined.args[0].args[0])  # type: ignore[union-attr]
 
 
 _VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
     "clones": modules_of,
     "columns": columns,
+    "label_names": label_names,
     "own": lambda grafted: tuple(own_nodes(grafted)),
 }
+
+
+def seat_of(grafted: fx.GraphModule, name: str) -> Seat:
+    """Where a clone's columns are, and whether it is switched off for good; the first is known if they are stable.
+
+    Raises
+    ------
+    ArgumentError
+        If ``grafted`` holds no clones.
+    """
+    (branch,) = (branch for branch in record_of(grafted).branches if branch.name == name)
+    slot = modules_of(grafted)[name].slot
+    assert slot is not None
+    return Seat("packed" if branch.first is None else "stable", branch.first, slot.off)
 
 
 def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
@@ -428,7 +548,7 @@ def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
         If ``grafted`` holds no clones.
     """
     nodes = {node.name: node for node in own_nodes(grafted)}
-    (branch,) = (branch for branch in _record(grafted).branches if branch.name == name)
+    (branch,) = (branch for branch in record_of(grafted).branches if branch.name == name)
     return tuple(nodes[read] for read in branch.reads)
 
 
@@ -437,7 +557,8 @@ def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
     """Remove one clone from a copy of a grafted graph, leaving nothing of it; ``grafted`` is not changed.
 
     Once its last clone is removed, the result is the traced target as it was: a plain ``fx.GraphModule`` with the same
-    code, tensors, names, ``requires_grad`` and training flags.
+    code, tensors, names, ``requires_grad`` and training flags. The columns of later clones move up, unless they are
+    stable (see :func:`inject`).
 
     Parameters
     ----------
@@ -466,22 +587,17 @@ def remove(grafted: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
 
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3, "usage 2".
     """
-    record = _record(grafted)
+    record = record_of(grafted)
     if name is None and len(record.names) > 1:
         raise CloneNameError(f"name: the graph holds the clones {_listed(record.names)}; say which one to remove")
-    name = record.names[0] if name is None else name
-    if name not in record.names:
-        near = difflib.get_close_matches(str(name), record.names, n=1, cutoff=0.0)[0]
-        raise CloneNameError(
-            f"name: no clone {name!r} in the graph, which holds {_listed(record.names)}; did you mean '{near}'?"
-        )
+    name = record.names[0] if name is None else present(record, name)
     left = tuple(branch for branch in record.branches if branch.name != name)
     result = _copy(grafted, GraftedModule if left else fx.GraphModule, {}, without=name)
     _write(result, grafted.graph, replace(record, branches=left))
     return result
 
 
-def _record(grafted: fx.GraphModule) -> _Record:
+def record_of(grafted: fx.GraphModule) -> _Record:
     if not isinstance(grafted, GraftedModule):
         raise ArgumentError(
             f"grafted: {type(grafted).__name__} holds no clones; pass the graph that netclone.inject(...) returned "
@@ -489,6 +605,22 @@ def _record(grafted: fx.GraphModule) -> _Record:
         )
     record: _Record = grafted.meta[_RECORD]
     return record
+
+
+def present(record: _Record, name: str) -> str:
+    """The name itself.
+
+    Raises
+    ------
+    CloneNameError
+        If no clone has it.
+    """
+    if name not in record.names:
+        near = difflib.get_close_matches(str(name), record.names, n=1, cutoff=0.0)[0]
+        raise CloneNameError(
+            f"name: no clone {name!r} in the graph, which holds {_listed(record.names)}; did you mean '{near}'?"
+        )
+    return name
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -523,7 +655,7 @@ def _traced(
     return traced
 
 
-def _reads(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.Node]:
+def reads_of(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx.Node]:
     """The target's nodes that a clone reads: the one at ``at``, its second input, if any, and those of its gate."""
     at = spec.at if at is None else at
     if at is None:
@@ -579,13 +711,28 @@ def _batch(shape: tuple[int, ...] | None) -> str:
 
 
 def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype, tensor.device
     return None
 
 
-def _check_same_kind(target: nn.Module, module: CloneModule) -> None:
+def check_clone(module: object) -> None:
+    """Raise unless it is a clone.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if not isinstance(module, CloneModule):
+        raise ArgumentError(
+            f"module: expected a CloneModule, got {type(module).__name__}; make one with netclone.clone(...) or "
+            "netclone.extract(...), or load one with netclone.load(...)"
+        )
+
+
+def check_same_kind(target: nn.Module, module: CloneModule) -> None:
     check_one_device_and_dtype(module, "module")
     seen, expected = _kind(module), _kind(target)
     if seen is not None and expected is not None and seen != expected:
@@ -595,7 +742,7 @@ def _check_same_kind(target: nn.Module, module: CloneModule) -> None:
         )
 
 
-def _check_pure(target: nn.Module, module: CloneModule) -> None:
+def check_pure(target: nn.Module, module: CloneModule) -> None:
     """Raise unless an operator graph only computes logits from features, in the target's dtype."""
     body, spec = module.body, module.spec
     if not isinstance(body, fx.GraphModule) or not is_of_operators(body.graph):
@@ -664,6 +811,13 @@ def _copy(
     return result
 
 
+def _written(traced: fx.GraphModule, record: _Record) -> GraftedModule:
+    """A copy of a graph with other columns."""
+    result = _copy(traced, GraftedModule, {})
+    _write(result, traced.graph, record)
+    return result
+
+
 def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
     """Write the target's part of ``old`` and a record's branches into a module; set its flags and record to match."""
     graph = fx.Graph(tracer_cls=old._tracer_cls)
@@ -672,8 +826,8 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
     for node in old.nodes:
         if _BRANCH not in node.meta:
             copied[node] = graph.node_copy(node, copied.__getitem__)
-        elif node.target is torch.cat:
-            copied[node] = copied[node.args[0][0].args[0]]  # the target's logits, which a node holds
+        elif node.target is join:
+            copied[node] = copied[node.args[0].args[0]]  # the target's logits, which a node holds
     own = list(graph.nodes)
     assert [node.name for node in own] == [node.name for node in old.nodes if _BRANCH not in node.meta]
     if record.branches:
@@ -691,21 +845,49 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
             parameter.requires_grad_(path in record.trainable)
     if record.branches:
         result.meta[_RECORD] = record
-        describe(result, _said(result, record))
+        for branch in record.branches:
+            clone = cast(CloneModule, result.get_submodule(branch.name))
+            assert clone.slot is not None
+            left = 0 if branch.first is None else len(clone.classes)
+            clone.slot = replace(clone.slot, key=uuid.uuid4().hex, left=left)
+        tell(cast(GraftedModule, result))
     else:
         del result.meta[_RECORD]
         describe(result, copy.deepcopy(record.attributes))
 
 
-def _said(grafted: fx.GraphModule, record: _Record) -> dict[str, object]:
-    """The target's descriptive attributes, extended by the classes of the clones."""
-    added = {name: (len(clone.classes), clone.class_names) for name, clone in modules_of(grafted).items()}
-    columns = (shape_of(logits_node(grafted)) or (0,))[0]
-    return widened(record.attributes, columns - sum(count for count, _ in added.values()), added)
+def tell(grafted: GraftedModule) -> None:
+    """Bring what a grafted graph says of its columns up to date: their number, and the target's attributes."""
+    own = len(own_columns(grafted))
+    added = _added_names(grafted, _columns(grafted, lambda slot: slot.off))
+    logits_node(grafted).meta["tensor_meta"] = _logits_meta(grafted, own_logits(grafted), own + len(added))
+    describe(grafted, widened(record_of(grafted).attributes, own, added))
+
+
+def _placed(traced: fx.GraphModule, record: _Record, columns: Columns | None) -> tuple[_Branch, ...]:
+    """The branches of a graph with stable columns, or packed ones, or as they are."""
+    if columns == "packed":
+        return tuple(replace(branch, first=None) for branch in record.branches)
+    if columns is None or record.stable:
+        return record.branches
+    found: list[_Branch] = []
+    for branch in record.branches:
+        found.append(replace(branch, first=_end(traced, found)))
+    return tuple(found)
+
+
+def _end(traced: fx.GraphModule, branches: Sequence[_Branch]) -> int:
+    """The first column behind all branches, which have stable columns."""
+    if not branches:
+        (width,) = shape_of(own_logits(traced) if isinstance(traced, GraftedModule) else logits_node(traced)) or (0,)
+        return width
+    last, clone = branches[-1], cast(CloneModule, traced.get_submodule(branches[-1].name))
+    assert last.first is not None
+    return last.first + len(clone.classes)
 
 
 def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...]) -> None:
-    """Add to the target's own graph one call per branch, right behind the nodes it reads, and one cat at the end."""
+    """Add to the target's own graph one call per branch, right behind the nodes it reads, and one join at the end."""
     own = {node.name: index for index, node in enumerate(graph.nodes)}
     nodes = list(graph.nodes)
     behind: dict[fx.Node, fx.Node] = {}
@@ -737,8 +919,15 @@ def _graft(result: fx.GraphModule, graph: fx.Graph, branches: tuple[_Branch, ...
         clone = cast(CloneModule, result.get_submodule(branch.name))
         calls[-1].meta["tensor_meta"] = _logits_meta(result, logits, len(clone.spec.classes))
     held = insert(output.prev, "call_function", hold, (logits, images), f"{logits.name}_held")
-    joined = insert(output.prev, "call_function", torch.cat, ([held, *calls], 1))
-    joined.meta["tensor_meta"] = _logits_meta(result, logits, sum((shape_of(n) or (0,))[0] for n in (logits, *calls)))
+    parts: list[Argument] = []
+    (end,) = shape_of(logits) or (0,)
+    for branch, call in zip(branches, calls, strict=True):
+        if branch.first is not None and branch.first > end:  # columns of clones that were removed
+            parts.append(branch.first - end)
+        parts.append(call)
+        end = (end if branch.first is None else branch.first) + (shape_of(call) or (0,))[0]
+    joined = insert(output.prev, "call_function", join, (held, parts))
+    joined.meta["tensor_meta"] = _logits_meta(result, logits, end)
     output.replace_input_with(logits, joined)
 
 

@@ -6,7 +6,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +22,26 @@ from netclone.learning.routing import Router
 
 Part = Literal["adapter", "source", "classifier"]
 """What a tensor of a clone is of: what was fitted to the target before and behind the source's part, or that part."""
+
+OFF: ContextVar[frozenset[str]] = ContextVar("netclone_off", default=frozenset())
+"""Keys of the places whose clones are off in this thread or task (see :func:`netclone.disabled`)."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a clone in a grafted graph; a clone that is swapped in takes it over, and deep copies share its key.
+
+    ``off`` says whether the clone is off for all. While it is off, it leaves ``left`` columns of minus infinity.
+    """
+
+    key: str
+    off: bool = False
+    left: int = 0
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the clone is off here and now."""
+        return self.off or self.key in OFF.get()
 
 
 class CloneModule(nn.Module):
@@ -47,6 +68,7 @@ class CloneModule(nn.Module):
     """
 
     router: Router | None
+    slot: Slot | None = None  # its place in a grafted graph
 
     def __init__(self, body: fx.GraphModule, spec: CloneSpec, router: Router | None = None) -> None:
         super().__init__()
@@ -57,8 +79,11 @@ class CloneModule(nn.Module):
     def forward(self, features: Tensor, target_features: Tensor | None = None, *routed: Tensor) -> Tensor:
         """Logits ``(N, len(classes))`` from features ``(N, *input_shape)`` and, if fitted, ``(N, *feature_shape)``.
 
-        With a gate, ``routed`` are the features that the router reads.
+        With a gate, ``routed`` are the features that the router reads. A clone of a grafted network that is off gives
+        the number of columns that it leaves, for :func:`netclone.graph.joining.join`.
         """
+        if self.slot is not None and self.slot.is_off:
+            return self.slot.left  # type: ignore[return-value]  # only a grafted graph calls it then
         if self.spec.feature_shape is None:
             logits: Tensor = self.body(features)
             return logits

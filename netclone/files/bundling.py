@@ -27,19 +27,28 @@ from netclone.runtime.digests import content_digest
 from netclone.runtime.text import is_plain_text
 from netclone.runtime.writing import write_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version :func:`read_bundle` reads. A file is written as the oldest that has what it needs."""
+
+_PLAIN_VERSION = 1  # without clones that are off or have columns of their own
 _KEY = "netclone_bundle"
+_MOST_COLUMNS = 100_000
 _TARGET = "target."  # before the names of the target's tensors
 _CLONE = "clone."  # and before those of its clones, whose tensors are the bytes of their archives
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A clone in a bundle: its name, the position it reads (None: the one it was fitted for) and its archive."""
+    """A clone in a bundle: its name, the position it reads (None: the one it was fitted for) and its archive.
+
+    ``first`` is its first column where columns are stable, and ``off`` says whether it is switched off.
+    """
 
     name: str
     at: str | None
     archive: bytes
+    first: int | None = None
+    off: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,10 +104,14 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         tensors = {f"{_TARGET}{name}": tensor for name, tensor in plain.items()}
         for packed in bundle.clones:
             tensors[f"{_CLONE}{packed.name}"] = torch.frombuffer(bytearray(packed.archive), dtype=torch.uint8)
+        items: list[dict[str, object]] = [{"name": packed.name, "at": packed.at} for packed in bundle.clones]
+        plain_version = not any(packed.off or packed.first is not None for packed in bundle.clones)
+        for item, packed in zip(items, () if plain_version else bundle.clones, strict=False):
+            item |= {"first": packed.first, "off": packed.off}
         header: dict[str, object] = {
-            "format_version": FORMAT_VERSION,
+            "format_version": _PLAIN_VERSION if plain_version else FORMAT_VERSION,
             "architecture": bundle.architecture,
-            "clones": [{"name": packed.name, "at": packed.at} for packed in bundle.clones],
+            "clones": items,
             "config": checked_config(bundle.config),
         }
         if bundle.options:
@@ -141,8 +154,9 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         facts = check_keys(
             facts, ["format_version", "architecture", "clones", "config", "sha256"], "the bundle's header"
         )
-        if facts["format_version"] != FORMAT_VERSION:
-            raise ArchiveError(f"format {shown(facts['format_version'])}, this netclone reads {FORMAT_VERSION}")
+        version = facts["format_version"]
+        if type(version) is not int or not _PLAIN_VERSION <= version <= FORMAT_VERSION:
+            raise ArchiveError(f"format {shown(version)}, this netclone reads up to {FORMAT_VERSION}: upgrade netclone")
         architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
         if not is_plain_text(architecture) or not architecture.startswith(("timm/", "torchvision/")):
             raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
@@ -151,7 +165,9 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         signed.pop("sha256")
         if content_digest(signed, tensors) != facts["sha256"]:
             raise ArchiveError("the digest does not match: the file is damaged; write it again")
-        clones = tuple(_packed(item, tensors) for item in items)
+        clones = tuple(_packed(item, tensors, version) for item in items)
+        if len({packed.first is None for packed in clones}) > 1:
+            raise ArchiveError("clones: some have columns of their own, and some have none")
     except ArchiveError as error:
         raise ArchiveError(f"cannot read '{path}': {error}") from error
     except Exception as error:  # of JSON and safetensors
@@ -170,15 +186,17 @@ def config_of(network: nn.Module) -> dict[str, object]:
     return config | ({"label_names": list(labels)} if labels else {})
 
 
-def _packed(item: object, tensors: dict[str, Tensor]) -> Packed:
-    item = check_keys(item, ["name", "at"], "a clone")
-    name, at = item["name"], item["at"]
+def _packed(item: object, tensors: dict[str, Tensor], version: int) -> Packed:
+    item = check_keys(item, ["name", "at", *(["first", "off"] if version > _PLAIN_VERSION else [])], "a clone")
+    name, at, first, off = item["name"], item["at"], item.get("first"), item.get("off", False)
+    if not (first is None or (type(first) is int and 0 <= first <= _MOST_COLUMNS)) or type(off) is not bool:
+        raise ArchiveError(f"clone {shown(name)}: 'first' or 'off' has an invalid value, {shown(item)}")
     if not is_plain_text(name) or not (at is None or is_plain_text(at)):
         raise ArchiveError(f"a clone's name and position are text without control characters, got {shown(item)}")
     archive = tensors.pop(f"{_CLONE}{name}", None)
     if archive is None or archive.dtype != torch.uint8:
         raise ArchiveError(f"the archive of clone {shown(name)} is missing")
-    return Packed(name, at, archive.numpy().tobytes())
+    return Packed(name, at, archive.numpy().tobytes(), first, off)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # torch sets these again on its copies
+
+if TYPE_CHECKING:
+    from timm.data import ImageNetInfo
 
 NAMES = (
     *("num_classes", "in_chans", "num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"),
@@ -39,21 +45,20 @@ def describe(graph: fx.GraphModule, values: Mapping[str, object]) -> None:
     >>> copy.deepcopy(graph).num_classes
     3
     """
-    for name in graph.meta.pop(_KEPT, {}):
+    before = graph.meta.pop(_KEPT, {})
+    for name in before.keys() - values.keys():
         graph.__dict__.pop(name, None)
-    free = {name: value for name, value in values.items() if not hasattr(graph, name)}
+    free = {name: value for name, value in values.items() if name in before or not hasattr(graph, name)}
     for name, value in free.items():
         setattr(graph, name, value)
     if free:
         graph.meta[_KEPT] = free
 
 
-def widened(
-    values: Mapping[str, object], own: int, classes: Mapping[str, tuple[int, tuple[str, ...]]]
-) -> dict[str, object]:
+def widened(values: Mapping[str, object], own: int, added: Sequence[str | None]) -> dict[str, object]:
     """A network's descriptive attributes once clones have added their columns: more classes, with their names.
 
-    Class names always match the columns: if the network or a clone has none, the result has none.
+    Class names always match the columns: if one of them has no name, the result has none.
 
     Parameters
     ----------
@@ -61,28 +66,67 @@ def widened(
         The network's attributes; they are copied.
     own
         The number of its own columns.
-    classes
-        For each clone, the number of columns that it adds, and the names of their classes, if it has any.
+    added
+        The name of each further column, if it is known.
 
     Examples
     --------
     >>> cfg = {"num_classes": 1000, "label_names": ["crow", "gull"]}
-    >>> widened({"num_classes": 2, "pretrained_cfg": cfg}, 2, {"herons": (1, ("heron",))})
+    >>> widened({"num_classes": 2, "pretrained_cfg": cfg}, 2, ["heron"])
     {'num_classes': 3, 'pretrained_cfg': {'num_classes': 3, 'label_names': ['crow', 'gull', 'heron']}}
     """
     wide = copy.deepcopy(dict(values))
-    wide["num_classes"] = own + sum(count for count, _ in classes.values())
+    wide["num_classes"] = own + len(added)
     configs = {id(cfg): cfg for cfg in (wide.get("pretrained_cfg"), wide.get("default_cfg")) if isinstance(cfg, dict)}
     for cfg in configs.values():  # timm's two configs are one object
         cfg["num_classes"] = wide["num_classes"]
         labels = cfg.pop("label_names", None)
         known = isinstance(labels, (list, tuple)) and len(labels) == own
-        if known and all(len(names) == count for count, names in classes.values()):
-            cfg["label_names"] = type(labels)([*labels, *(name for _, names in classes.values() for name in names)])
+        if known and None not in added:
+            cfg["label_names"] = type(labels)([*labels, *added])
     return wide
 
 
-def labels_of(network: nn.Module) -> dict[str, int]:
+def column_names(values: Mapping[str, object], own: int) -> tuple[str, ...]:
+    """One name for each of a network's ``own`` columns, from its descriptive attributes; empty if they are not known.
+
+    Where a class has several names, as those of ImageNet have, it is the first.
+
+    Examples
+    --------
+    >>> column_names({"pretrained_cfg": {"label_names": ["crow", "gull"]}}, 2)
+    ('crow', 'gull')
+    >>> column_names({"num_classes": 1000}, 1000)[1:3]
+    ('goldfish', 'great white shark')
+    """
+    cfg = values.get("pretrained_cfg")
+    given = cfg.get("label_names") if isinstance(cfg, Mapping) else None
+    if given and len(given) == own:
+        return tuple(map(str, given))
+    if values.get("num_classes") != own:
+        return ()
+    info = _of_imagenet(SimpleNamespace(**values))
+    if info is None:
+        return ()
+    return tuple(info.index_to_description(column).partition(",")[0] for column in range(own))
+
+
+def _of_imagenet(network: object) -> ImageNetInfo | None:
+    """What timm knows of the classes of a network that has as many as an ImageNet."""
+    from timm.data import infer_imagenet_subset  # slow to import, and not needed to load a clone
+
+    subset = infer_imagenet_subset(network)
+    return None if subset is None else _imagenet(subset)
+
+
+@functools.cache
+def _imagenet(subset: str) -> ImageNetInfo:
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo(subset)
+
+
+def labels_of(network: object) -> dict[str, int]:
     """A network's columns by class name, in normal form and every known spelling; empty if it has no names.
 
     Examples
@@ -97,12 +141,9 @@ def labels_of(network: nn.Module) -> dict[str, int]:
     given = cfg.get("label_names")
     if given and len(given) == getattr(network, "num_classes", None):
         return {plain(str(name)): column for column, name in enumerate(given)}
-    from timm.data import ImageNetInfo, infer_imagenet_subset  # slow to import, and not needed to load a clone
-
-    subset = infer_imagenet_subset(network)
-    if subset is None:
+    info = _of_imagenet(network)
+    if info is None:
         return {}
-    info = ImageNetInfo(subset)
     found: dict[str, int] = {}
     for column in range(info.num_classes()):
         found[info.index_to_label_name(column)] = column

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import check_number
-from netclone.cloning.injecting import columns, modules_of
+from netclone.cloning.injecting import columns, modules_of, own_columns
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter
@@ -160,7 +160,6 @@ def evaluate(  # noqa: PLR0913 - public
         source = None if source is None else model_on(source, place)
         reference = model_on(reference, place) if isinstance(reference, nn.Module) else reference
     of_clones = _columns_of_clones(model)
-    added = sum(map(len, of_clones.values()))
     cloned = None if source is None else _cloned(model, of_clones, name)
     logits, labels, references, likeness = [], [], [], []
     seen, seconds = 0, 0.0
@@ -178,8 +177,9 @@ def evaluate(  # noqa: PLR0913 - public
             likeness.append(_of_source(source, cloned, samples, batch_size, workers, output))
     given, known_labels = torch.cat(logits), torch.cat(labels)
     width = given.shape[1]
-    old_columns = tuple(range(width - added)) if old is None else tuple(old)
-    new_columns = tuple(range(width - added, width)) if new is None else tuple(new)
+    own = tuple(own_columns(cast(fx.GraphModule, model))) if of_clones else tuple(range(width))
+    old_columns = own if old is None else tuple(old)
+    new_columns = tuple(column for part in of_clones.values() for column in part) if new is None else tuple(new)
     known = torch.cat(references) if references else reference if isinstance(reference, Tensor) else None
     if known is not None:
         if known.dim() != 2 or len(known) != len(given):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import clones, read_by, remove
+from netclone.cloning.injecting import clones, read_by, remove, seat_of
 from netclone.cloning.modules import CloneModule, to_bytes
 from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, LoadError, PositionError
@@ -79,7 +79,9 @@ def save_grafted(
     packed = []
     for name in names:
         module = cast(CloneModule, grafted.get_submodule(name))
-        packed.append(Packed(name, _position_of(grafted, name, module), to_bytes(module, f"clone '{name}'")))
+        archive = to_bytes(module, f"clone '{name}'")
+        seat = seat_of(grafted, name)
+        packed.append(Packed(name, _position_of(grafted, name, module), archive, seat.first, seat.off))
         own = remove(own, name)
     network = own if target is None else target
     about = getattr(network, "pretrained_cfg", None)

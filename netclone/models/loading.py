@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from netclone.cloning.injecting import graft
+from netclone.cloning.injecting import Seat, graft
 from netclone.cloning.modules import CloneModule, from_bytes
 from netclone.errors import ArchiveError, ArgumentError, LoadError, first_line
 from netclone.files.bundling import Bundle, Packed, is_bundle, read_bundle
@@ -430,7 +430,14 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> Opened:
     prepared_as(network, bundle.config)
     for packed in bundle.clones:
         last = packed is bundle.clones[-1]  # all of them are compared with the target's own graph at once
-        network = graft(network, clone_in(packed), packed.at, name=packed.name, check=last)
+        network = graft(
+            network,
+            clone_in(packed),
+            packed.at,
+            name=packed.name,
+            seat=Seat("packed" if packed.first is None else "stable", packed.first, packed.off),
+            check=last,
+        )
     return Opened(network, bundle.architecture, bundle.options)
 
 

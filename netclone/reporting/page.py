@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 import netclone
-from netclone.cloning.injecting import clones, columns, modules_of, remove
+from netclone.cloning.injecting import clones, columns, modules_of, own_columns, remove
 from netclone.errors import ArgumentError
 from netclone.files.spec import CloneSpec
 from netclone.learning.data import Batches, Samples, gather
@@ -322,15 +322,16 @@ def _gathered(
 
 def _names(grafted: fx.GraphModule, width: int, old_names: Sequence[str]) -> tuple[str, ...]:
     """A name for every column: the given names of the target's, then each clone's class names."""
-    of_clones = columns(grafted)
-    count = width - sum(map(len, of_clones.values()))
+    of_clones, count = columns(grafted), len(own_columns(grafted))
     if isinstance(old_names, str) or (len(old_names) and len(old_names) != count):
         raise ArgumentError(
             f"old_names: {len(old_names)} names for the {count} columns of the target; give one for each, in order"
         )
     found = [str(name) for name in old_names] or [str(column) for column in range(count)]
-    for module in modules_of(grafted).values():
-        found += [str(label) for label in module.class_names or module.classes]
+    found += ["none"] * (width - count)
+    for name, module in modules_of(grafted).items():
+        place = of_clones[name]
+        found[place.start : place.stop] = [str(label) for label in module.class_names or module.classes][: len(place)]
     return tuple(shortened(name, _LONGEST) for name in found)
 
 

@@ -13,7 +13,16 @@ from typing import Any
 
 from torch import fx
 
-from netclone.cloning.injecting import columns, differences, graft, modules_of, tell_mismatch, tell_same_names
+from netclone.cloning.injecting import (
+    columns,
+    differences,
+    graft,
+    modules_of,
+    own_columns,
+    seat_of,
+    tell_mismatch,
+    tell_same_names,
+)
 from netclone.cloning.method import check_options
 from netclone.cloning.method import clone as netclone_clone
 from netclone.cloning.modules import CloneModule, save
@@ -215,14 +224,15 @@ def inject(
         if module.spec.target_input_shape not in (None, given.size):
             differing.append(f"its images had the shape {module.spec.target_input_shape}, here they have {given.size}")
         tell_mismatch(differing, allow_mismatch)
-        tell_same_names(before, module)
+        tell_same_names(before, module, allow_mismatch)
+        packed = replace(packed, first=seat_of(network, packed.name).first)
         bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
     check_comes_back(bundle, network, out)
     write_bundle(bundle, out)
     of_clones = columns(network)
-    found: list[Columns] = [(0, next(iter(of_clones.values())).start - 1, "target", "its own")]
-    for name, own in of_clones.items():
+    found: list[Columns] = [(0, len(own_columns(network)) - 1, "target", "its own")]
+    for name, own in ((name, own) for name, own in of_clones.items() if own):  # others are off
         found.append((own.start, own.stop - 1, name, classes_of(modules_of(network)[name].spec)))
     return tuple(found)
 
