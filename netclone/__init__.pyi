@@ -1,5 +1,6 @@
 from .channels.grouping import ChannelGroup, ChannelGroups, Explanation, Unprunable, channel_groups
 from .channels.masks import ChannelMask
+from .cloning.composing import compose
 from .cloning.extracting import extract
 from .cloning.injecting import GraftedModule, clones, inject, remove
 from .cloning.method import clone
@@ -37,6 +38,7 @@ from .files.spec import Candidate, CloneSpec
 from .graph.tracing import position, trace
 from .learning.localizing import localize
 from .metrics.evaluating import Cost, Scores, cost, evaluate
+from .metrics.trading import Trade, TradeOff, trade_off
 from .models.grafting import save_grafted
 from .models.loading import load_model
 from .runtime.context import Run
@@ -78,6 +80,8 @@ __all__ = [
     "TargetError",
     "TargetWarning",
     "TraceError",
+    "Trade",
+    "TradeOff",
     "UncalibratedWarning",
     "Unprunable",
     "Verification",
@@ -86,6 +90,7 @@ __all__ = [
     "channel_groups",
     "clone",
     "clones",
+    "compose",
     "cost",
     "disable",
     "disabled",
@@ -104,5 +109,6 @@ __all__ = [
     "save",
     "save_grafted",
     "trace",
+    "trade_off",
     "verify",
 ]

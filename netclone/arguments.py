@@ -6,6 +6,7 @@ completion stay fast.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 from netclone.errors import ArgumentError
@@ -70,3 +71,16 @@ def check_number(number: object, what: str, least: int) -> None:
     """Raise unless ``number`` is an integer >= ``least``."""
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ArgumentError(f"{what}: got {number!r}, expected a whole number from {least} on")
+
+
+def check_finite(number: object, what: str) -> float:
+    """The number as a float; raises unless it is a finite one.
+
+    Examples
+    --------
+    >>> check_finite(2, "bias")
+    2.0
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise ArgumentError(f"{what}: got {number!r}, expected a finite number")
+    return float(number)

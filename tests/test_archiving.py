@@ -233,7 +233,7 @@ def test_read_header(folder: Path) -> None:
     save(make(), folder / "a.safetensors")
     header = read_header(folder / "a.safetensors")
     assert header.spec == SPEC
-    assert header.format_version == 2 and FORMAT_VERSION == 4  # which is for clones with a gate
+    assert header.format_version == 2 and FORMAT_VERSION == 5  # which is for clones with a bias
     shapes = {entry.name: entry.shape for entry in header.tensors}
     assert shapes["layer3.0.weight"] == (8, 3, 3, 3) and len(shapes) == 8
     assert {entry.name for entry in header.tensors if not entry.is_parameter} == {
@@ -565,8 +565,8 @@ FORGED = {
     "many pieces": (_insert("aten.split.Tensor", 0, 3), "pieces|does not accept"),
     "many small pieces": (_many_pieces, "too many pieces"),
     "newer": (
-        _set("header", "format_version", value=5),
-        r"written by a newer netclone \(format 5; this one reads up to 4\): upgrade netclone",
+        _set("header", "format_version", value=6),
+        r"written by a newer netclone \(format 6; this one reads up to 5\): upgrade netclone",
     ),
     "version zero": (_set("header", "format_version", value=0), "not a netclone archive"),
     "version true": (_set("header", "format_version", value=True), "not a netclone archive"),

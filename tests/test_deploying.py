@@ -282,7 +282,7 @@ def test_any_other_bit_or_dtype_is_noticed_and_a_file_without_a_digest_says_the_
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda facts, tensors: facts.update(format_version=2), "this netclone reads 1"),
+        (lambda facts, tensors: facts.update(format_version=3), "this netclone reads up to 2"),
         (lambda facts, tensors: facts.update(architecture="os.system"), "expected timm/... or torchvision/..."),
         (lambda facts, tensors: facts.update(architecture="timm/os.system"), "timm has no model"),
         (lambda facts, tensors: facts.update(architecture="timm/test_vit"), "does not fit test_vit"),

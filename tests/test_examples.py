@@ -41,8 +41,8 @@ def test_an_example_runs_and_says_what_it_did(path, monkeypatch, tmp_path, capsy
             assert told in out
 
 
-def test_there_are_six_and_each_says_how_to_run_it():
-    assert [path.stem[:2] for path in NUMBERED] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven_and_each_says_how_to_run_it():
+    assert [path.stem[:2] for path in NUMBERED] == ["01", "02", "03", "04", "05", "06", "07"]
     for path in NUMBERED:
         assert f"python examples/{path.name}" in path.read_text()
 

@@ -524,7 +524,9 @@ def small_target():
 
 
 NAMES = st.one_of(
-    st.sampled_from(["x", "clone", "clone_2", "clone_input", "join", "join_1", "cat", "len", "len_1", "torch", "add", "_", "é"]),
+    st.sampled_from(
+        ["x", "clone", "clone_2", "clone_input", "join", "join_1", "cat", "len", "len_1", "torch", "add", "_", "é"]
+    ),
     st.from_regex(r"[a-z_][a-z0-9_]{0,5}", fullmatch=True),
 ).filter(lambda name: not keyword.iskeyword(name) and name != "self" and not hasattr(small_target(), name))
 POOL = st.sampled_from([("bn", ()), ("bn", (4,)), ("fc", (4,)), ("pool", ()), ("x", ())])

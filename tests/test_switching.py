@@ -14,7 +14,6 @@ import netclone
 from netclone.cloning.injecting import inject, remove
 from netclone.cloning.switching import disable, disabled, enable, replace
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, TargetError
-from netclone.graph.joining import join
 
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 COLUMNS = ["packed", "stable"]
@@ -269,12 +268,6 @@ def test_files_keep_columns_and_what_is_off(tmp_path):
     enable(again, "b")
     enable(grafted, "b")
     assert torch.equal(run(again, images), run(grafted, images)) and run(again, images).isfinite().sum() == 2 * 6
-
-
-def test_columns_without_a_clone():
-    logits = torch.ones(2, 1)
-    assert join(logits, [0, 2]).tolist() == [[1, -torch.inf, -torch.inf]] * 2
-    assert join(logits, []).data_ptr() != logits.data_ptr()
 
 
 # Swapped

@@ -350,7 +350,7 @@ def tell_mismatch(found: Sequence[str], allow_mismatch: bool) -> None:
     warnings.warn(text, TargetWarning, stacklevel=3)
 
 
-def graft(
+def graft(  # noqa: PLR0913 - those of inject, and where the columns are
     target: nn.Module,
     module: CloneModule,
     at: str | None = None,
@@ -477,8 +477,8 @@ def _columns(grafted: fx.GraphModule, is_off: Callable[[Slot], bool]) -> dict[st
     found, end = {}, len(own_columns(grafted))
     for branch, (name, clone) in zip(record_of(grafted).branches, modules_of(grafted).items(), strict=True):
         first = end if branch.first is None else branch.first
-        assert clone.slot is not None
-        end = first if branch.first is None and is_off(clone.slot) else first + len(clone.classes)
+        gone = branch.first is None and clone.slot is not None and is_off(clone.slot)
+        end = first if gone else first + len(clone.classes)
         found[name] = range(first, end)
     return found
 
@@ -535,8 +535,14 @@ def seat_of(grafted: fx.GraphModule, name: str) -> Seat:
     """
     (branch,) = (branch for branch in record_of(grafted).branches if branch.name == name)
     slot = modules_of(grafted)[name].slot
-    assert slot is not None
-    return Seat("packed" if branch.first is None else "stable", branch.first, slot.off)
+    off = slot is not None and slot.off
+    return Seat("packed" if branch.first is None else "stable", branch.first, off)
+
+
+def new_slot(grafted: GraftedModule, name: str) -> Slot:
+    """A slot of its own for a clone in a graph, off if the clone is."""
+    seat, clone = seat_of(grafted, name), modules_of(grafted)[name]
+    return Slot(uuid.uuid4().hex, seat.off, 0 if seat.first is None else len(clone.classes))
 
 
 def read_by(grafted: fx.GraphModule, name: str) -> tuple[fx.Node, ...]:
@@ -846,10 +852,9 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
     if record.branches:
         result.meta[_RECORD] = record
         for branch in record.branches:
-            clone = cast(CloneModule, result.get_submodule(branch.name))
-            assert clone.slot is not None
-            left = 0 if branch.first is None else len(clone.classes)
-            clone.slot = replace(clone.slot, key=uuid.uuid4().hex, left=left)
+            cast(CloneModule, result.get_submodule(branch.name)).slot = new_slot(
+                cast(GraftedModule, result), branch.name
+            )
         tell(cast(GraftedModule, result))
     else:
         del result.meta[_RECORD]

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.arguments import StoredDtype, check_choice
+from netclone.arguments import StoredDtype, check_choice, check_finite
 from netclone.errors import AdapterError, ArchiveError
 from netclone.files import archiving
 from netclone.files.spec import CloneSpec
@@ -84,6 +84,10 @@ class CloneModule(nn.Module):
         """
         if self.slot is not None and self.slot.is_off:
             return self.slot.left  # type: ignore[return-value]  # only a grafted graph calls it then
+        logits = self._unbiased(features, target_features, *routed)
+        return logits + self.spec.bias if self.spec.bias else logits
+
+    def _unbiased(self, features: Tensor, target_features: Tensor | None, *routed: Tensor) -> Tensor:
         if self.spec.feature_shape is None:
             logits: Tensor = self.body(features)
             return logits
@@ -151,6 +155,29 @@ class CloneModule(nn.Module):
     def with_spec(self, **changes: Any) -> CloneModule:
         """The same clone, on the same tensors, with some fields of its spec changed."""
         return CloneModule(self.body, replace(self.spec, **changes), self.router).train(self.training)
+
+    def with_bias(self, bias: float) -> CloneModule:
+        """The same clone, on the same tensors, which adds a number to each of its logits.
+
+        A higher bias finds more images of the new classes, and takes more images of old ones for them;
+        :func:`netclone.trade_off` shows how many. It is kept in ``spec.bias`` and in the clone's file, and through
+        :func:`netclone.refit`. It takes the place of an earlier bias, so ``with_bias(0)`` gives the clone as fitted.
+
+        Raises
+        ------
+        ArgumentError
+            If it is not a finite number.
+
+        Examples
+        --------
+        >>> import timm, torch, netclone
+        >>> source = timm.create_model("test_resnet", num_classes=4)
+        >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), classes=[1, 3])
+        >>> images = torch.randn(2, 3, 64, 64)
+        >>> torch.equal(module.with_bias(0.5)(images), module(images) + 0.5), module.with_bias(0.5).spec.bias
+        (True, 0.5)
+        """
+        return self.with_spec(bias=check_finite(bias, "bias"))
 
     def ungated(self) -> CloneModule:
         """The same clone, on the same tensors, without its gate: it sees every image."""

@@ -23,6 +23,7 @@ from netclone.cloning.injecting import (
     check_same_kind,
     differences,
     modules_of,
+    new_slot,
     present,
     read_by,
     reads_of,
@@ -101,10 +102,13 @@ def enable(grafted: nn.Module, *names: str) -> None:
     Examples
     --------
     >>> import netclone, timm
-    >>> netclone.enable(timm.create_model("test_resnet"))
-    Traceback (most recent call last):
-        ...
-    netclone.errors.ArgumentError: grafted: ResNet holds no clones; pass the graph that netclone.inject(...) returned
+    >>> source = timm.create_model("test_resnet", num_classes=8)
+    >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), at="layer2", classes=[5, 7])
+    >>> grafted = netclone.inject(timm.create_model("test_resnet", num_classes=4), module, at="layer2", name="shirts")
+    >>> netclone.disable(grafted)
+    >>> netclone.enable(grafted)
+    >>> grafted.columns
+    {'shirts': range(4, 6)}
     """
     _switch(grafted, names, off=False)
 
@@ -145,7 +149,7 @@ def disabled(grafted: nn.Module, *names: str) -> Iterator[None]:
     """
     model = _grafted_in(grafted)
     before = OFF.get()
-    OFF.set(before | {_slot_of(clone).key for clone in _chosen(model, names).values()})
+    OFF.set(before | {_slot_of(name, clone).key for name, clone in _chosen(model, names).items()})
     try:
         yield
     finally:
@@ -229,7 +233,7 @@ def replace(grafted: nn.Module, name: str, module: CloneModule, *, allow_mismatc
             tell_mismatch(differences(model, module.spec, said_preparation(model)), allow_mismatch)
         body = _with_tensors_of(old.body, module.body) if alike else copy.deepcopy(module.body)
         new = CloneModule(body, module.spec, copy.deepcopy(module.router)).train(old.training)
-        new.slot = old.slot
+        new.slot = old.slot or new_slot(model, name)
         model._modules[name] = new  # a call reads it once: this is the swap
         if old.class_names != new.class_names:
             tell(model)
@@ -241,8 +245,8 @@ def replace(grafted: nn.Module, name: str, module: CloneModule, *, allow_mismatc
 def _switch(grafted: nn.Module, names: Sequence[str], *, off: bool) -> None:
     model = _grafted_in(grafted)
     with _ONE_CHANGE:
-        for clone in _chosen(model, names).values():
-            clone.slot = dataclasses.replace(_slot_of(clone), off=off)
+        for name, clone in _chosen(model, names).items():
+            clone.slot = dataclasses.replace(_slot_of(name, clone), off=off)
         tell(model)
 
 
@@ -258,8 +262,11 @@ def _chosen(model: GraftedModule, names: Sequence[str]) -> dict[str, CloneModule
     return {present(record, name): held[name] for name in names} if names else held
 
 
-def _slot_of(clone: CloneModule) -> Slot:
-    assert clone.slot is not None
+def _slot_of(name: str, clone: CloneModule) -> Slot:
+    if clone.slot is None:
+        raise ArgumentError(
+            f"grafted: '{name}' was set by hand, and not by inject or replace; swap it in with netclone.replace(...)"
+        )
     return clone.slot
 
 

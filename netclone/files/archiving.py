@@ -37,10 +37,10 @@ from netclone.files.spec import CloneSpec, spec_from_data, spec_to_data
 from netclone.graph.dry_run import dry_run
 from netclone.runtime.writing import check_place, write_file
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """The newest version :func:`read_archive` reads. A file is written as the oldest that has what it needs."""
 
-_PLAIN_VERSION, _STORED_VERSION = 2, 3  # without and with tensors in fewer bits; a gate is new in 4
+_PLAIN_VERSION, _STORED_VERSION, _GATE_VERSION = 2, 3, 4  # tensors in fewer bits are new in 3; a bias is new in 5
 
 Router: TypeAlias = tuple[Tensor, Tensor]
 """Weight ``(F,)`` and bias ``()`` of the router of a clone with a gate."""
@@ -236,7 +236,8 @@ def _checked_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None, rou
 
 def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None, router: Router | None) -> bytes:
     in_full = not spec.stored and dtype is None
-    version = FORMAT_VERSION if spec.gate is not None else _PLAIN_VERSION if in_full else _STORED_VERSION
+    version = _PLAIN_VERSION if in_full else _STORED_VERSION
+    version = FORMAT_VERSION if spec.bias else _GATE_VERSION if spec.gate is not None else version
     used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
@@ -268,7 +269,7 @@ def _archive_bytes(body: fx.GraphModule, spec: CloneSpec, dtype: str | None, rou
     if router is not None:
         tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in zip(_ROUTER, router, strict=True)}
     facts = spec_to_data(spec)
-    for name, first in (("stored", _STORED_VERSION), ("gate", FORMAT_VERSION)):
+    for name, first in (("stored", _STORED_VERSION), ("gate", _GATE_VERSION), ("bias", FORMAT_VERSION)):
         if version < first:
             del facts[name]
     header: dict[str, object] = {

@@ -174,6 +174,7 @@ def facts(inspection: Inspection) -> dict[str, str]:
         "size": f"{inspection.parameters:,} parameters, {inspection.bytes:,} bytes, {inspection.nodes} nodes, "
         + ", ".join(inspection.dtypes),
         "gate": _gate(spec.gate) if spec.gate else "",
+        "bias": f"{spec.bias:+.4g} on its logits" if spec.bias else "",
         "stored as": ", ".join(f"{word} (off by {error:.1e} of the largest logit)" for word, error in spec.stored),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
         "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores if ", " not in name),

@@ -52,7 +52,7 @@ class CloneSpec:
     those of what made it; ``origin`` says, as far as it is known, the ``source``, the ``target`` and the ``date``. Like
     all of a header they are what the file claims. ``stored`` is empty, or what the weights were stored in, with
     the largest difference that made, relative to the largest logit, on random inputs. ``gate`` is None if the clone
-    sees every image.
+    sees every image. ``bias`` is what the clone adds to its logits; certificate and scores are those without it.
     """
 
     classes: tuple[int, ...]
@@ -76,6 +76,7 @@ class CloneSpec:
     origin: tuple[tuple[str, str], ...] = ()
     stored: tuple[tuple[str, float], ...] = ()
     gate: Gate | None = None
+    bias: float = 0.0
 
 
 def spec_to_data(spec: CloneSpec) -> dict[str, object]:
@@ -239,6 +240,7 @@ _SPEC: dict[str, _Reader[object]] = {
     "origin": _items(_row(_text, _text)),
     "stored": _items(_row(_text, _error)),
     "gate": _optional(_gate),
+    "bias": _finite,
 }
 _LATER: dict[str, object] = {
     "target_digests": [],
@@ -248,6 +250,7 @@ _LATER: dict[str, object] = {
     "origin": [],
     "stored": [],
     "gate": None,
+    "bias": 0.0,
 }
 """Fields that older files lack, and what they are there."""
 

@@ -39,7 +39,10 @@ def ungated(grafted: fx.GraphModule) -> fx.GraphModule:
         return grafted
     whole = copy.deepcopy(grafted)
     for name in gates:
-        setattr(whole, name, modules_of(whole)[name].ungated())
+        gated = modules_of(whole)[name]
+        sees_all = gated.ungated()
+        sees_all.slot = gated.slot
+        setattr(whole, name, sees_all)
     return whole
 
 

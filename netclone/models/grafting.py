@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import clones, read_by, remove, seat_of
+from netclone.cloning.injecting import clones, own_columns, read_by, remove, seat_of
 from netclone.cloning.modules import CloneModule, to_bytes
 from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, LoadError, PositionError
@@ -75,6 +75,10 @@ def save_grafted(
     """
     if not isinstance(grafted, fx.GraphModule) or not clones(grafted):
         raise ArgumentError("grafted: it holds no clones; pass the graph that netclone.inject(...) returned")
+    if not own_columns(grafted):
+        raise ArgumentError(
+            "grafted: it was composed and has no target; write each clone with netclone.save, and compose them again"
+        )
     names, own = clones(grafted), grafted
     packed = []
     for name in names:
