@@ -139,6 +139,20 @@ def test_costs_are_those_of_the_networks(made: Made, written: Report, text: str)
         assert shown == f"{parameters[name]:,}"
 
 
+def test_the_clone_as_it_is_is_a_dot_on_the_curve_of_its_bias(made: Made, text: str) -> None:
+    scores = netclone.evaluate(made.grafted, made.data)
+    present = netclone.trade_off(made.grafted, made.data).present
+    assert (present.old, present.new) == (scores.old, scores.new)
+    dot = f'cx="{40 + 290 * present.new:.1f}" cy="{300 - 290 * present.old:.1f}"'
+    assert dot in text and [row[0] for row in Tables(text).found["mistakes"]][1:] == ["0.2", "1", "5", "as it is"]
+
+
+def test_a_clone_that_is_off_has_no_page(made: Made, tmp_path: Path) -> None:
+    with netclone.disabled(made.grafted), pytest.raises(netclone.ArgumentError, match="is off; switch it on"):
+        report(made.grafted, made.data, tmp_path / "off.html")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_gate_is_a_dot_on_its_curve(made: Made, text: str, tmp_path: Path) -> None:
     router = Router([(96,)], torch.randn(96, generator=torch.Generator().manual_seed(0)), torch.zeros(()))
     spec = replace(made.module.spec, gate=Gate((("global_pool_flatten", (96,)),), 0.5, 0.1))
@@ -156,7 +170,7 @@ def test_a_gate_is_a_dot_on_its_curve(made: Made, text: str, tmp_path: Path) -> 
     assert found.gate.mean == pytest.approx((scores.old + scores.new) / 2)
     assert found.score_of["grafted"].sent_new == scores.sent_new
     assert found.cost_of["grafted"].macs == netclone.cost(made.grafted, images[:1], repeats=1).macs
-    assert page_text.count("<polyline class=") - page_text.count('<polyline class="edge') == 3
+    assert page_text.count("<polyline class=") - page_text.count('<polyline class="edge') == 3 + 1
     assert "<h2>The gate</h2>" in page_text and "<h2>The gate</h2>" not in text
 
 

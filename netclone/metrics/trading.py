@@ -43,6 +43,12 @@ class TradeOff:
     points: tuple[Trade, ...]
     share: float
 
+    def thinned(self, most: int = 200) -> tuple[Trade, ...]:
+        """At most so many of the points, evenly spaced, with the first and the last."""
+        if len(self.points) <= most:
+            return self.points
+        return tuple(self.points[round(step / (most - 1) * (len(self.points) - 1))] for step in range(most))
+
     def cheapest(self, cost: float, share: float | None = None) -> Trade:
         """The point where mistakes cost least.
 

@@ -34,6 +34,7 @@ from netclone.metrics.evaluating import (
     similarity,
 )
 from netclone.metrics.skipping import Point, at_threshold, seen_whole, skipping, ungated
+from netclone.metrics.trading import TradeOff, trades
 from netclone.reporting.layout import Layout, lay_out
 from netclone.reporting.rendering import digest, render, shortened
 from netclone.reporting.stages import Row, rows
@@ -78,7 +79,8 @@ class Report:
     and ``costs`` are by network. ``compared`` old logits of the grafted network were compared bit by bit with those of
     the network after removal, and ``differing`` of them differ. ``classes`` are those whose accuracy changed most, if
     there are more than the page shows, out of ``classes_seen``. ``gate`` is what the clone's gate does, and
-    ``skipping`` what it would do if it skipped fewer or more images; None and empty without a gate.
+    ``skipping`` what it would do if it skipped fewer or more images; None and empty without a gate. ``trade`` is what
+    another bias of the clone would do; None if the images are of one kind alone.
     """
 
     path: Path
@@ -106,6 +108,7 @@ class Report:
     hurt: tuple[Picture, ...]
     gate: Point | None
     skipping: tuple[Point, ...]
+    trade: TradeOff | None
     commands: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
     measured_on: str
@@ -171,7 +174,7 @@ def report(  # noqa: PLR0913 - public
     CloneNameError
         If there is no clone of that name, or no name was given and there are several.
     ArgumentError
-        If ``grafted`` holds no clones, names or pixels do not fit, or the page would be too large.
+        If ``grafted`` holds no clones, the clone is off, names or pixels do not fit, or the page would be too large.
     ArchiveError
         If the page cannot be written.
     DataError
@@ -195,6 +198,9 @@ def report(  # noqa: PLR0913 - public
     tell = progress or (lambda what, done, total: None)
     removed = remove(grafted, name)
     name = clones(grafted)[0] if name is None else name
+    slot = modules_of(grafted)[name].slot
+    if slot is not None and slot.is_off:
+        raise ArgumentError(f"grafted: clone '{name}' is off; switch it on with netclone.enable(grafted, '{name}')")
     found = _gathered(grafted, removed, gather(data), name, old_names, source, pixels, tell)
     found = replace(found, path=path, title=title or f"Clone {name}", commands=tuple(map(str, commands)))
     text = page(found)
@@ -247,6 +253,8 @@ def _gathered(
     names = _names(grafted, width, old_names)
     given = logits[:, list(old)]
 
+    if left.shape[1] == width:  # columns are stable, and the clone's are left empty
+        left = left[:, list(old)]
     known = torch.zeros_like(logits)
     known[:, list(old)] = left
     is_old = torch.isin(labels, torch.tensor(old))
@@ -307,6 +315,7 @@ def _gathered(
         hurt=pictures[len(helped) :],
         gate=gate,
         skipping=curve,
+        trade=None if bool(is_old.all()) or not bool(is_old.any()) else trades(logits, labels, new, module.spec.bias),
         commands=(),
         versions=(
             ("netclone", netclone.__version__),
