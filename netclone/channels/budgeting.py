@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -176,16 +177,20 @@ class Allocation:
 
     def size(self, kept: Sequence[int], every_class: bool = False) -> int:
         """What this many units of each group take: parameters, MACs of convolutions and linear layers, picoseconds."""
-        total: float = self._fixed
+        return int(self.amount(kept, every_class))
+
+    def amount(self, kept: Sequence[Any], every_class: bool = False) -> Any:
+        """As :meth:`size`, not rounded; tensors instead of numbers carry their gradients through."""
+        total: Any = self._fixed
         for name, shape, weight, sliced in self._tensors:
-            left = list(shape)
+            left: list[Any] = list(shape)
             for axis, count in () if every_class else self._unused.get(name, ()):
                 left[axis] -= count
             for axis, slices, numbers in sliced:
                 whole = math.prod(self.groups.groups[number].size for number in numbers)
                 left[axis] -= slices * (whole - math.prod(kept[number] for number in numbers))
-            total += weight * math.prod(left)
-        return int(total)
+            total = total + weight * math.prod(left)
+        return total
 
     def _weights(self) -> tuple[float, dict[str, float] | None]:
         """What is the same at any width, and by tensor what each of its entries takes; None: one each."""
