@@ -8,12 +8,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netclone.baselines.problems import InapplicableError, Method, Problem, Recipe
+from netclone.baselines.problems import InapplicableError, Problem, Recipe
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
 from netclone.learning.data import Samples, balance
@@ -26,6 +27,21 @@ WARM_UP = 0.2
 Progress = Callable[[int, int], None]
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The loss of a batch from its images, logits, labels and weights."""
+
+
+class Validated(Protocol):
+    """What has a validation split: a problem that recipes can be tried on."""
+
+    @property
+    def validation(self) -> Samples:
+        """The samples to choose by."""
+
+    @property
+    def old(self) -> int | None:
+        """The number of old columns, as for :func:`validated`."""
+
+
+P = TypeVar("P", bound=Validated)
 
 
 def train(  # noqa: PLR0913 - public
@@ -228,7 +244,9 @@ class Tuned:
     seconds: float
 
 
-def tune(method: Method, problem: Problem, recipes: Sequence[Recipe], progress: Progress | None = None) -> Tuned:
+def tune(
+    method: Callable[[P, Recipe], nn.Module], problem: P, recipes: Sequence[Recipe], progress: Progress | None = None
+) -> Tuned:
     """Run a method with every recipe, and keep the best on validation (ties: by cross entropy, then the first).
 
     A recipe that fails becomes a trial with the reason. A method that does not apply is not tried again.

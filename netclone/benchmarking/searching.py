@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from netclone.baselines import Method, Problem, Recipe, Tuned, tune, validated
+from torch import nn
+
+from netclone.baselines import Recipe, Tuned, tune, validated
+from netclone.baselines.training import P
 from netclone.errors import FitError
 from netclone.learning.data import OLD_WEIGHT
 
@@ -42,8 +45,8 @@ def choices_of(method: str, depths: Sequence[int], *, all_of_them: bool) -> list
 
 
 def search(
-    method: Method,
-    problem: Problem,
+    method: Callable[[P, Recipe], nn.Module],
+    problem: P,
     base: Recipe,
     rates: tuple[float, ...],
     choices: Sequence[tuple[str, Sequence[float]]] = (),
