@@ -174,7 +174,7 @@ def test_choices_are_completed_and_stand_in_the_help(option):
         ("netclone clone --at ", ["auto", "input"]),
         ("netclone clone --at a", ["auto"]),
         ("netclone report --device c", ["cpu", "cuda"]),
-        ("netclone bench ", list(SUITES)),
+        ("netclone bench ", [*SUITES, "modules"]),
     ],
 )
 def test_words_that_an_option_knows_are_completed(typed, offered):

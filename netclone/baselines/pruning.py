@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import Method
-from netclone.baselines.problems import Recipe
+from netclone.baselines.problems import InapplicableError, Recipe
 from netclone.baselines.subproblems import Part, SubProblem, Told
 from netclone.baselines.training import train
 from netclone.channels.masks import ChannelMask
@@ -33,20 +33,23 @@ def masked(problem: SubProblem, method: Method, keep: float, seed: int = 0) -> C
 
     Raises
     ------
-    ArgumentError
+    InapplicableError
         If the budget cannot be reached.
     """
-    return localize(
-        problem.groups,
-        [(problem.shown.images, problem.shown.labels)] if method in FROM_SAMPLES else None,
-        classes=problem.classes,
-        method=method,
-        keep=keep,
-        budget="macs",
-        allocation="global" if method == "taylor" else None,
-        seed=seed,
-        augment=problem.augment,
-    )
+    try:
+        return localize(
+            problem.groups,
+            [(problem.shown.images, problem.shown.labels)] if method in FROM_SAMPLES else None,
+            classes=problem.classes,
+            method=method,
+            keep=keep,
+            budget="macs",
+            allocation="global" if method == "taylor" else None,
+            seed=seed,
+            augment=problem.augment,
+        )
+    except ArgumentError as error:
+        raise InapplicableError(str(error)) from error
 
 
 def plain(problem: SubProblem, mask: ChannelMask) -> Part:
@@ -112,7 +115,7 @@ def torch_pruned(problem: SubProblem, keep: float) -> Part:
 
     Raises
     ------
-    ArgumentError
+    InapplicableError
         If Torch-Pruning is not installed, or fails on this network, or does not come within the budget.
 
     Reference: Fang et al., DepGraph: Towards Any Structural Pruning (CVPR 2023).
@@ -120,7 +123,7 @@ def torch_pruned(problem: SubProblem, keep: float) -> Part:
     try:
         import torch_pruning
     except ImportError as error:
-        raise ArgumentError("does not apply: torch-pruning is not installed; pip install torch-pruning") from error
+        raise InapplicableError("torch-pruning is not installed; pip install torch-pruning") from error
     image = problem.shown.images[:1]
     whole = macs(problem.source, image)
 
@@ -145,15 +148,15 @@ def torch_pruned(problem: SubProblem, keep: float) -> Part:
             model = pruned(middle)
             size = macs(model, image)
         except Exception as error:  # whatever another library raises
-            raise ArgumentError(
-                f"does not apply: torch-pruning fails on this network ({type(error).__name__}: {first_line(error)})"
+            raise InapplicableError(
+                f"torch-pruning fails on this network ({type(error).__name__}: {first_line(error)})"
             ) from error
         if size <= keep * whole:
             found, high = model, middle
         else:
             low = middle
     if found is None:
-        raise ArgumentError(f"keep: torch-pruning does not leave {keep:.3g} of the MACs or less")
+        raise InapplicableError(f"torch-pruning does not leave {keep:.3g} of the MACs or less")
     return Part(found, Told(tuple(range(problem.outputs)), problem.classes))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from netclone.benchmarking.plots import draw
-from netclone.benchmarking.scores import Gap, Row, gap, heading, known, rows, tables
+from netclone.benchmarking.scores import Gap, Row, Run, gap, heading, known, rows, tables
 from netclone.benchmarking.searching import OPTIONS
 from netclone.errors import ArgumentError
 from netclone.runtime.writing import write_text
@@ -30,16 +30,27 @@ def report(out: Path) -> dict[str, Any]:
     ArgumentError
         If that file does not exist, or is not one of a benchmark.
     """
+    results, text = stored(out, markdown)
+    write_text(out / "results.md", text)
+    draw(results, out)
+    return results
+
+
+def stored(out: Path, markdown: Callable[[dict[str, Any]], str]) -> tuple[dict[str, Any], str]:
+    """The content of ``results.json`` in a folder, and what ``markdown`` makes of it.
+
+    Raises
+    ------
+    ArgumentError
+        If that file does not exist, or is not one of such a benchmark.
+    """
     try:
         results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-        text = markdown(results)
+        return results, markdown(results)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentError(
             f"out: no results in '{out}' ({type(error).__name__}); run the benchmark first, or give its folder"
         ) from error
-    write_text(out / "results.md", text)
-    draw(results, out)
-    return results
 
 
 def overview(suites: Sequence[dict[str, Any]]) -> str:
@@ -103,20 +114,24 @@ def markdown(results: dict[str, Any]) -> str:
         if found:
             lines += ["", *_gap_lines(found, facts["joint"])]
     lines += _studies(results)
-    problems = [
-        f"- {r['method']}, {r['setting']}, seed {r['seed']}: {r['error']}" for r in results["runs"] if r["error"]
-    ]
-    if problems:
-        lines += ["", "## Failed runs", "", *problems]
-    left_out = dict.fromkeys(
-        f"- {r['method']}: {r['does_not_apply']}" for r in results["runs"] if r.get("does_not_apply")
-    )
-    if left_out:
-        lines += ["", "## Methods that do not apply here", "", *left_out]
+    lines += without_result(results["runs"], lambda run: str(run["setting"]), lambda run: "")
     warned = dict.fromkeys(text for run in results["runs"] for text in run.get("warnings", ()))
     if warned:
         lines += ["", "## Warnings of runs", "", *(f"- {text}" for text in warned)]
     return "\n".join(lines) + "\n"
+
+
+def without_result(runs: Sequence[Run], place: Callable[[Run], str], where: Callable[[Run], str]) -> list[str]:
+    """Sections with the runs that failed, and the methods that do not apply, each with the reason.
+
+    ``place`` says which run of a method failed, and ``where`` what a method does not apply to, if not to all.
+    """
+    failed = [f"- {r['method']}, {place(r)}, seed {r['seed']}: {r['error']}" for r in runs if r["error"]]
+    reasons = dict.fromkeys(
+        f"- {r['method']}{where(r)}: {r['does_not_apply']}" for r in runs if r.get("does_not_apply")
+    )
+    lines = ["", "## Failed runs", "", *failed] if failed else []
+    return lines + (["", "## Methods that do not apply here", "", *reasons] if reasons else [])
 
 
 def _how_tuned(results: dict[str, Any]) -> list[str]:

@@ -73,37 +73,17 @@ def run(
     ArgumentError
         If ``seeds`` is not positive, a data file is missing, or ``out`` cannot be written to.
     """
-    if seeds < 1:
-        raise ArgumentError(f"seeds: got {seeds}, expected 1 or more")
     console = console or Console(quiet=True)
-    out, kept = Path(out), Path(out, "cache") if cache is None else Path(cache)
-    try:
-        for folder in (out, kept):
-            folder.mkdir(parents=True, exist_ok=True)
-        journal = Journal(out / "runs.jsonl")
-    except OSError as error:
-        raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
-    with _threads() as threads, Bars(console) as bars:
+    journal, kept = opened(out, cache, seeds)
+    out = Path(out)
+    with threads_used() as threads, Bars(console) as bars:
         networks = Networks(suite, suite.load(Path(data)), Path(data), kept, bars.tell)
         bench = _Bench(networks, journal, bars.tell)
         jobs = planned(suite, seeds, networks)
         todo = [job for job in jobs if not bench.finished(job)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished in '{out.name}': skipped.")
-        facts = {
-            "suite": suite.name,
-            "about": suite.about,
-            "command": command,
-            "seeds": list(range(seeds)),
-            "threads": threads,
-            "versions": {
-                "netclone": netclone.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-            },
-            "settings": bench.settings(),
-        }
+        facts = {**circumstances(suite.name, suite.about, command, seeds, threads), "settings": bench.settings()}
         results: dict[str, Any] = {}
         for number, job in enumerate(todo):
             bars.overall(f"{job.setting.name} {job.fraction:.0%}, seed {job.seed}: {job.method}", number, len(todo))
@@ -117,6 +97,43 @@ def run(
             results = bench.results(jobs, facts)
             write(results, out)
     return results
+
+
+def opened(out: str | os.PathLike[str], cache: str | os.PathLike[str] | None, seeds: int) -> tuple[Journal, Path]:
+    """The journal of finished runs in a folder, and the folder of trained networks; both are made if need be.
+
+    Raises
+    ------
+    ArgumentError
+        If ``seeds`` is not positive, or ``out`` cannot be written to.
+    """
+    if seeds < 1:
+        raise ArgumentError(f"seeds: got {seeds}, expected 1 or more")
+    kept = Path(out, "cache") if cache is None else Path(cache)
+    try:
+        for folder in (Path(out), kept):
+            folder.mkdir(parents=True, exist_ok=True)
+        return Journal(Path(out, "runs.jsonl")), kept
+    except OSError as error:
+        raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
+
+
+def circumstances(name: str, about: str, command: str, seeds: int, threads: int) -> dict[str, Any]:
+    """What was run, when and with what, for the results of a suite."""
+    return {
+        "suite": name,
+        "about": about,
+        "command": command,
+        "seeds": list(range(seeds)),
+        "threads": threads,
+        "versions": {
+            "netclone": netclone.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 class _Bench:
@@ -350,7 +367,6 @@ class _Bench:
         made = [about["seconds"] or 0 for about in self.networks.facts.values()]
         return {
             **facts,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": {"runs": sum(spent), "searches": sum(s["seconds"] for s in searches), "networks": sum(made)},
             "networks": self.networks.facts,
             "searches": searches,
@@ -395,7 +411,7 @@ def _code(kind: str) -> str:
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[int]:
+def threads_used() -> Iterator[int]:
     """Use as many threads as this process has CPUs, unless the user has set OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:

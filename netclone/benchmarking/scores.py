@@ -14,7 +14,7 @@ FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "seconds")
 
 @dataclass(frozen=True)
 class Row:
-    """A method over all its runs: each figure's mean over seeds, and the mean accuracy of the lowest and highest seed.
+    """A method over all its runs: each figure's mean over seeds, and the accuracy of the lowest and highest seed.
 
     Runs of one seed (single classes) are averaged first. ``failed`` lists the reasons of failed runs, and
     ``inapplicable`` why the method was not run where it does not apply.
@@ -43,8 +43,8 @@ class Gap:
     best_seconds: float | None
 
 
-def rows(runs: Iterable[Run]) -> list[Row]:
-    """One row per method, sorted by mean accuracy; methods without any result come last."""
+def rows(runs: Iterable[Run], figures: Sequence[str] = FIGURES, by: str = "mean") -> list[Row]:
+    """One row per method, sorted by the figure ``by``, an accuracy; methods without any result come last."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run["method"], []).append(run)
@@ -53,13 +53,13 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         good = [run for run in own if has_result(run)]
         failed = tuple(dict.fromkeys(run["error"] for run in own if run["error"]))
         inapplicable = tuple(dict.fromkeys(run["does_not_apply"] for run in own if run.get("does_not_apply")))
-        figures = {name: _over_seeds(good, name) for name in FIGURES}
-        means = [_mean([run["mean"] for run in good if run["seed"] == seed]) for seed in {r["seed"] for r in good}]
+        over = {name: _over_seeds(good, name) for name in figures}
+        means = [_mean([run[by] for run in good if run["seed"] == seed]) for seed in {r["seed"] for r in good}]
         known = [mean for mean in means if mean is not None]
         found.append(
-            Row(method, figures, min(known, default=0.0), max(known, default=0.0), len(good), failed, inapplicable)
+            Row(method, over, min(known, default=0.0), max(known, default=0.0), len(good), failed, inapplicable)
         )
-    return sorted(found, key=lambda row: (row.figures["mean"] is None, -(row.figures["mean"] or 0.0)))
+    return sorted(found, key=lambda row: (row.figures[by] is None, -(row.figures[by] or 0.0)))
 
 
 def has_result(run: Run) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from netclone.cli.application import CHECK, app, print_written, reported, shown
 
-Suite = Literal["digits", "fashion", "cifar10", "zoo"]
-"""Names of the suites, as :func:`netclone.benchmarking.suite_named` takes them."""
+Suite = Literal["digits", "fashion", "cifar10", "zoo", "modules"]
+"""Names of the suites: those of :func:`netclone.benchmarking.suite_named`, and modules."""
 
 
 @app.command(
@@ -41,19 +42,24 @@ def bench(
     with reported("Interrupted: finished runs are kept; run the same command again to continue."):
         from netclone.benchmarking import (  # slow to import, and not needed to show help
             in_development,
+            modularising,
+            module_tables,
             report,
             run,
             suite_named,
         )
 
-        chosen = suite_named(suite)
+        modules = suite == modularising.MODULES.name
         if report_only:
-            report(out)
+            (module_tables.report if modules else report)(out)
         else:
             folders = {"data": data, "out": out, "cache": cache}
             options = " ".join(f"--{name} {shown(path)}" for name, path in folders.items() if path is not None)
             command = f"netclone bench {suite} --seeds {seeds} {options}" + " --development" * development
-            if development:
-                chosen = in_development(chosen)
-            run(chosen, data, out, seeds=seeds, cache=cache, console=console, command=command)
+            change = in_development if development else lambda chosen: chosen
+            if modules:
+                chosen = replace(modularising.MODULES, base=change(modularising.MODULES.base))
+                modularising.run(chosen, data, out, seeds=seeds, cache=cache, console=console, command=command)
+            else:
+                run(change(suite_named(suite)), data, out, seeds=seeds, cache=cache, console=console, command=command)
         print_written(console, out / "results.json", out / "results.md", more=" and plots")
