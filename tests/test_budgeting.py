@@ -175,6 +175,22 @@ def test_widths_are_multiples_of_what_is_asked_for(groups, budget):
     assert any(count < size for count, size in kept.values())
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("budget", ["params", "macs"])
+def test_a_budget_that_no_width_reaches_is_refused_in_multiples_too(groups, budget, allocation):
+    options = {"method": "magnitude", "keep": 1e-4, "budget": budget, "allocation": allocation}
+    with pytest.raises(ArgumentError, match=r"cannot be reached .*: one unit in every group leaves 0\.\d+"):
+        localize(groups, **options, round_to=8)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_group_that_is_hardly_needed_is_narrower_than_a_multiple(groups, allocation):
+    """Or a small budget could not be reached in multiples."""
+    options = {"method": "magnitude", "keep": 0.3, "budget": "macs", "allocation": allocation}
+    kept = {name: (sum(flags), len(flags)) for name, flags in localize(groups, **options, round_to=8).kept}
+    assert all(count % 8 == 0 or count < 4 for count, size in kept.values() if size >= 16)
+
+
 @pytest.mark.parametrize("name", ["round_to", "latency_batch"])
 @pytest.mark.parametrize("value", [0, 1.5, True, "8"])
 def test_a_measure_that_cannot_be_is_refused_by_name(groups, name, value):

@@ -32,7 +32,7 @@ _TRIES = 8  # slim networks that are timed, to come near
 class Measure:
     """What a budget counts: ``"params"``, ``"macs"``, ``"channels"``, or ``"latency"`` for a batch of images.
 
-    Widths are kept in multiples of ``round_to``, where a group is at least twice as wide. Of several ``workers`` the
+    Widths are kept in multiples of ``round_to``, as :func:`rounded` says. Of several ``workers`` the
     first one's clock counts.
     """
 
@@ -106,20 +106,27 @@ def units_kept(group: ChannelGroup, share: float, round_to: int = 1) -> int:
     return rounded(group, max(1, round(share * group.size)), round_to)
 
 
+def step_of(group: ChannelGroup, round_to: int) -> int:
+    """How many units make ``round_to`` channels; 1 in a group of less than twice that many, whose width is free."""
+    step = round_to if group.dims else round_to // math.gcd(round_to, *(slices for _, _, slices in group.members))
+    return 1 if group.size < 2 * step else step
+
+
 def rounded(group: ChannelGroup, count: int, round_to: int) -> int:
     """A number of a group's units near ``count`` with which it is a multiple of ``round_to`` channels wide.
 
-    A group of less than twice that many channels stays as it was asked for. The width of a head is its dimensions.
+    A group of less than twice that many channels, or left with less than half of that, stays as it was asked for: a
+    group that is hardly needed must not cost others their channels. The width of a head is its dimensions.
 
     Examples
     --------
     >>> import timm, netclone
     >>> group = netclone.channel_groups(timm.create_model("test_resnet", num_classes=4)).groups[0]
-    >>> group.size, rounded(group, 13, 8), rounded(group, 3, 8), rounded(group, 13, 1)
-    (16, 16, 8, 13)
+    >>> group.size, rounded(group, 13, 8), rounded(group, 5, 8), rounded(group, 3, 8), rounded(group, 13, 1)
+    (16, 16, 8, 3, 13)
     """
-    step = round_to if group.dims else round_to // math.gcd(round_to, *(slices for _, _, slices in group.members))
-    if step == 1 or group.size < 2 * step:
+    step = step_of(group, round_to)
+    if step == 1 or 2 * count < step:
         return count
     return min(group.size, max(step, step * round(count / step)))
 
@@ -205,7 +212,8 @@ class Allocation:
     def flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """Per group, True for the units of the highest scores that fit into ``keep`` of the budget.
 
-        The best unit of every group that is not in ``without`` always stays. Ties go to the first.
+        The best unit of every group that is not in ``without`` always stays. Ties go to the first. Widths are then
+        brought to multiples of ``round_to``, those first that gain the highest scores.
         """
         sizes = [len(score) for score in scores]
         order = torch.sort(torch.cat([score.detach().cpu() for score in scores]), descending=True, stable=True).indices
@@ -214,21 +222,44 @@ class Allocation:
         ranks = rank.split(sizes)
         places = [part.argsort().argsort() for part in ranks]  # among the units of the same group
 
-        def chosen(count: int) -> list[Tensor]:
+        def widths(count: int) -> list[int]:
             return [
-                place < self._kept(group, int((part < count).sum()))
-                for group, part, place in zip(self.groups.groups, ranks, places, strict=True)
+                0 if group.name in self.without else max(1, int((part < count).sum()))
+                for group, part in zip(self.groups.groups, ranks, strict=True)
             ]
 
         low, high = 0, len(order)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.size([int(flag.sum()) for flag in chosen(middle)]) <= keep * self.whole
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return chosen(low)
+            low, high = (middle, high) if self.size(widths(middle)) <= keep * self.whole else (low, middle - 1)
+        kept = self._in_steps(widths(low), scores, keep)
+        return [place < count for place, count in zip(places, kept, strict=True)]
 
-    def _kept(self, group: ChannelGroup, count: int) -> int:
-        return 0 if group.name in self.without else rounded(group, max(1, count), self.measure.round_to)
+    def _in_steps(self, kept: list[int], scores: Sequence[Tensor], keep: float) -> list[int]:
+        """Widths in multiples of ``round_to``: first all rounded down, then one after another a step up while it fits.
+
+        A group that keeps less than one step stays as narrow as it is, unless it gains a step, too.
+        """
+        steps = [step_of(group, self.measure.round_to) for group in self.groups.groups]
+        if all(step == 1 for step in steps):
+            return kept
+        kept = [count if count < step else count - count % step for count, step in zip(kept, steps, strict=True)]
+        best = [score.detach().cpu().sort(descending=True).values for score in scores]
+        open_to = {number for number, group in enumerate(self.groups.groups) if group.name not in self.without}
+        while open_to:
+            wider = {
+                number: min(len(best[number]), kept[number] - kept[number] % steps[number] + steps[number])
+                for number in sorted(open_to)
+            }
+            open_to = {number for number in open_to if wider[number] > kept[number]}
+            gains = {number: float(best[number][kept[number] : wider[number]].mean()) for number in sorted(open_to)}
+            for number in sorted(gains, key=lambda number: -gains[number]):
+                other = [*kept[:number], wider[number], *kept[number + 1 :]]
+                if self.size(other) <= keep * self.whole:
+                    kept = other
+                    break
+                open_to.discard(number)  # it will not fit later, with less left, either
+        return kept
 
     def exact_flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """As :meth:`flags`, checked on the slim network itself, whose attention has MACs of its own.

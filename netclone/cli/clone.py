@@ -107,8 +107,12 @@ def clone(
         bool, typer.Option("--mirror", help="Train on horizontally flipped images too. Not for text or digits.")
     ] = False,
     round_to: Annotated[
-        int, typer.Option(min=1, help="Keep layer widths that are multiples of this, such as 8 for GPUs.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep layer widths that are multiples of this. [default: 8 with --budget macs or latency, else 1]",
+        ),
+    ] = None,
     latency_batch: Annotated[
         int, typer.Option(min=1, help="Images at a time when --budget latency measures the time.")
     ] = 1,

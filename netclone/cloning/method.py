@@ -55,6 +55,8 @@ from netclone.runtime.devices import model_on
 from netclone.runtime.entering import deterministic, entered
 from netclone.runtime.sharing import digest
 
+ALIGNED = 8
+"""Channels that a processor takes at once: a width in between costs as much time as the next multiple."""
 REFIT = 2048  # most samples of a refit: every position of a map is an equation, so more samples add little
 
 
@@ -281,7 +283,7 @@ def _localised(problem: Problem, keep: float, budget: Budget) -> ChannelMask:
         method=recipe.method,
         keep=keep,
         budget=budget,
-        round_to=recipe.round_to,
+        round_to=recipe.round_to or (ALIGNED if budget in ("macs", "latency") else 1),
         latency_batch=recipe.latency_batch,
         seed=problem.seed,
         allocation="global" if recipe.method == "taylor" and budget != "channels" else None,

@@ -57,7 +57,8 @@ class Recipe:
         logits come from the clone alone, and are fitted among themselves).
     round_to, latency_batch
         Keep widths that are multiples of so many channels (see :func:`netclone.localize`), and measure time for so many
-        images at once, where the budget is one of time.
+        images at once, where the budget is one of time. None: multiples of 8, which processors are faster with, where
+        the budget is one of MACs or time, else any widths.
     gate
         The share of the old classes' images that the clone need not see, in (0, 1): a router on the target's features
         leaves them out, which saves their time. None: the clone sees every image.
@@ -92,7 +93,7 @@ class Recipe:
     augment: Augment | None = None
     without: Sequence[Ablation] = ()
     mixed_precision: MixedPrecision = "no"
-    round_to: int = 1
+    round_to: int | None = None
     latency_batch: int = 1
     gate: float | None = None
 
@@ -106,7 +107,8 @@ class Recipe:
         object.__setattr__(self, "without", tuple(sorted(set(self.without))))
         check_number(self.epochs, "epochs", 0)
         check_number(self.batch_size, "batch_size", 1)
-        check_number(self.round_to, "round_to", 1)
+        if self.round_to is not None:
+            check_number(self.round_to, "round_to", 1)
         check_number(self.latency_batch, "latency_batch", 1)
         check_choice(self.effort, Effort, "effort")
         check_number(self.mask_steps, "mask_steps", 0)
@@ -149,6 +151,6 @@ class RecipeFields(TypedDict, total=False):
     augment: Augment | None
     without: Sequence[Ablation]
     mixed_precision: MixedPrecision
-    round_to: int
+    round_to: int | None
     latency_batch: int
     gate: float | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,25 +46,39 @@ def seconds_of_nodes(graph: fx.GraphModule, images: Tensor, rounds: int = ROUNDS
     return {name: seconds - nothing for name, seconds in clock.seconds.items()}
 
 
-def relative_time(model: Callable[[Tensor], Any], other: Callable[[Tensor], Any], images: Tensor) -> float:
-    """The time that a model takes for images ``(N, ...)``, as a share of another's. Measured in turn, without gradient.
+def fastest_in_turn(
+    calls: Sequence[Callable[[Tensor], Any]], images: Tensor, rounds: int = ROUNDS
+) -> tuple[float, ...]:
+    """The time that each call takes for images ``(N, ...)``, in seconds. Measured in turn, without gradient.
 
     Examples
     --------
-    >>> 0.1 < relative_time(torch.relu, torch.relu, torch.zeros(1, 10_000)) < 10
-    True
+    >>> [seconds > 0 for seconds in fastest_in_turn([torch.relu, torch.tanh], torch.zeros(1, 10_000), 2)]
+    [True, True]
     """
-    fastest = [float("inf"), float("inf")]
+    fastest = [float("inf")] * len(calls)
     with torch.no_grad():
-        for number in range(ROUNDS + 2):
-            for which, run in enumerate((model, other)):
+        for number in range(rounds + 2):
+            for which, run in enumerate(calls):
                 _wait(images)
                 started = time.perf_counter()
                 run(images)
                 _wait(images)
                 if number >= 2:  # the first two warm up
                     fastest[which] = min(fastest[which], time.perf_counter() - started)
-    return fastest[0] / fastest[1]
+    return tuple(fastest)
+
+
+def relative_time(model: Callable[[Tensor], Any], other: Callable[[Tensor], Any], images: Tensor) -> float:
+    """The time that a model takes for images ``(N, ...)``, as a share of another's, by :func:`fastest_in_turn`.
+
+    Examples
+    --------
+    >>> 0.1 < relative_time(torch.relu, torch.relu, torch.zeros(1, 10_000)) < 10
+    True
+    """
+    seconds, others = fastest_in_turn([model, other], images)
+    return seconds / others
 
 
 def _wait(tensor: Tensor) -> None:

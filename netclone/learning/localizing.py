@@ -93,8 +93,8 @@ def localize(  # noqa: PLR0913 - public
         How a budget of parameters, MACs or time is divided among the groups: ``"global"``, by score and cost;
         ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the other methods.
     round_to
-        Keep widths that are multiples of this many channels, such as 8, which some hardware is faster with. Groups of
-        less than twice that many channels are not rounded.
+        Keep widths that are multiples of this many channels, such as 8, which most hardware is faster with. Groups of
+        less than twice that many channels are not rounded, nor are those that keep less than half of that.
     latency_batch
         Images at a time, for ``budget="latency"``.
     seed
