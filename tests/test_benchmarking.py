@@ -20,13 +20,15 @@ from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
-from netclone.benchmarking.planning import JOINT, REFITS
+from netclone.benchmarking.planning import JOINT, REFITS, Job
 from netclone.benchmarking.reporting import _table, markdown
-from netclone.benchmarking.running import changed
+from netclone.benchmarking.running import _Bench, changed
 from netclone.benchmarking.scores import Row, gap, rows, tables
 from netclone.benchmarking.suites import RATES, SUITES, in_development, suite_named
+from netclone.benchmarking.training import Networks
 from netclone.errors import ArgumentError, FitError
 from netclone.learning.neighbourhoods import mirrored
+from netclone.runtime.journal import Journal
 
 runner = CliRunner()
 
@@ -149,7 +151,7 @@ def _cells(section: str) -> list[list[str]]:
 
 @pytest.mark.long
 def test_plots_are_drawn_and_can_be_drawn_again(ran: Path) -> None:
-    for name in ("size.png", "old-new.png", "search.png"):
+    for name in ("time.png", "size.png", "old-new.png", "search.png"):
         assert (ran / name).read_bytes().startswith(b"\x89PNG")
         (ran / name).unlink()
     text = (ran / "results.md").read_text()
@@ -182,6 +184,60 @@ def test_of_classifiers_over_features_the_best_of_each_kind_is_labelled(monkeypa
     axes: Any = None
     plots._label(axes, {"settings": {"heads": list(HEADS)}}, named)
     assert seen == [([names[0], names[1], names[3]], [[(2.0, 0.0)]])]
+
+
+def test_ours_the_best_of_each_kind_and_what_no_faster_one_beats_are_labelled() -> None:
+    def row(method: str, mean: float, ms: float) -> Row:
+        return Row(method, {"mean": mean, "ms": ms}, mean, mean, 1)
+
+    table = [
+        row("a", 0.9, 4.0),
+        row("netclone 50%", 0.8, 5.0),
+        row("b", 0.7, 6.0),
+        row("c", 0.6, 3.0),
+        row("d", 0.5, 9.0),
+    ]
+    settings = {"tuning": ["d", "b"], "ensembles": ["a"], "heads": [], "joint": "none"}
+    assert plots._telling({"settings": settings}, table) == ["a", "netclone 50%", "b", "c"]
+
+
+def test_a_time_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    runs = [
+        {"method": name, "study": "main", "group": "M", "setting": "M", "fraction": 5, "seed": 0, "error": ""}
+        | {"old": 0.9, "new": 0.7, "mean": 0.8, "old_lost": lost, "size": 0.5, "seconds": 1.0, "ms": ms}
+        for name, ms, lost in (("netclone 50%", 1.5, 1.0), ("ensemble", 3.0, 9.0))
+    ]
+    setting = {"name": "M", "group": "M", "new": [5], "fractions": [5]}
+    settings = {"ours": "netclone 50%", "settings": [setting], "tuning": [], "ensembles": ["ensemble"], "joint": ""}
+    plots.draw({"suite": "none", "runs": runs, "settings": settings}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"time.png", "size.png", "old-new.png", "search.png"}
+    content = (tmp_path / "time.png").read_bytes()
+    for run in runs:
+        run["old_lost"] = 20.0
+    plots.draw({"suite": "none", "runs": runs, "settings": settings}, tmp_path)
+    assert (tmp_path / "time.png").read_bytes() != content
+
+
+def test_a_source_of_the_other_half_and_clone_sets_of_so_many_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarking.training, "train_network", lambda *args, **options: None)
+    digits = SUITES["digits"]
+    few = replace(digits.settings[0], fractions=(1, 3))
+    suite = replace(digits, source_knows=(5, 6, 7, 8, 9), settings=(few,), networks="shared")
+    networks = Networks(suite, suite.load(tmp_path), tmp_path, tmp_path, lambda *_: None)
+    bench = _Bench(networks, Journal(tmp_path / "runs.jsonl"), lambda *_: None)
+    assert networks.columns("source") == (-1,) * 5 + (0, 1, 2, 3, 4) and networks.columns("joint") == tuple(range(10))
+    one, three = (bench.problem(Job("main", few, count, 0, "LwF")) for count in few.fractions)
+    assert three.classes == (0, 1, 2, 3, 4) and three.columns == 10
+    assert torch.equal(one.train.images, one.validation.images) and one.train.labels.tolist() == list(range(10))
+    assert (
+        three.train.labels.bincount().tolist() == [2] * 10 and three.validation.labels.bincount().tolist() == [1] * 10
+    )
+    assert networks.joint(0)(three.train.images).shape == (20, 10) and three.source(three.train.images).shape == (20, 5)
+    assert {path.name.split("-seed")[0] for path in tmp_path.glob("*.safetensors")} == {
+        f"shared-{role}" for role in ("source", "target", "joint")
+    }
 
 
 def test_nothing_is_drawn_of_no_runs(tmp_path: Path) -> None:

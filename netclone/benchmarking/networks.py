@@ -114,6 +114,32 @@ class VGG(nn.Module):
         return logits
 
 
+class LeNet(nn.Module):
+    """LeNet-5 for images of 28 pixels, with ReLU and maximum pooling.
+
+    Examples
+    --------
+    >>> LeNet(1, 10)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+
+    Reference: LeCun et al., Gradient-based learning applied to document recognition (Proc. IEEE, 1998), section II.B.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.conv3 = nn.Conv2d(16, 120, 5)
+        self.fc1 = nn.Linear(120, 84)
+        self.fc2 = nn.Linear(84, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.relu(self.conv3(F.max_pool2d(F.relu(self.conv2(x)), 2)))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
 @dataclass(frozen=True)
 class Training:
     """How a source or target is trained: SGD with Nesterov momentum 0.9 or AdamW, one cycle of the learning rate.

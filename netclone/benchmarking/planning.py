@@ -21,6 +21,19 @@ REFITS: dict[str, Options] = {
 """What follows the mask of a slim source: nothing, least squares, or least squares and distillation."""
 
 
+def amount(fraction: float) -> str:
+    """The size of a clone set in words.
+
+    Examples
+    --------
+    >>> amount(0.1), amount(5), amount(1)
+    ('10% of the training images', '5 images of each class', '1 image of each class')
+    """
+    if fraction < 1:
+        return f"{fraction:.0%} of the training images"
+    return f"{fraction:g} image{'s' * (fraction > 1)} of each class"
+
+
 @dataclass(frozen=True)
 class Job:
     """One run: a method with its options, a setting, a share of the training images, and a seed."""

@@ -1,4 +1,4 @@
-"""draw(results, out): plot a benchmark as size.png, old-new.png and search.png."""
+"""draw(results, out): plot a benchmark as time.png, size.png, old-new.png and search.png."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netclone.benchmarking.scores import Run, has_result, known, rows, tables
+from netclone.benchmarking.planning import amount
+from netclone.benchmarking.scores import Row, Run, has_result, known, rows, tables
 from netclone.reporting.style import LIGHT, NETCLONE, Point, figure, label, panel, points, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEIGHT = 340  # of a panel, in pixels of a page
+_LEAST_MARK = 6  # of a method that loses nothing, in pixels; it grows by one for each point that is lost
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
-    """Write ``size.png``, ``old-new.png`` and ``search.png``; the first two only if there are runs."""
+    """Write ``time.png``, ``size.png``, ``old-new.png`` and ``search.png``.
+
+    The first only of runs with milliseconds, which older results do not have, and all but the last only of runs.
+    """
     if tables(results):
+        _draw_time(results, out / "time.png")
         _draw_size(results, out / "size.png")
         _draw_old_new(results, out / "old-new.png")
     _draw_search(results, out / "search.png")
@@ -43,6 +49,46 @@ def _label(axes: Axes, results: dict[str, Any], named: dict[str, Point], avoid: 
     told = {method: named[method] for method in first.values()}
     others = [[point] for method, point in named.items() if method not in told]
     label(axes, told, _ours, [*avoid, *others])
+
+
+def _draw_time(results: dict[str, Any], path: Path) -> None:
+    """Plot mean accuracy against milliseconds; the less a method loses of the old classes, the smaller is its mark."""
+    group, fraction, table = tables(results)[0]
+    timed = [row for row in table if row.figures["ms"] is not None]
+    if not timed:
+        return
+    sheet = figure(_HEIGHT + 60)
+    axes = panel(
+        sheet,
+        _title(results, group, fraction),
+        "ms an image at inference (large marks lose more of the old classes)",
+        "mean of old and new accuracy, %",
+        "\N{NORTH WEST ARROW}",
+    )
+    named = {row.method: (known(row, "ms"), 100 * known(row, "mean")) for row in timed}
+    for row in sorted(timed, key=lambda row: -known(row, "old_lost")):
+        mark = points(_LEAST_MARK + max(0.0, known(row, "old_lost")))
+        axes.plot(*named[row.method], **_style(row.method) | {"ms": mark, "alpha": 0.8, "mec": LIGHT["page"]})
+    axes.set_xscale("log", base=2)
+    axes.margins(0.12)
+    low, high = axes.get_xlim()
+    ticks = [2.0**power for power in range(-10, 12) if low <= 2.0**power <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    label(axes, {name: named[name] for name in _telling(results, timed)}, _ours, [[point] for point in named.values()])
+    save(sheet, path)
+
+
+def _telling(results: dict[str, Any], table: Sequence[Row]) -> list[str]:
+    """The methods worth a label, best first: ours, the best of each kind, and those that no faster one beats."""
+    facts = results["settings"]
+    kinds = [facts[kind] for kind in ("tuning", "ensembles", "heads") if facts.get(kind)]
+    best = [next((row.method for row in table if row.method in kind), None) for kind in kinds]
+    faster = [
+        row.method
+        for number, row in enumerate(table)
+        if all(known(row, "ms") < known(better, "ms") for better in table[:number])
+    ]
+    return [row.method for row in table if _ours(row.method) or row.method in (*best, *faster, facts["joint"])]
 
 
 def _draw_size(results: dict[str, Any], path: Path) -> None:
@@ -168,4 +214,4 @@ def _draw_search(results: dict[str, Any], path: Path) -> None:
 def _title(results: dict[str, Any], group: str, fraction: float) -> str:
     new = [setting["new"] for setting in results["settings"]["settings"] if setting["group"] == group]
     words = "one class at a time" if len(new) > 1 else f"{len(new[0])} classes at once"
-    return f"{results['suite']}, {words}, from {fraction:.0%} of the images"
+    return f"{results['suite']}, {words}, from {amount(fraction)}"

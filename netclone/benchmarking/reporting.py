@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from netclone.benchmarking.planning import amount
 from netclone.benchmarking.plots import draw
 from netclone.benchmarking.scores import Gap, Row, Run, gap, heading, known, rows, tables
 from netclone.benchmarking.searching import OPTIONS
@@ -100,13 +101,14 @@ def markdown(results: dict[str, Any]) -> str:
         "mean of old and new accuracy. *old lost*: accuracy on old classes before minus after, in points. *open "
         "locality*: the share of old samples whose prediction over all classes differs from that over the old ones. "
         "*size*: weights that are not the target's, as a share of the source's (LoRA and kernel modulation are merged "
-        "into the target's weights, which therefore count as changed). *s*: seconds of one run; for "
+        "into the target's weights, which therefore count as changed). *ms*: milliseconds an image at inference, in "
+        "batches of 32, timed in turn with the target. *s*: seconds of one run; for "
         f"`{facts['joint']}`, seconds of training the source. The best tuning baseline and ours are bold.",
         "",
         *_how_tuned(results),
     ]
     for group, fraction, table in tables(results):
-        lines += ["", f"## {heading(results, group)}, clone set {fraction:.0%} of the training images", ""]
+        lines += ["", f"## {heading(results, group)}, clone set {amount(fraction)}", ""]
         found = gap(table, facts["ours"], facts["tuning"], facts["joint"])
         marked = {facts["ours"], found.best if found else ""}
         searched = {s["method"]: s["seconds"] for s in results["searches"] if s["group"] == group}
@@ -182,21 +184,22 @@ def _how_tuned(results: dict[str, Any]) -> list[str]:
 
 def _table(table: Sequence[Row], marked: set[str], searched: dict[str, float] | None = None) -> list[str]:
     lines = [
-        "| method | old | new | mean | old lost | open locality | size | s | search, s | runs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | old | new | mean | old lost | open locality | size | ms | s | search, s | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table:
         name = f"**{row.method}**" if row.method in marked else row.method
         if row.figures["mean"] is None:
             why = "does not apply" if row.inapplicable else "failed"
-            lines.append(f"| {name} | {why} | | | | | | | | 0 |")
+            lines.append(f"| {name} | {why} | | | | | | | | | 0 |")
             continue
         f = row.figures
         search = (searched or {}).get(row.method)
         lines.append(
             f"| {name} | {_percent(f['old'])} | {_percent(f['new'])} | {_percent(f['mean'])} "
             f"[{100 * row.low:.1f}, {100 * row.high:.1f}] | {f['old_lost']:.1f} | {_percent(f['locality_open'])} | "
-            f"{_percent(f['size'])} | {_seconds(f['seconds'])} | {_seconds(search)} | {row.runs} |"
+            f"{_percent(f['size'])} | {_milliseconds(f['ms'])} | {_seconds(f['seconds'])} | {_seconds(search)} | "
+            f"{row.runs} |"
         )
     return lines
 
@@ -234,13 +237,17 @@ def _studies(results: dict[str, Any]) -> list[str]:
                 and run["seed"] in seeds
                 and (run["method"] == ours or (study == "curve" and run["method"].startswith("netclone")))
             ]
-        about = f"{own[0]['setting']}, clone set {own[0]['fraction']:.0%}"
+        about = f"{own[0]['setting']}, clone set {amount(own[0]['fraction'])}"
         lines += ["", f"## {title} ({about})", "", *_table(rows(own), {ours})]
     return lines
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _seconds(value: float | None) -> str:

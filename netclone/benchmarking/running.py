@@ -24,7 +24,7 @@ from netclone.baselines import ENSEMBLES, HEADS, TUNING, InapplicableError, Prob
 from netclone.baselines.ensembling import Columns
 from netclone.baselines.frozen import Beside
 from netclone.benchmarking.bars import Bars
-from netclone.benchmarking.planning import Job, bound, planned, sized
+from netclone.benchmarking.planning import Job, amount, bound, planned, sized
 from netclone.benchmarking.reporting import write
 from netclone.benchmarking.searching import OLD_WEIGHTS, choices_of, search
 from netclone.benchmarking.suites import Options, Suite
@@ -33,6 +33,7 @@ from netclone.cloning.injecting import inject
 from netclone.cloning.method import clone
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
+from netclone.graph.timing import fastest_in_turn
 from netclone.graph.tracing import same_bits
 from netclone.learning.data import Samples
 from netclone.metrics.evaluating import evaluate
@@ -41,6 +42,8 @@ from netclone.runtime.journal import Journal
 
 GATED = {"gated ensemble", "fitted gated ensemble", *HEADS}
 """Baselines whose new logits are gated and fitted by the code of a clone's classifier."""
+TIMED, ROUNDS = 32, 5
+"""How many images are timed at once, and how often."""
 
 
 def run(
@@ -86,7 +89,8 @@ def run(
         facts = {**circumstances(suite.name, suite.about, command, seeds, threads), "settings": bench.settings()}
         results: dict[str, Any] = {}
         for number, job in enumerate(todo):
-            bars.overall(f"{job.setting.name} {job.fraction:.0%}, seed {job.seed}: {job.method}", number, len(todo))
+            words = f"{job.setting.name}, {amount(job.fraction)}, seed {job.seed}: {job.method}"
+            bars.overall(words, number, len(todo))
             bench.run(job)
             after = todo[number + 1] if number + 1 < len(todo) else None
             if after is None or after.part != job.part:
@@ -151,6 +155,7 @@ class _Bench:
             _code("cloning" if job.options else "baselines"),
             *self.networks.depend_on(),
             suite.old,
+            suite.source_knows,
             job.setting.new,
             job.options,
         ]
@@ -179,10 +184,11 @@ class _Bench:
             generator = torch.Generator().manual_seed(1000 * job.seed + label)
             index = find(self.dataset.labels, (label,))
             order = index[torch.randperm(len(index), generator=generator)]
-            chosen = order[: max(5, round(job.fraction * len(order)))]
+            share = job.fraction < 1
+            chosen = order[: max(5, round(job.fraction * len(order))) if share else int(job.fraction)]
             held = max(1, round(0.2 * len(chosen)))
             validation.append(chosen[:held])
-            train.append(chosen[held:])
+            train.append(chosen[held:] if held < len(chosen) else chosen)  # one image is both
         parts = []
         for what, chosen in (("data", torch.cat(train)), ("validation", torch.cat(validation))):
             labels = renamed(self.dataset.labels[chosen], known)
@@ -190,7 +196,7 @@ class _Bench:
         return Problem(
             self.networks.target(job.seed),
             self.networks.source(job.seed),
-            tuple(self.dataset.columns[label] for label in job.setting.new),
+            tuple(self.networks.columns("source")[label] for label in job.setting.new),
             train=parts[0],
             validation=parts[1],
             keep=0.5,
@@ -232,9 +238,11 @@ class _Bench:
         if job.options:
             return self._cloned(job, problem, record)
         if job.method == self.bound:
-            columns = tuple(self.dataset.columns[label] for label in self.suite.old) + problem.classes
-            record["seconds"] = self.networks.facts[f"source, seed {job.seed}"]["seconds"]
-            model: nn.Module = Columns(problem.source, columns, problem.train.images.device).eval()
+            columns = tuple(self.networks.columns("joint")[label] for label in (*self.suite.old, *job.setting.new))
+            joint = self.networks.joint(job.seed)
+            role = "source" if joint is problem.source else "joint"
+            record["seconds"] = self.networks.facts[f"{role}, seed {job.seed}"]["seconds"]
+            model: nn.Module = Columns(joint, columns, problem.train.images.device).eval()
         elif job.method in (fixed := {**ENSEMBLES, **HEADS}):
             model = fixed[job.method](problem, Recipe(lr=0, steps=0, seed=job.seed))
         else:
@@ -245,8 +253,8 @@ class _Bench:
 
     def _cloned(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
         """All samples of the clone set, since clone() itself holds a fifth of them out."""
-        images = torch.cat([problem.train.images, problem.validation.images])
-        labels = torch.cat([problem.train.labels, problem.validation.labels])
+        parts = [problem.train] if job.fraction == 1 else [problem.train, problem.validation]
+        images, labels = (torch.cat([getattr(part, what) for part in parts]) for what in ("images", "labels"))
         new = labels >= problem.old
         named = torch.tensor(problem.classes)[labels[new] - problem.old]
         given = {"target_data": [(images[~new], labels[~new])], "augment": self.suite.augment}
@@ -321,6 +329,9 @@ class _Bench:
         assert scores.old is not None and scores.new is not None
         added = changed(problem.target, model)
         size = sum(parameter.numel() for parameter in problem.source.parameters())
+        images = self.dataset.test_images[index][:TIMED]
+        seconds = fastest_in_turn([model.eval(), problem.target], images, ROUNDS)
+        ms, target_ms = (1000 * each / len(images) for each in seconds)
         return {
             "old": scores.old,
             "new": scores.new,
@@ -333,6 +344,8 @@ class _Bench:
             "calibration_error": scores.calibration_error,
             "parameters": added,
             "size": added / size,
+            "ms": ms,
+            "target_ms": target_ms,
         }
 
     def settings(self) -> dict[str, Any]:

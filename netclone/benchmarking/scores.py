@@ -9,7 +9,7 @@ from typing import Any
 
 Run = dict[str, Any]
 
-FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "seconds")
+FIGURES = ("old", "new", "mean", "old_lost", "locality_open", "size", "ms", "target_ms", "seconds")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def heading(results: dict[str, Any], group: str) -> str:
 def _over_seeds(runs: Sequence[Run], name: str) -> float | None:
     """The mean over seeds of the mean over the runs of a seed."""
     seeds = sorted({run["seed"] for run in runs})
-    return _mean([_mean([run[name] for run in runs if run["seed"] == seed]) for seed in seeds])
+    return _mean([_mean([run.get(name) for run in runs if run["seed"] == seed]) for seed in seeds])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netclone.arguments import Method, words
-from netclone.benchmarking.networks import ResNet, Training, cropped
+from netclone.benchmarking.networks import LeNet, ResNet, Training, cropped
 from netclone.demo import load_data, make_network, shifted
 from netclone.errors import ArgumentError
 from netclone.learning.neighbourhoods import Augment, mirrored
@@ -49,6 +49,7 @@ class Network:
 class Setting:
     """Classes that are cloned at once. Tables average over a ``group``; ``fractions`` are the sizes of clone sets.
 
+    A size below 1 is a share of the training images of each class, and one from 1 on a number of images.
     ``steps`` is the number of steps of every tuning baseline, and ``search_steps`` that of the trials in its search
     (0: the same). ``keeps`` are the sizes of netclone's modules.
     """
@@ -69,7 +70,8 @@ class Suite:
     ``rates`` are the learning rates to search, by baseline, and ``depths`` the freezing depths of methods that freeze.
     ``clone`` are options of :func:`netclone.clone` in every run, ``curve`` the further sizes, and ``ablations`` changes
     of single options. Studies (curve, localisation, ablations) run in the first setting and fraction, with
-    ``study_seeds`` of the seeds.
+    ``study_seeds`` of the seeds. ``source_knows`` are the classes of a source that is trained here (None: all). Trained
+    networks are kept under the name ``networks``, that of the suite if it is empty.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Suite:
     batch_size: int = 64
     localize_seeds: int = 3
     study_seeds: int = 1
+    source_knows: tuple[int, ...] | None = None
+    networks: str = ""
 
 
 RATES: dict[str, tuple[float, ...]] = {
@@ -112,7 +116,7 @@ ABLATIONS: tuple[tuple[str, Options], ...] = (
     ("no distillation", {"distill_steps": 0}),
     ("plain copy: neither refitted nor distilled", {"reconstruct": False}),
     ("one epoch after the closed-form start", {"epochs": 1}),
-    ("early stop, then the input", {"search": "early"}),
+    ("every position tried", {"search": "all"}),
     ("no sample of old classes", {"target_data": None}),
     ("without the target's stream", {"without": ("target_stream",)}),
     ("without calibration", {"without": ("calibration",)}),
@@ -169,6 +173,21 @@ def _digits(folder: Path) -> Dataset:
 
 def _fashion(folder: Path) -> Dataset:
     return _loaded(folder, "fashion_mnist.npz", "FashionMNIST", ((0.286,), (0.353,)))
+
+
+def _mnist(folder: Path) -> Dataset:
+    return _loaded(folder, "mnist.npz", "MNIST", ((0.1307,), (0.3081,)))
+
+
+def _cifar100(folder: Path) -> Dataset:
+    return _loaded(folder, "cifar100.npz", "CIFAR100", IMAGENET)
+
+
+def _tiny_imagenet(folder: Path) -> Dataset:
+    """Ten classes of Tiny-ImageNet as they are, 64 pixels wide; labels count from 0."""
+    halves = (0.5, 0.5, 0.5)
+    with np.load(needed(folder, "tiny_imagenet_10c_64.npz"), allow_pickle=False) as file:
+        return _dataset(file, (halves, halves))
 
 
 def _cifar10(folder: Path) -> Dataset:
@@ -243,19 +262,36 @@ def _timm(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
     return build
 
 
+def _lenet(classes: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return LeNet(1, classes)
+
+
 def _tiny(classes: int, seed: int) -> nn.Module:
     return make_network("test_resnet", classes, seed)
 
 
 _WHOLE = (16, 32, 64)
+_LENET = Network("LeNet-5", _lenet, Training(epochs=4, lr=0.1))
+_RESNET_20 = Network("ResNet-20", _resnet(3, 3, _WHOLE, "pad"), Training(epochs=15, lr=0.1, batch_size=64))
+_TEST_RESNET = Network("timm test_resnet", _timm("test_resnet"), Training(epochs=20, lr=0.05, batch_size=32))
+_GIVEN_RESNET_20 = Network(
+    "ResNet-20", _resnet(3, 3, _WHOLE, "pad"), weights="cifar_resnet20.akamaster_c10_jpegft.safetensors"
+)
+_GIVEN_MOBILENET = Network(
+    "timm mobilenetv2_100",
+    _timm("mobilenetv2_100", pad_type="same"),
+    weights="mobilenetv2_100.tf2ptq_in1k.safetensors",
+)
 _ADAM = Training(epochs=5, lr=4e-3, optimizer="adamw", batch_size=32, weight_decay=0.05, smoothing=0.1)
 _ONE_CYCLE = Training(epochs=4, lr=0.2, channels_last=True)
 _FIVE = (5, 6, 7, 8, 9)
-_ALL: Options = {"budget": "params", "search": "all"}
 _SEARCHED: Options = {"rates": RATES, "depths": (0, 2, 3, 4, 5)}
+_COMPARED: Options = {**_SEARCHED, "curve": (), "localize": (), "ablations": (), "positions": False}
 _STUDIED: Options = {
     **_SEARCHED,
-    "clone": _ALL,
+    "clone": {},
     "curve": (0.75, 0.125),
     "localize": METHODS,
     "ablations": ABLATIONS,
@@ -278,7 +314,7 @@ SUITES: dict[str, Suite] = {
             augment=shifted,
             rates={name: rates[1:2] for name, rates in RATES.items()},
             depths=(0, 2),
-            clone={**_ALL, "distill_steps": 4, "epochs": 4, "batch_size": 32},
+            clone={"budget": "params", "distill_steps": 4, "epochs": 4, "batch_size": 32},
             curve=(0.75,),
             localize=("taylor",),
             ablations=ABLATIONS[:1],
@@ -305,41 +341,84 @@ SUITES: dict[str, Suite] = {
             about="CIFAR-10 saved as JPEG, 1,000 + 500 images a class (not to be compared with published figures): the "
             "target, a ResNet-20, knows classes 0-4; the source, a pretrained ResNet-20, all ten",
             load=_cifar10,
-            source=Network(
-                "ResNet-20", _resnet(3, 3, _WHOLE, "pad"), weights="cifar_resnet20.akamaster_c10_jpegft.safetensors"
-            ),
-            target=Network("ResNet-20", _resnet(3, 3, _WHOLE, "pad"), Training(epochs=15, lr=0.1, batch_size=64)),
+            source=_GIVEN_RESNET_20,
+            target=_RESNET_20,
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5, 0.25), search_steps=100),),
             augment=cropped,
-            **_SEARCHED,
-            clone=_ALL,
-            curve=(0.75, 0.125),
-            localize=(),
-            ablations=(),
-            positions=False,
+            **{**_COMPARED, "curve": (0.75, 0.125)},
+            clone={},
         ),
         Suite(
             name="zoo",
             about="Ten classes of Tiny-ImageNet at 128 pixels: the target, timm's test_resnet trained on the "
             "first five; the source, an ImageNet MobileNetV2",
             load=_zoo,
-            source=Network(
-                "timm mobilenetv2_100",
-                _timm("mobilenetv2_100", pad_type="same"),
-                weights="mobilenetv2_100.tf2ptq_in1k.safetensors",
-            ),
-            target=Network("timm test_resnet", _timm("test_resnet"), Training(epochs=20, lr=0.05, batch_size=32)),
+            source=_GIVEN_MOBILENET,
+            target=_TEST_RESNET,
             old=(0, 1, 2, 3, 4),
             settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
             augment=mirrored,
-            **_SEARCHED,
-            clone={**_ALL, "batch_size": 32, "distill_steps": 100},
-            curve=(),
-            localize=(),
-            ablations=(),
-            positions=False,
+            **_COMPARED,
+            clone={"batch_size": 32},
             batch_size=32,
+        ),
+        Suite(
+            name="few",
+            about="As cifar10, from one to thirty images of each class",
+            load=_cifar10,
+            source=_GIVEN_RESNET_20,
+            target=_RESNET_20,
+            old=(0, 1, 2, 3, 4),
+            settings=(Setting("M", "M", _FIVE, (10, 1, 3, 5, 30), steps=100, keeps=(0.5,), search_steps=50),),
+            augment=cropped,
+            **_COMPARED,
+            clone={},
+            networks="cifar10",
+        ),
+        Suite(
+            name="vit",
+            about="Ten classes of Tiny-ImageNet at 128 pixels: the target, timm's test_vit trained on the first five; "
+            "the source, an ImageNet MobileNetV2",
+            load=_zoo,
+            source=_GIVEN_MOBILENET,
+            target=Network(
+                "timm test_vit",
+                _timm("test_vit", img_size=128),
+                Training(epochs=20, lr=1e-3, optimizer="adamw", batch_size=32, weight_decay=0.05, smoothing=0.1),
+            ),
+            old=(0, 1, 2, 3, 4),
+            settings=(Setting("M", "M", _FIVE, (0.1, 0.3), steps=300, keeps=(0.5,), search_steps=100),),
+            augment=mirrored,
+            **_COMPARED,
+            clone={"batch_size": 32},
+            batch_size=32,
+        ),
+        *(
+            Suite(
+                name=f"pnc-{name}",
+                about=f"{words}: the target knows the first half of the classes, the source the second; one or all of "
+                "these are cloned (the paper's protocol)",
+                load=load,
+                source=network,
+                target=network,
+                old=tuple(range(half)),
+                settings=(
+                    Setting("M", "M", tuple(range(half, 2 * half)), (0.1, 0.3), 300, (0.5,), search_steps=100),
+                    Setting(f"S {half}", "S", (half,), (0.1, 0.3), 200, (0.5,), search_steps=100),
+                ),
+                augment=augment,
+                **{**_COMPARED, "positions": True},
+                clone={},
+                source_knows=tuple(range(half, 2 * half)),
+            )
+            for name, words, load, network, half, augment in (
+                ("fashion", "Fashion-MNIST, LeNet-5", _fashion, _LENET, 5, mirrored),
+                ("mnist", "MNIST, LeNet-5", _mnist, _LENET, 5, shifted),
+                ("cifar10", "CIFAR-10 saved as JPEG, ResNet-20", _cifar10, _RESNET_20, 5, cropped),
+                ("cifar100", "CIFAR-100, ResNet-20", _cifar100, _RESNET_20, 50, cropped),
+                ("tiny", "Ten classes of Tiny-ImageNet, timm's test_resnet", _tiny_imagenet, _TEST_RESNET, 5, mirrored),
+            )
         ),
     )
 }

@@ -38,8 +38,22 @@ class Networks:
         self._logits: dict[int, Tensor] = {}
 
     def source(self, seed: int) -> nn.Module:
-        """The network that knows all classes."""
-        return self._network("source", self.suite.source, seed, None)
+        """The network that knows the new classes, and mostly the old ones, too."""
+        return self._network("source", self.suite.source, seed, self.suite.source_knows)
+
+    def columns(self, role: str) -> tuple[int, ...]:
+        """The column of each label in the logits of the source or of the joint network; -1 for one it does not know."""
+        knows, own = self.suite.source_knows, self.dataset.columns
+        labels = range(len(own))
+        if knows is None:
+            return own
+        return tuple(labels) if role == "joint" else tuple(knows.index(n) if n in knows else -1 for n in labels)
+
+    def joint(self, seed: int) -> nn.Module:
+        """A network that knows all classes: the source, or, where that knows a part, one trained in the same way."""
+        if self.suite.source_knows is None:
+            return self.source(seed)
+        return self._network("joint", self.suite.source, seed, None)
 
     def target(self, seed: int) -> nn.Module:
         """The network that knows the old classes."""
@@ -83,7 +97,7 @@ class Networks:
         model = network.build(len(known), seed)
         made_of = (described(network), getattr(augment, "__name__", ""), str(seed), str(known), self.data_digest)
         key = hashed(*made_of, torch.__version__)
-        path = self.cache / f"{self.suite.name}-{role}-seed{seed}-{key[:16]}.safetensors"
+        path = self.cache / f"{self.suite.networks or self.suite.name}-{role}-seed{seed}-{key[:16]}.safetensors"
         seconds = _cached(path, model)
         if seconds is None:
             index = find(labels, known)

@@ -11,7 +11,20 @@ from rich.console import Console
 
 from netclone.cli.application import CHECK, app, print_written, reported, shown
 
-Suite = Literal["digits", "fashion", "cifar10", "zoo", "modules"]
+Suite = Literal[
+    "digits",
+    "fashion",
+    "cifar10",
+    "zoo",
+    "few",
+    "vit",
+    "pnc-fashion",
+    "pnc-mnist",
+    "pnc-cifar10",
+    "pnc-cifar100",
+    "pnc-tiny",
+    "modules",
+]
 """Names of the suites: those of :func:`netclone.benchmarking.suite_named`, and modules."""
 
 
