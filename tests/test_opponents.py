@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netclone.baselines import TUNING, InapplicableError, Problem, Recipe, tune
+from netclone.baselines import ENSEMBLES, TUNING, InapplicableError, Problem, Recipe, tune
 from netclone.baselines.expanding import STRETCH, Branch, Expanded
+from netclone.baselines.merging import Merge, Zipped, _folded, _measure_norms
 from netclone.baselines.metalearning import Represented, merlin
 from netclone.baselines.pooling import distance
 from netclone.baselines.prompting import Prompted, Similar
 from netclone.baselines.unifying import Teacher, counterparts
+from netclone.benchmarking.networks import ResNet
+from netclone.channels.grouping import channel_groups
 from netclone.learning.data import Samples
 
 OLD = 3
@@ -224,3 +228,72 @@ def test_features_learn_from_the_meta_loss_and_not_from_their_classifier() -> No
         assert isinstance(model, Represented)
         assert torch.equal(model.split.body.second.weight, given.target.second.weight) == (meta == 0)
         assert not torch.equal(model.split.linear.weight[:OLD], given.target.head.weight)
+
+
+def wavy(classes: int, seed: int, shortcut: str) -> nn.Module:
+    """A network whose channels are all active somewhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ResNet(1, classes, depth=1, widths=(4, 6, 8), shortcut=shortcut).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data.uniform_(0.5, 1.5).mul_((torch.rand_like(module.weight) - 0.3).sign())
+                module.bias.data.normal_(0, 0.1)
+    return model
+
+
+def shuffled(model: nn.Module) -> nn.Module:
+    """The same network with the channels between the two convolutions of every block in another order."""
+    other = copy.deepcopy(model)
+    for block in (other.layer1[0], other.layer2[0], other.layer3[0]):
+        order = torch.arange(block.conv1.out_channels).roll(1)
+        for part in (block.conv1, block.bn1):
+            for name, tensor in part.state_dict().items():
+                if tensor.dim():
+                    part.state_dict()[name].copy_(tensor[order].clone())
+        block.conv2.weight.data = block.conv2.weight.data[:, order].clone()
+    return other
+
+
+@pytest.mark.parametrize("shortcut", ["conv", "pad"])
+def test_a_network_zipped_with_itself_in_another_order_is_itself(shortcut: str) -> None:
+    """Every channel is averaged with its double, whatever the stage up to which both are one."""
+    first = wavy(5, 0, shortcut)
+    images = torch.randn(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    _measure_norms(first, images)
+    second = shuffled(first)
+    expected = first(images)
+    torch.testing.assert_close(second(images), expected)
+    merge = Merge(channel_groups(first, images[:2]), "linear", [first, second], images)
+    trunk = merge.merged()
+    _measure_norms(trunk, images)
+    whole = merge.whole(trunk, [first.linear, second.linear], (4, 3))
+    for model in (whole, *(merge.partial(trunk, at, (0, 1, 2, 3, 4), (4, 3)) for at in ("layer1", "layer2"))):
+        torch.testing.assert_close(model(images), expected[:, [0, 1, 2, 3, 4, 4, 3]], rtol=1e-3, atol=1e-3)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (whole, first)]
+    assert sizes[0] == sizes[1] + 2 * 9
+
+
+def test_a_scale_goes_into_the_convolution_before_its_norm() -> None:
+    """Weight 3 and bias 1 over a deviation of 2, with scale -4: a weight of -6, and a size of 4."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)).eval()
+    with torch.no_grad():
+        for tensor, value in zip((*model[0].parameters(), *model[1].parameters()), (3.0, 1.0, -4.0, 5.0), strict=True):
+            tensor.fill_(value)
+        model[1].running_var.fill_(4.0)
+    state = _folded(model, torch.zeros(1, 1, 1, 1))
+    assert [state[name].item() for name in ("0.weight", "0.bias", "1.weight", "1.bias")] == [-6, -2, 4, 5]
+
+
+def test_networks_of_one_architecture_alone_are_zipped() -> None:
+    given = pictures()
+    with pytest.raises(InapplicableError, match="not of one architecture"):
+        ENSEMBLES["ZipIt"](given, QUICK)
+    images = torch.randn(20, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = Samples(images, torch.arange(20) % 5, "data")
+    alike = Problem(wavy(OLD, 0, "conv"), wavy(6, 1, "conv"), (5, 3), train=data, validation=data)
+    before = [tensor.clone() for tensor in alike.source.state_dict().values()]
+    model = ENSEMBLES["ZipIt"](alike, QUICK)
+    assert isinstance(model, Zipped)
+    assert model(images).shape == (20, 5)
+    assert all(map(torch.equal, before, alike.source.state_dict().values()))

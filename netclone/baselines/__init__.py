@@ -22,13 +22,14 @@ validation split, in the same way for every method.
 
 Prompts are for vision transformers. A method that is not made for a target raises :class:`InapplicableError`.
 
-``ENSEMBLES`` run the source beside the target:
+``ENSEMBLES`` run the source beside the target, or merge it in, without training:
 
 - ensemble: logits side by side.
 - calibrated ensemble: with a fitted scale and bias of the new logits (vector scaling; Guo et al., ICML 2017).
 - pruned ensemble: the same, with a source pruned by magnitude (Li et al., ICLR 2017) to ``problem.keep``.
 - gated ensemble: the new logits are the source's odds on the target's scale, as a clone's at the input before any fit.
 - fitted gated ensemble: the same, fitted as a clone's classifier is, by cross-validation.
+- ZipIt: both networks, of one architecture, merged up to some stage (Stoica et al., ICLR 2024). Old logits change.
 
 ``HEADS`` train no network. Each is a classifier of all classes over frozen features, the target's, the source's, or
 both. Its new logits are gated and calibrated as a clone's are, and old ones stay the target's:
@@ -48,6 +49,7 @@ from netclone.baselines.expanding import der
 from netclone.baselines.finetuning import finetune, stages
 from netclone.baselines.frozen import HEADS, fitted_gated_ensemble, frozen_head, gated_ensemble
 from netclone.baselines.lora import lora
+from netclone.baselines.merging import zipit
 from netclone.baselines.metalearning import merlin
 from netclone.baselines.modulating import kernel_modulation
 from netclone.baselines.patching import residual_patches
@@ -78,6 +80,7 @@ ENSEMBLES: dict[str, Method] = {
     "pruned ensemble": pruned_ensemble,
     "gated ensemble": gated_ensemble,
     "fitted gated ensemble": fitted_gated_ensemble,
+    "ZipIt": zipit,
 }
 
 __all__ = [
@@ -113,4 +116,5 @@ __all__ = [
     "unified",
     "validated",
     "visual_prompts",
+    "zipit",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,15 @@ from netclone.cloning.extracting import extract
 from netclone.learning.data import OLD_WEIGHT, Samples, balance
 from netclone.learning.localizing import localize
 from netclone.metrics.evaluating import predict
+
+
+class Rescalable(Protocol):
+    """A network whose new logits have a scale and a bias, ``(n,)`` or ``()``."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class Columns(nn.Module):
@@ -99,9 +108,19 @@ def _plain(problem: Problem, new: nn.Module) -> Ensemble:
 
 def _calibrated(problem: Problem, new: nn.Module) -> Ensemble:
     model = _plain(problem, new)
+    calibrate(problem, model)
+    return model
+
+
+def calibrate(problem: Problem, model: Rescalable) -> None:
+    """Fit the scale and bias of a network's new logits on the training samples; they have to be 1 and 0 before.
+
+    The best on validation of four fits and of none is kept.
+    """
     old = problem.old
+    network = cast("nn.Module", model)
     train, validation = (
-        Samples(predict(model, part.images), part.labels, part.what) for part in (problem.train, problem.validation)
+        Samples(predict(network, part.images), part.labels, part.what) for part in (problem.train, problem.validation)
     )
     n = len(problem.classes)
     choices = [(model.scale, model.bias)]
@@ -109,7 +128,6 @@ def _calibrated(problem: Problem, new: nn.Module) -> Ensemble:
     scores = [validated(_Rescaled(old, *choice), validation, old) for choice in choices]
     scale, bias = choices[scores.index(max(scores))]
     model.scale, model.bias = scale.expand(n).clone(), bias.expand(n).clone()
-    return model
 
 
 class _Rescaled(nn.Module):
