@@ -61,9 +61,13 @@ class Pair:
 
     def scored(self, module: netclone.CloneModule) -> dict[str, float]:
         """Accuracies of the grafted target on the test images, and the points that old classes lose."""
+        return self.scores_of(netclone.inject(self.target, module))
+
+    def scores_of(self, model: nn.Module) -> dict[str, float]:
+        """The same of any network with a logit for each class, old ones first."""
         classes = self.old + len(self.classes)
         scores = netclone.evaluate(
-            netclone.inject(self.target, module),
+            model,
             [self.tested],
             old=range(self.old),
             new=range(self.old, classes),
