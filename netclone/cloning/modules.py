@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.torch_version import TorchVersion
 
 from netclone.arguments import StoredDtype, check_choice, check_finite
 from netclone.errors import AdapterError, ArchiveError
@@ -23,8 +25,31 @@ from netclone.learning.routing import Router
 Part = Literal["adapter", "source", "classifier"]
 """What a tensor of a clone is of: what was fitted to the target before and behind the source's part, or that part."""
 
-OFF: ContextVar[frozenset[str]] = ContextVar("netclone_off", default=frozenset())
-"""Keys of the places whose clones are off in this thread or task (see :func:`netclone.disabled`)."""
+_OFF: ContextVar[frozenset[str]] = ContextVar("netclone_off", default=frozenset())
+_OFF_IN_THREAD = threading.local()  # the same for compiled code, in which torch reads no context variable before 2.14
+_READS_CONTEXT = TorchVersion(torch.__version__) >= "2.14"
+
+
+def keys_off() -> frozenset[str]:
+    """Keys of the places whose clones are off in this thread or task (see :func:`netclone.disabled`)."""
+    if not _READS_CONTEXT and torch.compiler.is_dynamo_compiling():
+        in_thread: frozenset[str] = getattr(_OFF_IN_THREAD, "keys", frozenset())
+        return in_thread
+    return _OFF.get()
+
+
+@contextmanager
+def switched_off(keys: Iterable[str]) -> Iterator[None]:
+    """Inside the block, the clones at some more places are off in this thread or task."""
+    before = _OFF.get()
+    in_thread: frozenset[str] = getattr(_OFF_IN_THREAD, "keys", frozenset())
+    _OFF.set(before.union(keys))
+    _OFF_IN_THREAD.keys = in_thread.union(keys)
+    try:
+        yield
+    finally:
+        _OFF.set(before)
+        _OFF_IN_THREAD.keys = in_thread
 
 
 @dataclass(frozen=True)
@@ -41,7 +66,7 @@ class Slot:
     @property
     def is_off(self) -> bool:
         """Whether the clone is off here and now."""
-        return self.off or self.key in OFF.get()
+        return self.off or self.key in keys_off()
 
 
 class CloneModule(nn.Module):

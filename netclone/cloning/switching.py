@@ -31,7 +31,7 @@ from netclone.cloning.injecting import (
     tell,
     tell_mismatch,
 )
-from netclone.cloning.modules import OFF, CloneModule, Slot
+from netclone.cloning.modules import CloneModule, Slot, switched_off
 from netclone.errors import AdapterError, ArgumentError
 from netclone.graph.dry_run import is_of_operators
 from netclone.graph.preparing import said_preparation
@@ -148,12 +148,8 @@ def disabled(grafted: nn.Module, *names: str) -> Iterator[None]:
     True
     """
     model = _grafted_in(grafted)
-    before = OFF.get()
-    OFF.set(before | {_slot_of(name, clone).key for name, clone in _chosen(model, names).items()})
-    try:
+    with switched_off([_slot_of(name, clone).key for name, clone in _chosen(model, names).items()]):
         yield
-    finally:
-        OFF.set(before)
 
 
 @entered()
