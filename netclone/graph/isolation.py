@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ import torch.fx._symbolic_trace as symbolic
 from torch import Tensor, nn
 
 _ONE_CAPTURE = threading.RLock()
+_MASKS, _ASKS = "transformers.masking_utils", "is_torchdynamo_exporting"
 
 
 @contextlib.contextmanager
@@ -40,6 +42,8 @@ def isolated() -> Iterator[None]:
             if not hasattr(owner, name):
                 continue  # this torch has no such part, so there is nothing to replace
             stack.enter_context(mock.patch.object(owner, name, replacement))
+        if (masks := sys.modules.get(_MASKS)) is not None and hasattr(masks, _ASKS):
+            stack.enter_context(mock.patch.object(masks, _ASKS, _as_when_called(getattr(masks, _ASKS))))
         yield
 
 
@@ -48,6 +52,15 @@ def as_in_export() -> Iterator[None]:
     """Inside, modules choose kernels as they do for torch.export; only in this thread."""
     with _compiling_in_one_thread(), _without_cudnn():
         yield
+
+
+def _as_when_called(asked: Callable[[], bool]) -> Callable[[], bool]:
+    """Tells transformers that it is not exported, since it would add masks that let everything pass.
+
+    A position bias plus such a mask, which is one everywhere, has other bits.
+    """
+    thread = threading.get_ident()
+    return lambda: asked() if threading.get_ident() != thread else False
 
 
 class _PatcherOfOneThread(symbolic._Patcher):
