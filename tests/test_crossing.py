@@ -78,6 +78,15 @@ def test_the_kernel_gets_queries_and_values_of_one_width(groups, flags, pads, sl
     assert relative_error(slim(x), mask.apply(groups)(x)) <= 1e-12
 
 
+@pytest.mark.parametrize("flags", [{"qkv.dims": (1, 0, 0, 1)}, {"qkv.dims#2": (0, 0, 1, 0)}])
+def test_what_fills_operands_up_is_passed_by_in_a_refit(groups, flags):
+    x = torch.randn(40, *TOKENS, dtype=torch.float64)
+    mask, labels = ChannelMask.from_kept(groups, flags), torch.arange(40) % groups.outputs
+    plain, refitted = extract(groups, mask), extract(groups, mask, reconstruct=(x, labels))
+    errors = [relative_error(slim(x), groups.graph_module(x)) for slim in (plain, refitted)]
+    assert errors[1] <= errors[0]
+
+
 def test_both_groups_of_a_row_are_told(groups):
     found = groups.explain("qkv.weight", 5)
     assert found.group == "qkv"

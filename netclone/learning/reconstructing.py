@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def reconstruct_slim(
     held = _Held(in_memory)
     wide: dict[str, list[Any]] = {}
     slim: dict[str, list[Any]] = {}
-    reads = {node: _names_read(node) | _names_read(twins.get(node.name)) for node in full.graph.nodes}
+    reads = {node: _names_read(node, ops) | _names_read(twins.get(node.name), ops) for node in full.graph.nodes}
     last_use = {name: node for node, names in reads.items() for name in names}
     moved: set[str] = set()  # nodes with other values than in the full network, because a constant took a layer's place
     behind = at is None  # the cut: earlier nodes are not part of the slim network
@@ -115,7 +116,13 @@ def _run(graph_module: fx.GraphModule, node: fx.Node, known: dict[str, list[Any]
         return images
     if node.op == "get_attr":
         return tensor_at(graph_module, str(node.target))
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: known[used.name][batch])
+
+    def value(used: fx.Node) -> Any:
+        if used.name in known:
+            return known[used.name][batch]
+        return _run(graph_module, used, known, batch, images)  # of the slim network alone, such as a pad with zeros
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
     return call(node, args, kwargs)
 
 
@@ -139,8 +146,11 @@ def _reads_moved(new: Resizer, node: fx.Node, moved: set[str]) -> bool:
     return dense and len(weight.users) == 1 and source.name in moved
 
 
-def _names_read(node: fx.Node | None) -> set[str]:
-    return set() if node is None else {used.name for used in node.all_input_nodes}
+def _names_read(node: fx.Node | None, full: Mapping[str, str]) -> set[str]:
+    """The names of the full network's nodes that a node reads, perhaps through nodes of the slim one alone."""
+    if node is None:
+        return set()
+    return set[str]().union(*({u.name} if u.name in full else _names_read(u, full) for u in node.all_input_nodes))
 
 
 def _refit_constant(constant: Tensor, want: list[Any], new: Resizer, node: fx.Node, team: Workers) -> None:
