@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import netclone
 from netclone.errors import DataError, NetcloneError
+from netclone.graph.class_names import ClassNames
 from netclone.learning.batches import batches
 from netclone.learning.data import gather
 
 IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(12) % 4
+NAMES = ("Grey_Heron", "ibis", "crow", "gull")
 PAIRS = [(IMAGES[:5], LABELS[:5]), (IMAGES[5:], LABELS[5:])]
 
 
@@ -91,6 +93,11 @@ FORMS = {
         f"labels of {kind}": lambda kind=kind: (IMAGES, LABELS.to(getattr(torch, kind)))
         for kind in ("uint8", "int8", "int16", "int32", "uint16")
     },
+    "names": lambda: (IMAGES, [NAMES[n] for n in LABELS]),
+    "names in an array": lambda: [(i, np.array([NAMES[n].upper() for n in m])) for i, m in PAIRS],
+    "dictionaries with names": lambda: Samples(lambda i: {"image": IMAGES[i], "label": NAMES[LABELS[i]]}),
+    "loader of names": lambda: DataLoader([(i, NAMES[n]) for i, n in zip(IMAGES, LABELS, strict=True)], 5),
+    "lists of images": lambda: [{"image": list(i), "label": n} for i, n in PAIRS],
     "an empty batch among others": lambda: [PAIRS[0], (IMAGES[:0], LABELS[:0]), PAIRS[1]],
     "images with gradient": lambda: (IMAGES.clone().requires_grad_(), LABELS),
     "memory written over": overwritten,
@@ -107,7 +114,7 @@ def frozen(tensor):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_data_are_taken_in_every_form(form):
-    samples = gather(FORMS[form]())
+    samples = gather(FORMS[form](), names=ClassNames.given(["grey heron", "Ibis", "crow", "gull"], "source"))
     assert torch.equal(samples.images, IMAGES)
     assert torch.equal(samples.labels, LABELS)
     assert samples.labels.dtype == torch.long
@@ -152,7 +159,7 @@ WRONG = {
     "images without labels": (lambda: [{"image": IMAGES}], "expected .* one of labels, label"),
     "three in a batch": (lambda: [(IMAGES, LABELS, LABELS)], "tuple of 3"),
     "one in a batch": (lambda: [(IMAGES,)], "tuple of 1"),
-    "images in a list": (lambda: [([IMAGES[0]], [0])], "images of batch 0 are list"),
+    "images of two sizes in a list": (lambda: [([IMAGES[0], IMAGES[0, :, :4]], [0, 1])], "images of batch 0 are list"),
     "images None": (lambda: [(None, LABELS)], "images of batch 0 are NoneType"),
     "four channels": (lambda: (torch.rand(12, 4, 8, 8), LABELS), "images"),
     "another size": (lambda: (torch.rand(12, 3, 9, 9), LABELS), "images"),
@@ -184,8 +191,13 @@ WRONG = {
     "labels bool": (lambda: (IMAGES, LABELS > 1), "labels of batch 0 are torch.bool; expected integer"),
     "labels float": (lambda: (IMAGES, LABELS.float()), "labels of batch 0 are torch.float32"),
     "labels complex": (lambda: (IMAGES, LABELS.to(torch.complex64)), "labels of batch 0 are torch.complex64"),
-    "labels text": (lambda: (IMAGES, ["cat"] * 12), "expected integer class indices"),
-    "one text": (lambda: (IMAGES, "cats"), "labels of batch 0 are str"),
+    "labels text": (lambda: (IMAGES, ["cat"] * 12), "'cat' is a name, and the .* records no class names; give columns"),
+    "one text": (lambda: (IMAGES, "cats"), "labels of batch 0: 'cats' is a name"),
+    "names and numbers": (lambda: (IMAGES[:2], ["cat", 1]), "labels of batch 0: some are names and others are not"),
+    "two kinds of labels": (
+        lambda: [{"image": IMAGES, "label": LABELS, "labels": LABELS}],
+        "both .labels. and .label.",
+    ),
     "labels too few": (lambda: (IMAGES, LABELS[:5]), "labels"),
     "labels in a column": (lambda: (IMAGES, LABELS[:, None]), r"\(12, 1\); expected"),
     "labels soft": (lambda: (IMAGES, torch.full((12, 4), 0.25)), "not one-hot"),

@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
+import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from netclone.errors import ArgumentError, DataError, WeakDataWarning
+from netclone.graph.class_names import ClassNames
 from netclone.learning.data import (
     Samples,
     check_agreement,
@@ -68,7 +71,7 @@ NOT_FINITE[1, 0, 0, 0], NOT_FINITE[2, 0, 0, 0] = math.nan, math.inf
             "batch 1 .* torch.float64 on cpu, batch 0 .* one size",
         ),
         ([(IMAGES, LABELS), (IMAGES.half(), LABELS)], "batch 1 .* torch.float16 on cpu, batch 0 .* on one device"),
-        ([(IMAGES, ["cat"] * 5)], "labels of batch 0 are list; expected integer class indices"),
+        ([(IMAGES, ["cat"] * 5)], "labels of batch 0: 'cat' is a name, and the network records no class names"),
         (None, "shirts: got NoneType; expected an iterable of batches"),
     ],
 )
@@ -114,8 +117,8 @@ def test_a_share_in_its_range_is_taken(keep):
         ([-1], "classes: -1 is out of range"),
         ([2, 1, 2], "classes: 2 is given 2 times; name each class once"),
         ([1.5], "classes: .*1.5"),
-        (["cat"], "classes: .*cat"),
-        (3, "classes: .*3"),
+        (["cat"], "classes: 'cat' is a name, and the source records no class names; give columns"),
+        (4, "classes: 4 is out of range"),
     ],
 )
 def test_bad_classes_are_refused(classes, message):
@@ -123,9 +126,40 @@ def test_bad_classes_are_refused(classes, message):
         check_classes(classes, 4)
 
 
-@pytest.mark.parametrize("classes", [(3, 1), [3, 1], torch.tensor([3, 1]), range(3, 0, -2)])
+@pytest.mark.parametrize(
+    "classes", [(3, 1), [3, 1], torch.tensor([3, 1]), range(3, 0, -2), ["ibis", 1], ["ibis", "Grey-Heron"]]
+)
 def test_classes_keep_their_order(classes):
-    assert check_classes(classes, 4) == (3, 1)
+    names = ClassNames.given(["crow", "grey heron", "gull", "ibis"], "source")
+    assert check_classes(classes, 4, names) == (3, 1)
+
+
+@pytest.mark.parametrize("classes", [3, "ibis", np.int64(3), torch.tensor(3), ["ibis"]])
+def test_one_class_may_come_alone(classes):
+    assert check_classes(classes, 4, ClassNames.given(["crow", "grey heron", "gull", "ibis"], "source")) == (3,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("ibiss", "classes: the source has no class 'ibiss'; did you mean 'ibis'"),
+        (["heron"], "no class 'heron'; did you mean 'grey heron'"),
+        (["ibis", "zebra"], "no class 'zebra'; it has 'crow', 'grey heron', 'gull', 'ibis', 'crane'"),
+        ("crane", "'crane' names 2 classes of the source, columns 4, 5; give the column"),
+        (["ibis", "IBIS"], "classes: 3 is given 2 times"),
+    ],
+)
+def test_names_that_are_not_clear_are_refused_with_near_ones(classes, message):
+    names = ClassNames.given(["crow", "grey heron", "gull", "ibis", "crane", "crane"], "source")
+    with pytest.raises(ArgumentError, match=message):
+        check_classes(classes, 6, names)
+
+
+def test_names_of_imagenet_are_known_and_two_meanings_of_one_are_refused():
+    names = ClassNames.of(timm.create_model("test_resnet"), "source")
+    assert check_classes(["tench", "n01443537"], 1000, names) == (0, 1)
+    with pytest.raises(ArgumentError, match="'crane' names 2 classes of the source, columns 134, 517"):
+        check_classes("crane", 1000, names)
 
 
 def test_no_classes_means_all():

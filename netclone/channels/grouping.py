@@ -18,6 +18,7 @@ from netclone.channels.labels import Event, compact
 from netclone.channels.slimming import Resizer
 from netclone.errors import ArgumentError, OutputError
 from netclone.graph.capturing import FACTS, capture, fingerprint, tensor_at
+from netclone.graph.class_names import ClassNames
 from netclone.graph.operators import kind_of
 from netclone.graph.outputs import Output
 from netclone.graph.tracing import check_one_device_and_dtype, example_input, no_batch, shape_of
@@ -94,6 +95,7 @@ class ChannelGroups:
     prunable_parameters: int
     graph_module: fx.GraphModule = field(repr=False, compare=False)
     labelling: Labelling = field(repr=False, compare=False)
+    names: ClassNames = field(default=ClassNames({}, "source"), repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -273,7 +275,7 @@ def channel_groups(
     if not groups.labelling.by_place and _multiplies(graph_module):
         groups = _with_dims(groups, Labelling(graph_module, through_norms, dims=True))
     _log.debug("%s: %s", type(model).__name__, groups)
-    return groups
+    return replace(groups, names=ClassNames.of(model, "source"))
 
 
 def _stuck(labelling: Labelling) -> frozenset[str]:

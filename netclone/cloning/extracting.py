@@ -20,7 +20,7 @@ from netclone.graph.folding import fold_batch_norms
 from netclone.graph.functionalizing import in_place_again
 from netclone.graph.outputs import Output
 from netclone.graph.tracing import position, shape_of
-from netclone.learning.data import Batches, Samples, check_classes, check_names, gather
+from netclone.learning.data import Batches, Classes, Samples, check_classes, check_names, gather, names_for
 from netclone.learning.reconstructing import reconstruct_slim
 from netclone.runtime.entering import entered
 from netclone.runtime.sharing import ALONE, Workers
@@ -32,8 +32,8 @@ def extract(  # noqa: PLR0913 - public
     mask: ChannelMask,
     at: str | None = None,
     *,
-    classes: Sequence[int] | None = None,
-    class_names: Sequence[str] = (),
+    classes: Classes | None = None,
+    class_names: str | Sequence[str] = (),
     reconstruct: Batches | None = None,
     fold_batch_norm: bool = False,
     example_inputs: Tensor | tuple[Tensor] | None = None,
@@ -50,9 +50,9 @@ def extract(  # noqa: PLR0913 - public
     at
         Where to cut: the module's input is the source's (slim) features there. None: the source's input.
     classes
-        Columns of the output to keep, in this order; None keeps every class.
+        Columns of the output to keep, in this order, or names of the source's classes; None keeps every class.
     class_names
-        One name per class, stored with the module.
+        One name per class, stored with the module. Left out, classes that are given by name keep that name.
     fold_batch_norm
         Whether to fold BatchNorm into the convolutions before it. This is about a tenth faster and equal up to one
         rounding of the weights; the certificate is computed before.
@@ -86,19 +86,20 @@ def extract(  # noqa: PLR0913 - public
     Reference: Partial Network Cloning (arXiv 2303.10597), section 3.3.
     """
     groups = channel_groups(source, example_inputs, output=output)
-    samples = None if reconstruct is None else gather(reconstruct, "reconstruct")
+    samples = None if reconstruct is None else gather(reconstruct, "reconstruct", names=groups.names)
     if samples is not None:
         samples.check_images(groups.example, "source")
         samples.check_labels(groups.outputs, "source")
+    class_names = names_for(classes, class_names)
     slimmed = slim_down(groups, mask, classes)
     if samples is not None:
         slimmed = refit(slimmed, samples, at)
     return module_of(replace(slimmed, fold=fold_batch_norm), at, class_names=class_names, last=True)
 
 
-def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Sequence[int] | None) -> Slimmed:
+def slim_down(groups: ChannelGroups, mask: ChannelMask, classes: Classes | None) -> Slimmed:
     """The whole source without the masked channels; modules are cut from it, after a refit if wanted."""
-    chosen = check_classes(classes, groups.outputs)
+    chosen = check_classes(classes, groups.outputs, groups.names)
     removed = torch.cat([mask.removed_units(groups), unused_outputs(groups, chosen)]).sort().values
     graph_module = slim(groups.labelling, removed)
     return Slimmed(groups, mask, chosen, removed, graph_module, graph_module.state_dict())

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, final
 
 import torch
@@ -40,7 +39,8 @@ from netclone.errors import (
 )
 from netclone.files.spec import CloneSpec
 from netclone.graph.capturing import FACTS
-from netclone.graph.describing import NAMES, column_names, describe, described, labels_of, plain, widened
+from netclone.graph.class_names import ClassNames
+from netclone.graph.describing import NAMES, column_names, columns_by_name, describe, described, plain, widened
 from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.holding import hold
 from netclone.graph.joining import join
@@ -315,7 +315,7 @@ def tell_same_names(target: nn.Module, module: CloneModule, allow_same_names: bo
     ArgumentError
         If there is one, and it is not allowed.
     """
-    known = names_in(target)
+    known = names_in(target).columns
     both = [name for name in module.class_names if plain(name) in known and not plain(name).isdigit()]
     if not both:
         return
@@ -437,14 +437,18 @@ def modules_of(grafted: fx.GraphModule) -> dict[str, CloneModule]:
     return {name: cast(CloneModule, grafted.get_submodule(name)) for name in record_of(grafted).names}
 
 
-def names_in(target: nn.Module) -> frozenset[str]:
-    """The class names of a network's columns, clones included, in normal form; empty if they are not known."""
+def names_in(target: nn.Module) -> ClassNames:
+    """The class names of a network's columns, clones included; empty if they are not known."""
     if not isinstance(target, GraftedModule):
-        return frozenset(labels_of(target))
-    found = set(labels_of(SimpleNamespace(**record_of(target).attributes)))
-    for clone in modules_of(target).values():
-        found |= {plain(name) for name in clone.class_names}
-    return frozenset(found)
+        return ClassNames.of(target, "target")
+    attributes = record_of(target).attributes
+    facts, count = attributes.get("pretrained_cfg"), attributes.get("num_classes")
+    own = columns_by_name(facts if isinstance(facts, Mapping) else {}, count if isinstance(count, int) else None)
+    found = {name: list(numbers) for name, numbers in own.items()}
+    for name, numbers in columns(target).items():
+        for column, called in zip(numbers, modules_of(target)[name].class_names, strict=False):
+            found.setdefault(plain(called), []).append(column)
+    return ClassNames({name: tuple(numbers) for name, numbers in found.items()}, "target")
 
 
 def own_columns(grafted: fx.GraphModule) -> range:

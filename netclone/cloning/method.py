@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -29,11 +29,13 @@ from netclone.cloning.problem import Problem, classifier_share
 from netclone.cloning.recipe import Recipe, RecipeFields
 from netclone.cloning.searching import search
 from netclone.errors import ArgumentError, DataError, UncalibratedWarning
+from netclone.graph.class_names import ClassNames, check_listed
 from netclone.graph.cutting import features_node
 from netclone.graph.outputs import Output
 from netclone.graph.tracing import INPUT
 from netclone.learning.data import (
     Batches,
+    Classes,
     Samples,
     balance,
     check_agreement,
@@ -45,6 +47,7 @@ from netclone.learning.data import (
     check_taken,
     gather,
     in_batches,
+    names_for,
 )
 from netclone.learning.distilling import distill
 from netclone.learning.localizing import FROM_SAMPLES, localize
@@ -70,8 +73,10 @@ def clone(  # noqa: PLR0913 - public
     target: nn.Module,
     data: Batches,
     *,
-    classes: Sequence[int],
-    class_names: Sequence[str] = (),
+    classes: Classes,
+    class_names: str | Sequence[str] = (),
+    source_names: Sequence[str] = (),
+    target_names: Sequence[str] = (),
     target_data: Batches | None = None,
     keep: float = 0.5,
     budget: Budget = "macs",
@@ -97,9 +102,16 @@ def clone(  # noqa: PLR0913 - public
         The clone set: images ``(N, C, H, W)`` and labels ``(N,)`` in the source's label space. A ``DataLoader`` or any
         other iterable of batches ``(images, labels)``, a ``Dataset`` or iterable of single samples, or one pair. A pair
         may be a dictionary with ``"pixel_values"`` (or ``"images"``, ``"image"``) and ``"labels"`` (or ``"label"``).
-        Arrays may be numpy's, and labels one-hot. It is read once and has to end. Samples of other classes are ignored.
+        Arrays may be numpy's. Labels may be one-hot, or names of the source's classes. It is read once and has to end.
+        Samples of other classes are ignored.
     classes
-        Source classes to clone; the new columns come in this order.
+        Source classes to clone, or one: columns of the source, or names (``["heron", "ibis"]``). The new columns come
+        in this order.
+    class_names
+        Names of the new columns, stored with the module. Left out, classes that are given by name keep that name.
+    source_names, target_names
+        The names of all columns of source and target, for classes and labels that are given by name. They may be left
+        out if a network records them (``label_names`` of timm, ``id2label`` of transformers), or has ImageNet's.
     target_data
         Samples of the target's own classes, in its label space. Without them, new logits are calibrated against old
         ones by the source's own odds of the new classes (or, if it knows no others, by a threshold on the clone set),
@@ -157,14 +169,22 @@ def clone(  # noqa: PLR0913 - public
     source, target = model_on(source, run.place), model_on(target, run.place)
     if recipe.gate is not None and target_data is None:
         raise ArgumentError("gate: it is fitted on images of the old classes too: pass some as target_data")
-    new, old = _gathered(source, target, data, target_data, run)
-    own_names = names_in(target)
+    for what, listed in (("source_names", source_names), ("target_names", target_names)):
+        check_listed(listed, len(listed), what)
+    known = {
+        "source": ClassNames.given(source_names, "source") if len(source_names) else ClassNames.of(source, "source"),
+        "target": ClassNames.given(target_names, "target") if len(target_names) else names_in(target),
+    }
+    class_names, classes = names_for(classes, class_names), known["source"].resolved(classes)
+    new, old = _gathered(source, target, (data, target_data), run, known)
+    own_names = known["target"].columns
     while isinstance(target, GraftedModule):
         target = remove(target, clones(target)[0])
     with deterministic():
         torch.default_generator.manual_seed(seed)
         groups = channel_groups(source, torch.cat([new.images[:2]] * 2)[:2], output=output)
         chosen = check_classes(classes, groups.outputs)
+        check_listed(source_names, groups.outputs, "source_names")
         check_names(class_names, chosen)
         check_new(class_names, own_names, "class_names")
         whole, new = new, _of_clone_set(new, groups, chosen, recipe, run)
@@ -233,11 +253,15 @@ def check_options(
 
 
 def _gathered(
-    source: nn.Module, target: nn.Module, data: Batches, target_data: Batches | None, run: Run
+    source: nn.Module,
+    target: nn.Module,
+    data: tuple[Batches, Batches | None],
+    run: Run,
+    names: Mapping[str, ClassNames],
 ) -> tuple[Samples, Samples | None]:
     """The samples of both sides, checked: on one device, the same for every worker, and fit for both networks."""
-    new = gather(data, "data", run.place)
-    old = None if target_data is None else gather(target_data, "target_data", run.place)
+    new = gather(data[0], "data", run.place, names["source"])
+    old = None if data[1] is None else gather(data[1], "target_data", run.place, names["target"])
     if old is not None and old.format != new.format:
         raise DataError(
             f"target_data: images are {old.format}, those of data {new.format}; give both in the target's input format"

@@ -21,6 +21,8 @@ from netclone.errors import ArgumentError, TargetError
 from netclone.files.latent_sets import read_latents, write_latents
 from netclone.files.spec import CloneSpec
 from netclone.graph.capturing import drop_unused_tensors
+from netclone.graph.class_names import ClassNames
+from netclone.graph.describing import named_columns
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
@@ -164,7 +166,9 @@ def latents(
     trunk = _trunk(module)
     while isinstance(target, GraftedModule):
         target = remove(target, clones(target)[0])
-    new = gather(data, "data").of_classes(module.classes)
+    cloned = named_columns(module.class_names)
+    names = {name: tuple(module.classes[column] for column in found) for name, found in cloned.items()}
+    new = gather(data, "data", names=ClassNames(names, "clone")).of_classes(module.classes)
     check_taken(target, new.images[:2], "data", "target")
     traced = trace(target, torch.cat([new.images[:2]] * 2)[:2], output=output).eval()
     known = dict(module.spec.target_digests)
@@ -175,7 +179,7 @@ def latents(
     columns = {c: old + i for i, c in enumerate(module.classes)}
     images, labels = new.images, torch.tensor([columns[label] for label in new.labels.tolist()])
     if target_data is not None:
-        own = gather(target_data, "target_data")
+        own = gather(target_data, "target_data", names=ClassNames.of(target, "target"))
         own.check_labels(old, "target")
         images, labels = torch.cat([own.images, images]), torch.cat([own.labels.cpu(), labels])
     if module.at == INPUT:

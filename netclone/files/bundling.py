@@ -1,8 +1,8 @@
 """Bundle: a grafted network in one file: the target's architecture and tensors, and its clones as their files were.
 
 A bundle is a ``.safetensors`` file. Nothing in it is run or imported: the architecture is a name that
-:func:`netclone.load_model` looks up in timm's or torchvision's own registry, the tensors have to be exactly that
-network's, and every clone is an archive that is checked as :func:`netclone.load` checks it.
+:func:`netclone.load_model` looks up in the own registry of timm, torchvision or transformers, the tensors have to be
+exactly that network's, and every clone is an archive that is checked as :func:`netclone.load` checks it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from netclone.errors import ArchiveError, CloneNameError
 from netclone.files.archiving import path_of
 from netclone.files.graphdata import check_keys, check_list, shown
-from netclone.files.options import SAID, checked_config, checked_options
+from netclone.files.options import SAID, checked_architecture, checked_config, checked_options
+from netclone.graph.describing import facts_about
 from netclone.graph.preparing import preparation
 from netclone.runtime.digests import content_digest
 from netclone.runtime.text import is_plain_text
@@ -53,7 +54,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A target, named as ``"timm/..."`` or ``"torchvision/..."``, with its tensors, and its clones in order.
+    """A target, named as ``"timm/..."`` (or another of the libraries), with its tensors, and its clones in order.
 
     ``options`` are those of its constructor, as data: what :func:`checked_options` lets pass. ``config`` is how it
     wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
@@ -157,9 +158,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         version = facts["format_version"]
         if type(version) is not int or not _PLAIN_VERSION <= version <= FORMAT_VERSION:
             raise ArchiveError(f"format {shown(version)}, this netclone reads up to {FORMAT_VERSION}: upgrade netclone")
-        architecture, items = facts["architecture"], check_list(facts["clones"], "clones")
-        if not is_plain_text(architecture) or not architecture.startswith(("timm/", "torchvision/")):
-            raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
+        architecture, items = checked_architecture(facts["architecture"]), check_list(facts["clones"], "clones")
         config, options = checked_config(facts["config"]), checked_options(options)
         tensors = safetensors.torch.load_file(path)
         signed.pop("sha256")
@@ -182,7 +181,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
 def config_of(network: nn.Module) -> dict[str, object]:
     """The preprocessing of a network's images and its class names, as a bundle stores them."""
     config = preparation(network).as_config()
-    labels = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    labels = facts_about(network).get("label_names")
     return config | ({"label_names": list(labels)} if labels else {})
 
 

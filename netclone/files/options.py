@@ -10,6 +10,9 @@ from netclone.files.graphdata import shown
 from netclone.graph.preparing import IMAGES
 from netclone.runtime.text import is_plain_text
 
+LIBRARIES = ("timm", "torchvision", "transformers")
+"""The libraries whose architectures a file may name; each is looked up in the library's own registry."""
+
 SAID = "netclone_target"
 """Key of the metadata under which a checkpoint that netclone wrote records its architecture, options and config."""
 
@@ -28,6 +31,26 @@ def checked_config(config: object) -> dict[str, object]:
         if not CONFIG[name](value):
             raise ArchiveError(f"config: '{name}' has an invalid value, {shown(value)}")
     return dict(config)
+
+
+def checked_architecture(name: object) -> str:
+    """An architecture's name, with its library.
+
+    Raises
+    ------
+    ArchiveError
+        If it is of no known library.
+
+    Examples
+    --------
+    >>> checked_architecture("timm/resnet18")
+    'timm/resnet18'
+    """
+    if not is_plain_text(name) or name.partition("/")[0] not in LIBRARIES or "/" not in name:
+        raise ArchiveError(
+            f"architecture: got {shown(name)}, expected {' or '.join(f'{one}/...' for one in LIBRARIES)}"
+        )
+    return name
 
 
 def checked_options(options: object) -> dict[str, object]:

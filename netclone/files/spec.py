@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 from netclone.errors import ArchiveError
 from netclone.files.graphdata import check_keys, check_list, check_shape, float_from_data, float_to_data, shown
-from netclone.graph.preparing import IMAGES, Preparation
+from netclone.graph.preparing import IMAGES, ORDER, Preparation
 from netclone.runtime.text import is_plain_text
 
 
@@ -93,7 +93,8 @@ def _plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(item) for key, item in asdict(value).items()}
+        held = {key: item for key, item in asdict(value).items() if (key, item) != ORDER}
+        return {key: _plain(item) for key, item in held.items()}
     return operator.index(cast("SupportsIndex", value))
 
 
@@ -190,7 +191,10 @@ def _fields_from(
 
 def _preparation(value: object) -> Preparation:
     """The preprocessing of images: plain values, checked as those of a grafted network's file are."""
-    data = check_keys(value, ["size", "mean", "std", "interpolation", "crop_pct", "crop_mode"], "target_preparation")
+    if isinstance(value, dict):
+        value = {ORDER[0]: ORDER[1], **value}
+    names = ["size", "mean", "std", "interpolation", "crop_pct", "crop_mode", ORDER[0]]
+    data = check_keys(value, names, "target_preparation")
     for name, item in data.items():
         if not IMAGES["input_size" if name == "size" else name](item):
             raise ArchiveError(f"'{name}' has an invalid value, {shown(item)}")

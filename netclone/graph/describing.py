@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as _KEPT  # torch sets these again on its copies
+
+from netclone.graph.configs import facts_of, options_of
 
 if TYPE_CHECKING:
     from timm.data import ImageNetInfo
@@ -21,8 +23,23 @@ NAMES = (
 """The names of the attributes; a graph has those that its network has."""
 
 
+def facts_about(network: object) -> Mapping[str, Any]:
+    """What a network records of itself, by timm's names: its ``pretrained_cfg``, or what its transformers config says.
+
+    Examples
+    --------
+    >>> import timm
+    >>> facts_about(timm.create_model("test_resnet"))["input_size"]
+    (3, 160, 160)
+    """
+    cfg = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if cfg is not None and not isinstance(cfg, Mapping):
+        cfg = {name: value for name, value in vars(cfg).items() if value is not None}  # timm's dataclass
+    return cfg or facts_of(getattr(network, "config", None))
+
+
 def described(model: nn.Module) -> dict[str, object]:
-    """A copy of a network's descriptive attributes, as plain data.
+    """A copy of a network's descriptive attributes, as plain data; for one of transformers, what its config says.
 
     Examples
     --------
@@ -31,6 +48,9 @@ def described(model: nn.Module) -> dict[str, object]:
     4
     """
     found = {name: getattr(model, name, None) for name in NAMES}
+    config = getattr(model, "config", None)
+    if not found["pretrained_cfg"] and (facts := facts_of(config)):
+        found |= {"num_classes": facts["num_classes"], "pretrained_cfg": facts, "_model_args": options_of(config)}
     return copy.deepcopy({name: value for name, value in found.items() if isinstance(value, (int, list, tuple, dict))})
 
 
@@ -137,19 +157,54 @@ def labels_of(network: object) -> dict[str, int]:
     >>> labels_of(network)
     {'grey heron': 0, 'ibis': 1}
     """
-    cfg = getattr(network, "pretrained_cfg", None) or {}
-    given = cfg.get("label_names")
-    if given and len(given) == getattr(network, "num_classes", None):
-        return {plain(str(name)): column for column, name in enumerate(given)}
-    info = _of_imagenet(network)
+    found = columns_by_name(facts_about(network), getattr(network, "num_classes", None))
+    return {name: columns[0] for name, columns in found.items() if len(columns) == 1}
+
+
+def columns_by_name(facts: Mapping[str, Any], classes: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The columns of every class name in normal form, more than one where a name is not clear; empty without names.
+
+    Parameters
+    ----------
+    facts
+        What a network records, as :func:`facts_about` gives it.
+    classes
+        How many columns it has. None: as many as the facts say.
+
+    Examples
+    --------
+    >>> found = columns_by_name({"num_classes": 1000})
+    >>> found["tench"], found["crane"]
+    ((0,), (134, 517))
+    """
+    classes = facts.get("num_classes") if classes is None else classes
+    given = facts.get("label_names")
+    if given and len(given) == classes:
+        return named_columns(map(str, given))
+    info = _of_imagenet({"num_classes": classes})
     if info is None:
         return {}
-    found: dict[str, int] = {}
-    for column in range(info.num_classes()):
-        found[info.index_to_label_name(column)] = column
-        for word in info.index_to_description(column).split(","):
-            found.setdefault(plain(word), column)
-    return found
+    columns = range(info.num_classes())
+    described = named_columns(info.index_to_description(column) for column in columns)
+    return described | {info.index_to_label_name(column): (column,) for column in columns}
+
+
+def named_columns(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Columns by name, of a list of names; of one with commas, such as ``"tench, Tinca tinca"``, also by its parts.
+
+    Examples
+    --------
+    >>> named_columns(["tench, Tinca tinca", "Grey_Heron"])
+    {'tench, tinca tinca': (0,), 'tench': (0,), 'tinca tinca': (0,), 'grey heron': (1,)}
+    """
+    whole: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, tuple[int, ...]] = {}
+    for column, name in enumerate(names):
+        whole[plain(name)] = (*whole.get(plain(name), ()), column)
+        for part in dict.fromkeys(map(plain, name.split(","))):
+            if part:
+                parts[part] = (*parts.get(part, ()), column)
+    return {name: whole.get(name, columns) for name, columns in (whole | parts).items()}
 
 
 def plain(name: str) -> str:

@@ -14,9 +14,13 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
+from netclone.graph.describing import facts_about
 from netclone.runtime.text import is_plain_text
 
 INTERPOLATIONS = ("bilinear", "bicubic")  # those that torch computes on tensors as on images; others become bicubic
+ORDER = ("channel_order", "rgb")
+"""The field of preprocessing that files leave out where it has this value, which nearly all networks have."""
+
 _WORDS = ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", "random")  # those that timm reads
 _MOST_VALUES = 2**26  # of an image
 _MOST = 100_000  # of a size or a number
@@ -46,13 +50,17 @@ IMAGES: dict[str, Callable[[object], bool]] = {
     "interpolation": lambda value: value in _WORDS,
     "crop_pct": _is_positive,
     "crop_mode": lambda value: is_plain_text(value) and len(value) <= _MOST,
+    "channel_order": lambda value: value in ("rgb", "bgr"),
 }
-"""The fields of a network's preprocessing, by timm's names, and the check of each one's value."""
+"""The fields of a network's preprocessing, by timm's names but for the last, and the check of each one's value."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Preprocessing of images: ``size`` is ``(C, H, W)``; values are ``(pixel / 255 - mean) / std`` per channel."""
+    """Preprocessing of images: ``size`` is ``(C, H, W)``; values are ``(pixel / 255 - mean) / std`` per channel.
+
+    The channels are then put into ``channel_order``; ``mean`` and ``std`` are in the order of ``"rgb"`` in any case.
+    """
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -60,9 +68,10 @@ class Preparation:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    channel_order: str = ORDER[1]
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """timm's own transform of an image, as for evaluation."""
+        """timm's own transform of an image, as for evaluation, and the order of the channels."""
         from timm.data import create_transform  # slow to import, and not needed to read a clone
 
         made: Callable[[Any], Tensor] = create_transform(
@@ -73,11 +82,11 @@ class Preparation:
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
-        return made
+        return made if self.channel_order == ORDER[1] else lambda image: made(image).flip(0)
 
     def as_config(self) -> dict[str, object]:
         """The same as plain data, by timm's names."""
-        return {
+        config: dict[str, object] = {
             "input_size": list(self.size),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -85,12 +94,14 @@ class Preparation:
             "crop_pct": self.crop_pct,
             "crop_mode": self.crop_mode,
         }
+        return config if self.channel_order == ORDER[1] else config | {ORDER[0]: self.channel_order}
 
     def __str__(self) -> str:
         """One line for messages."""
         size = "x".join(map(str, self.size[1:]))
         mean, std = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        return f"{size} px, mean {mean}, std {std}, {self.interpolation}, crop {self.crop_pct:.4g}"
+        order = "" if self.channel_order == ORDER[1] else f", {self.channel_order}"
+        return f"{size} px, mean {mean}, std {std}, {self.interpolation}, crop {self.crop_pct:.4g}{order}"
 
     def pixels(self, images: Tensor) -> Tensor:
         """Preprocessed images ``(N, C, H, W)`` turned back into pixels in [0, 1]."""
@@ -98,6 +109,7 @@ class Preparation:
             torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
             for values in (self.std, self.mean)
         )
+        images = images if self.channel_order == ORDER[1] else images.flip(1)
         return (images * std + mean).clamp(0, 1)
 
 
@@ -110,7 +122,7 @@ def preparation(network: nn.Module) -> Preparation:
     >>> preparation(timm.create_model("test_resnet")).size
     (3, 160, 160)
     """
-    cfg = getattr(network, "pretrained_cfg", None) or {}
+    cfg = facts_about(network)
     from timm.data import resolve_data_config  # slow to import, and not needed to read a clone
 
     resolved = resolve_data_config({}, pretrained_cfg=dict(cfg), model=network, use_test_size=False)
@@ -122,6 +134,7 @@ def preparation(network: nn.Module) -> Preparation:
         interpolation=resolved["interpolation"],
         crop_pct=float(resolved["crop_pct"]),
         crop_mode=resolved["crop_mode"],
+        channel_order=str(cfg.get(*ORDER)),
     )
 
 
@@ -147,7 +160,7 @@ def prepared_as(network: nn.Module, images: Mapping[str, object]) -> None:
     """
     if not images:
         return
-    about = dict(getattr(network, "pretrained_cfg", None) or {})
+    about = dict(facts_about(network))
     if "input_size" in images:  # timm's recommendation for testing belongs to other weights
         for name in ("test_input_size", "pool_size", "test_pool_size"):
             about.pop(name, None)
@@ -173,11 +186,14 @@ class Converted(nn.Module):
         own_mean, own_std, mean, std = (torch.tensor(v) for v in (own.mean, own.std, given.mean, given.std))
         self.register_buffer("scale", (std / own_std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - own_mean) / own_std).view(1, -1, 1, 1), persistent=False)
+        self.flips = tuple(one.channel_order != ORDER[1] for one in (given, own))
         self.train(network.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's output for the same images, preprocessed for it."""
+        images = images.flip(1) if self.flips[0] else images
         images = images * self.scale + self.shift
+        images = images.flip(1) if self.flips[1] else images
         if self.size is not None:
             images = nn.functional.interpolate(images, self.size, mode=self.mode, align_corners=False, antialias=True)
         out: Tensor = self.network(images)
@@ -190,6 +206,6 @@ def converted(network: nn.Module, given: Preparation) -> nn.Module:
     The crop is the given one's, since pixels outside of it are gone.
     """
     own = preparation(network)
-    if (own.size, own.mean, own.std) == (given.size, given.mean, given.std):
+    if all(getattr(own, name) == getattr(given, name) for name in ("size", "mean", "std", "channel_order")):
         return network
     return Converted(network, own, given)

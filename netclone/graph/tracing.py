@@ -17,7 +17,7 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from netclone.errors import ArgumentError, LostInTrainingWarning, OutputError, PositionError, TraceError, first_line
 from netclone.graph.batching import Sizes, sizes_at, why_no_batch, without_batch
 from netclone.graph.capturing import FACTS, capture
-from netclone.graph.describing import describe, described
+from netclone.graph.describing import describe, described, facts_about
 from netclone.graph.exporting import copied, other_dtype
 from netclone.graph.images import images_fault, not_finite
 from netclone.graph.isolation import isolated
@@ -101,8 +101,8 @@ def trace(
     model
         Any module that takes one tensor ``(N, ...)``. A traced graph is copied.
     example_inputs
-        One tensor ``(N, C, H, W)``, or a tuple of it. May be left out for timm models, which record their input size
-        (``default_cfg``).
+        One tensor ``(N, C, H, W)``, or a tuple of it. May be left out for models that record their input size:
+        those of timm (``default_cfg``), and of transformers (``config.image_size``).
     output
         For a model that returns a tuple, dictionary or dataclass (a ``ModelOutput`` of transformers, for example): the
         key or index of its logits. None: what is called ``"logits"``, or else the only tensor, or the only ``(N, K)``.
@@ -363,8 +363,7 @@ def example_input(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | Non
     if isinstance(model, fx.GraphModule) and FACTS in model.meta:
         known: Tensor = model.meta[FACTS]["example"]
         return known
-    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
+    size = facts_about(model).get("input_size")
     if size is None:
         raise ArgumentError(
             f"example_inputs: {type(model).__name__} does not record its input size; pass one batch, such as "

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from netclone.errors import DataError, NetcloneError, first_line
+from netclone.graph.class_names import ClassNames
 from netclone.graph.images import images_fault, not_finite, tensor_fault
 
 Data: TypeAlias = "Iterable[Any] | Dataset[Any]"
@@ -21,7 +22,7 @@ TOGETHER = 64  # single samples in a batch
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
-def batches(data: Data, what: str = "data") -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: Data, what: str = "data", names: ClassNames | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images ``(N, ...)`` and class indices ``(N,)``, batch by batch, copied to memory of their own.
 
     Every function that takes data reads them here, once and in order. A generator works too, but it has to end.
@@ -32,9 +33,11 @@ def batches(data: Data, what: str = "data") -> Iterator[tuple[Tensor, Tensor]]:
         A map-style ``Dataset`` of samples ``(image, label)``. Or an iterable (a ``DataLoader``, a list, a generator, an
         ``IterableDataset``) of such samples or of batches ``(images, labels)``. Or one batch. A batch or sample may be
         a mapping with ``"pixel_values"``, ``"images"`` or ``"image"``, and ``"labels"`` or ``"label"``. Images are
-        tensors or numpy arrays. Labels are integers of any kind, or one-hot rows.
+        tensors or numpy arrays, or a list of them. Labels are integers of any kind, one-hot rows, or names.
     what
         The argument's name, for messages.
+    names
+        The class names that labels may be. None: none are known.
 
     Raises
     ------
@@ -53,10 +56,12 @@ def batches(data: Data, what: str = "data") -> Iterator[tuple[Tensor, Tensor]]:
     for number, item in enumerate(_items(data, what)):
         where = f"sample {number}" if single else f"batch {number}"
         given, known = _pair(item, what, where)
-        label = _tensor(known, f"{what}: labels of {where} are", "class indices")
+        label = _tensor(
+            _numbered(known, names, f"{what}: labels of {where}"), f"{what}: labels of {where} are", "class indices"
+        )
         alone = single or label.dim() == 0
         where = f"sample {number}" if alone else where
-        image = _tensor(given, f"{what}: images of {where} are", "a tensor or a numpy array")
+        image = _tensor(_stacked(given), f"{what}: images of {where} are", "a tensor or a numpy array")
         images, labels = (image.unsqueeze(0), label.unsqueeze(0)) if alone else (image, label)
         images, labels = _images(images, labels, what, where), _indices(images, labels, what, where)
         if not len(images):
@@ -135,6 +140,8 @@ def _is_one_batch(data: Data) -> bool:
 def _pair(item: Any, what: str, where: str) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         found = [next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
+        if all(key in item for key in LABEL_KEYS):
+            raise DataError(f"{what}: {where} has both 'labels' and 'label'; leave out the one that is not meant")
         if None in found:
             raise DataError(
                 f"{what}: {where} has the keys {', '.join(map(repr, item))}; expected one of {', '.join(IMAGE_KEYS)} "
@@ -148,6 +155,33 @@ def _pair(item: Any, what: str, where: str) -> tuple[Any, Any]:
             "pixel_values and labels"
         )
     return item[0], item[1]
+
+
+def _numbered(labels: Any, names: ClassNames | None, what: str) -> Any:
+    """Labels that are names as columns; any others as they are."""
+    listed = labels.tolist() if isinstance(labels, np.ndarray) and labels.dtype.kind in "OU" else labels
+    several = isinstance(listed, (list, tuple))
+    named = [isinstance(label, str) for label in (listed if several else [listed])]
+    if not any(named):
+        return labels
+    if not all(named):
+        raise DataError(f"{what}: some are names and others are not; give names alone, or class indices alone")
+    known = names or ClassNames({}, "network")
+    return (
+        [known.column(name, what, DataError) for name in listed] if several else known.column(listed, what, DataError)
+    )
+
+
+def _stacked(images: Any) -> Any:
+    """A list of images of one size as one batch; anything else as it is."""
+    if (
+        isinstance(images, (list, tuple))
+        and images
+        and all(isinstance(image, (Tensor, np.ndarray)) for image in images)
+    ):
+        tensors = [image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)) for image in images]
+        return torch.stack(tensors) if len({(one.shape, one.dtype, one.device) for one in tensors}) == 1 else images
+    return images
 
 
 def _tensor(value: Any, found: str, expected: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netclone.errors import ArgumentError, DataError, NetcloneError, WeakDataWarning, first_line
+from netclone.graph.class_names import ClassNames
 from netclone.graph.describing import plain
 from netclone.graph.exporting import copied
 from netclone.learning.batches import Data, batches, format_of
@@ -71,8 +71,12 @@ class Samples:
         return Samples(self.images[chosen], self.labels[chosen], self.what)
 
 
-def gather(data: Batches, what: str = "data", device: torch.device | None = None) -> Samples:
+def gather(
+    data: Batches, what: str = "data", device: torch.device | None = None, names: ClassNames | None = None
+) -> Samples:
     """All batches as one, checked. Each is moved to a device as it is read; None leaves it where it is.
+
+    ``names`` are the class names that labels may be.
 
     Raises
     ------
@@ -84,11 +88,17 @@ def gather(data: Batches, what: str = "data", device: torch.device | None = None
     >>> gather([(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]).images.shape
     torch.Size([2, 3, 8, 8])
     """
-    images, labels = zip(*_moved(data, what, device), strict=True)
+    images, labels = zip(*_moved(data, what, device, names), strict=True)
     return Samples(torch.cat(images), torch.cat(labels), what)
 
 
-def streamed(data: Batches, rows: int, what: str = "data", device: torch.device | None = None) -> Iterator[Samples]:
+def streamed(
+    data: Batches,
+    rows: int,
+    what: str = "data",
+    device: torch.device | None = None,
+    names: ClassNames | None = None,
+) -> Iterator[Samples]:
     """The same samples, so many at a time (the last may be fewer); only these and one batch are in memory.
 
     Raises
@@ -104,7 +114,7 @@ def streamed(data: Batches, rows: int, what: str = "data", device: torch.device 
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    for image, label in _moved(data, what, device):
+    for image, label in _moved(data, what, device, names):
         images.append(image)
         labels.append(label)
         if sum(map(len, labels)) >= rows:
@@ -117,8 +127,10 @@ def streamed(data: Batches, rows: int, what: str = "data", device: torch.device 
         yield Samples(torch.cat(images), torch.cat(labels), what)
 
 
-def _moved(data: Batches, what: str, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches(data, what):
+def _moved(
+    data: Batches, what: str, device: torch.device | None, names: ClassNames | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches(data, what, names):
         yield (images, labels) if device is None else (images.to(device), labels.to(device))
 
 
@@ -302,20 +314,21 @@ def check_keep(keep: float) -> None:
         raise ArgumentError(f"keep: got {keep!r}, expected a share in (0, 1], such as 0.5")
 
 
-def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """The requested classes as a tuple; None means all.
+Classes: TypeAlias = "int | str | Sequence[int | str]"
+"""One class, or several, each by its column or by its name."""
+
+
+def check_classes(classes: Classes | None, count: int, names: ClassNames | None = None) -> tuple[int, ...]:
+    """The columns of the requested classes; None means all. ``names`` are those that they may be given by.
 
     Raises
     ------
     ArgumentError
-        If a class is out of range or repeated, or there is none.
+        If a class is out of range or repeated, there is none, or a name is unknown or not clear.
     """
     if classes is None:
         return tuple(range(count))
-    try:
-        chosen = tuple(operator.index(c) for c in classes)
-    except TypeError as error:
-        raise ArgumentError(f"classes: got {classes!r}, expected a sequence of class indices") from error
+    chosen = (names or ClassNames({}, "source")).resolved(classes)
     if not chosen:
         raise ArgumentError("classes: empty; name at least one class of the source")
     for c in chosen:
@@ -324,6 +337,22 @@ def check_classes(classes: Sequence[int] | None, count: int) -> tuple[int, ...]:
         if chosen.count(c) > 1:
             raise ArgumentError(f"classes: {c} is given {chosen.count(c)} times; name each class once")
     return chosen
+
+
+def names_for(classes: Classes | None, class_names: str | Sequence[str]) -> Sequence[str]:
+    """The names of classes to store: those given, or else those that all the classes were given by.
+
+    Examples
+    --------
+    >>> names_for(["heron", "ibis"], ()), names_for(["heron", 7], ()), names_for(7, "heron")
+    (('heron', 'ibis'), (), ('heron',))
+    """
+    several = isinstance(classes, Sequence) and not isinstance(classes, str)
+    listed = tuple(classes) if several and isinstance(classes, Sequence) else (classes,)
+    if isinstance(class_names, str):
+        return (class_names,) if len(listed) == 1 else class_names
+    named = tuple(one.strip() for one in listed if isinstance(one, str))
+    return class_names if len(class_names) or len(named) != len(listed) else named
 
 
 def check_names(names: Sequence[str], classes: Sequence[int]) -> None:

@@ -16,9 +16,11 @@ from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.errors import ArgumentError
 from netclone.graph.capturing import tensor_at
+from netclone.graph.class_names import ClassNames
 from netclone.graph.outputs import Output
 from netclone.learning.data import (
     Batches,
+    Classes,
     Samples,
     balance,
     check_classes,
@@ -46,7 +48,7 @@ def localize(  # noqa: PLR0913 - public
     source: nn.Module | ChannelGroups,
     data: Batches | None = None,
     *,
-    classes: Sequence[int] | None = None,
+    classes: Classes | None = None,
     method: Method = "local",
     keep: float = 0.5,
     budget: Budget = "channels",
@@ -76,7 +78,7 @@ def localize(  # noqa: PLR0913 - public
         takes. Needed by ``"local"``, ``"taylor"`` and ``"cka"``. From samples of other classes the mask learns what
         tells the cloned ones apart.
     classes
-        The classes to clone. None: all of the source's.
+        The classes to clone, or one, by column or by name. None: all of the source's.
     method
         ``"local"``: learn gates with which the masked source agrees with the full one around the samples, while the
         budget shrinks. ``"taylor"``: first-order change of the loss. ``"magnitude"``: norm of the weights.
@@ -149,7 +151,8 @@ def localize(  # noqa: PLR0913 - public
     _check_allocation(allocation, budget, method)
     measure = Measure(budget, round_to, latency_batch, workers)
     place = device_named(device)
-    samples = None if data is None else gather(data, "data", place)
+    names = source.names if isinstance(source, ChannelGroups) else ClassNames.of(source, "source")
+    samples = None if data is None else gather(data, "data", place, names)
     if place is not None and isinstance(source, nn.Module):
         source = model_on(source, place)
         example_inputs = on_device(example_inputs, place)
@@ -158,7 +161,7 @@ def localize(  # noqa: PLR0913 - public
         if isinstance(source, nn.Module):
             check_taken(source, example_inputs, "data", "source")
     groups = channel_groups(source, example_inputs, output=output)
-    wanted = check_classes(classes, groups.outputs)
+    wanted = check_classes(classes, groups.outputs, names)
     if method == "cka":
         assert samples is not None
         return _masked(groups, _by_blocks(groups, samples, wanted, keep, measure))

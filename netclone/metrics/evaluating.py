@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import check_number
-from netclone.cloning.injecting import columns, modules_of, own_columns
+from netclone.cloning.injecting import columns, modules_of, names_in, own_columns
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter
@@ -114,7 +114,8 @@ def evaluate(  # noqa: PLR0913 - public
         Any classifier. It is evaluated in eval mode, and its modes are restored.
     data
         Batches ``(images, labels)``, a ``Dataset`` of samples, or one such pair, in any form that
-        :func:`netclone.clone` takes. Labels are columns of the (grafted) model's output. Read once, so it has to end.
+        :func:`netclone.clone` takes. Labels are columns of the (grafted) model's output, or their names. Read once, so
+        it has to end.
     old, new
         Which labels count as old and as new. By default, a grafted model's old columns are the target's and its new
         ones the clones', and all columns of any other model are old. A label without a column counts as wrong.
@@ -163,7 +164,9 @@ def evaluate(  # noqa: PLR0913 - public
     cloned = None if source is None else _cloned(model, of_clones, name)
     logits, labels, references, likeness = [], [], [], []
     seen, seconds = 0, 0.0
-    for samples in streamed(data, batch_size * workers.count, device=place):
+    for samples in streamed(
+        data, batch_size * workers.count, device=place, names=replace(names_in(model), whose="model")
+    ):
         start = time.perf_counter()
         logits.append(predict(model, samples.images, batch_size, workers, first=seen, output=output))
         if samples.images.is_cuda:

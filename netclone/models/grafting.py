@@ -18,6 +18,7 @@ from netclone.errors import ArgumentError, LoadError, PositionError
 from netclone.files.bundling import Bundle, Packed, config_of, write_bundle
 from netclone.files.options import checked_options
 from netclone.graph.capturing import FACTS
+from netclone.graph.describing import described, facts_about
 from netclone.graph.modes import QUICK
 from netclone.graph.tracing import position, same_bits
 from netclone.models.loading import grafted as built
@@ -46,10 +47,11 @@ def save_grafted(
     target
         The target itself, if it has tensors that the graph does not read and the file should hold too.
     architecture
-        ``"timm/..."`` or ``"torchvision/..."``. May be left out for networks of timm, which record it.
+        ``"timm/..."``, ``"torchvision/..."`` or ``"transformers/..."`` (a ``model_type``). May be left out for networks
+        of timm and transformers, which record it.
     options
         Arguments of its constructor, such as ``{"pad_type": "same"}``: text, numbers, true, false and lists. May be
-        left out for networks of timm, which record them.
+        left out for networks of timm and transformers, which record them.
 
     Raises
     ------
@@ -88,13 +90,14 @@ def save_grafted(
         packed.append(Packed(name, _position_of(grafted, name, module), archive, seat.first, seat.off))
         own = remove(own, name)
     network = own if target is None else target
-    about = getattr(network, "pretrained_cfg", None)
-    known = about.get("architecture") if isinstance(about, Mapping) else None
+    about = facts_about(network)
+    known = about.get("architecture")
     if architecture is None and not isinstance(known, str):
         raise ArgumentError("architecture: the target does not record it; pass it, such as 'torchvision/resnet50'")
-    made = getattr(network, "_model_args", {}) if options is None else options
+    made = described(network).get("_model_args", {}) if options is None else options
+    assert isinstance(made, Mapping)
     bundle = Bundle(
-        architecture=architecture or f"timm/{known}",
+        architecture=architecture or f"{about.get('library', 'timm')}/{known}",
         tensors=_tensors(own, target),
         clones=tuple(packed),
         config=config_of(network) | told_size(network, made),

@@ -20,13 +20,14 @@ from netclone.cloning.injecting import Seat, graft
 from netclone.cloning.modules import CloneModule, from_bytes
 from netclone.errors import ArchiveError, ArgumentError, LoadError, first_line
 from netclone.files.bundling import Bundle, Packed, is_bundle, read_bundle
-from netclone.files.options import checked_options
+from netclone.files.options import LIBRARIES, checked_options
+from netclone.graph.describing import facts_about
 from netclone.graph.preparing import IMAGES, Preparation, preparation, prepared_as
+from netclone.models import huggingface
 from netclone.models.checkpoints import Checkpoint, fitted, read_checkpoint
 from netclone.models.recipes import Recipe, recipe_of
 from netclone.runtime.entering import entered
 
-LIBRARIES = ("timm", "torchvision")
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
 _MOST_BESIDE = 2**26  # numbers of a head for other classes than a file's, at most
 _LEAST = 2**14  # numbers that any tensor counts for: making one takes time, however small it is
@@ -86,10 +87,12 @@ def load_model(
     ----------
     name
         ``"timm/resnet18"`` (or with a tag, ``"timm/resnet18.a1_in1k"``), ``"torchvision/resnet50"``,
-        ``"hf-hub:timm/resnet18.a1_in1k"``, ``"local-dir:folder"`` (a ``config.json`` and weights, as timm's
-        ``save_for_hf`` writes them). ``"timm/resnet18@birds.safetensors"`` is ``"timm/resnet18"`` with
-        ``weights="birds.safetensors"``. A file alone, ``"model_best.pth.tar"``, works if it records its architecture,
-        as those of timm's training script and of ``netclone inject`` do.
+        ``"transformers/google/vit-base-patch16-224"`` (an image classifier, from transformers' cache, the hub, or a
+        folder that ``save_pretrained`` wrote, ``"transformers/FOLDER"``), ``"hf-hub:timm/resnet18.a1_in1k"``,
+        ``"local-dir:folder"`` (a ``config.json`` and weights, as timm's ``save_for_hf`` writes them).
+        ``"timm/resnet18@birds.safetensors"`` is ``"timm/resnet18"`` with ``weights="birds.safetensors"``. A file alone,
+        ``"model_best.pth.tar"``, works if it records its architecture, as those of timm's training script and of
+        ``netclone inject`` do.
     weights
         ``"pretrained"``: the library's own; for torchvision also one of them by name (``"IMAGENET1K_V1"``). A
         checkpoint file: ``.safetensors``, or ``.pth`` and the like, read with ``weights_only=True``; the tensors may be
@@ -155,21 +158,24 @@ def open_model(
             raise LoadError(f"weights: '{name}' already names a checkpoint; leave out weights={weights!r}")
         weights = file
     asked = _Asked(options, checked_images(images or {}), use_ema)
-    if library == "timm":
-        return _finished(_timm_plan(model), weights, asked)
-    if library == "torchvision":
-        return _finished(_torchvision_plan(model), weights, asked)
-    if name.partition(":")[0] in SOURCES:
+    if library in LIBRARIES:
+        return _finished(_plan(library, model), weights, asked)
+    source, _, folder = name.partition(":")
+    if source == "local-dir" and huggingface.is_of_transformers(folder):
+        return _finished(_transformers_plan(folder), weights, asked)
+    if source in SOURCES:
         return _finished(Plan("timm", name, _create(name, name)), weights, asked)
     path = Path(name)
     if path.suffix in CHECKPOINTS:
         return _of_checkpoint(path, weights, asked)
     if os.path.isdir(path):
-        raise LoadError(f"name: '{name}' is a folder; for a model that timm saved there, write 'local-dir:{name}'")
+        raise LoadError(
+            f"name: '{name}' is a folder; for a model that timm or transformers saved there, write 'local-dir:{name}'"
+        )
     known = f"; did you mean 'timm/{name}'?" if timm.is_model(name) else ""
     raise LoadError(
-        f"name: '{name}' names no library{known or '; expected timm/..., torchvision/..., hf-hub:..., local-dir:...'}"
-        + ("" if known else f" or a checkpoint file ({', '.join(CHECKPOINTS)})")
+        f"name: '{name}' names no library{known or '; expected timm/..., torchvision/..., transformers/..., '}"
+        + ("" if known else f"hf-hub:..., local-dir:... or a checkpoint file ({', '.join(CHECKPOINTS)})")
     )
 
 
@@ -223,6 +229,23 @@ def checked_images(images: Mapping[str, Any]) -> dict[str, Any]:
         if not IMAGES[name](value):
             raise ArgumentError(f"images: '{name}' has an invalid value, {str(value)[:80]!r}")
     return made
+
+
+def _plan(library: str, model: str) -> Plan:
+    """How a library builds the networks of a name."""
+    plans = {"timm": _timm_plan, "torchvision": _torchvision_plan, "transformers": _transformers_plan}
+    return plans[library](model)
+
+
+def _transformers_plan(model: str) -> Plan:
+    def build(weights: str | None, **options: Any) -> nn.Module:
+        if weights not in (None, PRETRAINED):
+            raise LoadError(
+                f"weights: there is no file '{weights}' for transformers/{model}; weights='pretrained' takes its own"
+            )
+        return huggingface.build(model, weights, options)
+
+    return Plan("transformers", model, build)
 
 
 def _timm_plan(model: str) -> Plan:
@@ -293,7 +316,7 @@ def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked)
         raise LoadError(f"use_ema: only a checkpoint can hold averaged weights, and {plan.model} was given none")
     given = None if weights is None else str(weights)
     network, options = _sized(plan, given, asked)
-    return _opened(plan, network, options, known=True)
+    return _opened(plan, network, options, known=plan.library != "transformers" or "mean" in facts_about(network))
 
 
 def _from_checkpoint(plan: Plan, checkpoint: Checkpoint, asked: _Asked) -> Opened:
@@ -405,6 +428,8 @@ def _of_checkpoint(path: Path, weights: str | os.PathLike[str] | None, asked: _A
         raise LoadError(f"name: '{path}' holds tensors but does not record their architecture; {way}")
     if architecture is None:
         raise LoadError(f"name: '{path}' does not record its architecture ('arch'); {way}")
+    if recipe.library == "transformers":
+        return _from_checkpoint(_transformers_plan(architecture), checkpoint, asked)
     of_timm = timm.is_model(architecture.partition(".")[0])
     if recipe.library == "torchvision" or (not of_timm and architecture in torchvision.models.list_models()):
         return _from_checkpoint(_torchvision_plan(architecture), checkpoint, asked)
@@ -422,7 +447,7 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> Opened:
 
     def build(architecture: str, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         library, _, model = architecture.partition("/")
-        plan = _timm_plan(model) if library == "timm" else _torchvision_plan(model)
+        plan = _plan(library, model)
         plan = replace(plan, build=_bounded(plan.build, sum(tensor.numel() for tensor in tensors.values()), path))
         return _from_checkpoint(plan, Checkpoint(path, tensors), _Asked({**given, **options}, as_stored=True)).network
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from netclone.errors import ArchiveError, NetcloneWarning
-from netclone.files.graphdata import shown
-from netclone.files.options import SAID, checked_config, checked_options, is_of_weights
+from netclone.errors import NetcloneWarning
+from netclone.files.options import SAID, checked_architecture, checked_config, checked_options, is_of_weights
 from netclone.graph.preparing import IMAGES
 
 _PLACES = ("args", "hyper_parameters", "config", "cfg", "opt")
@@ -70,9 +69,7 @@ def recipe_of(content: Mapping[Any, Any]) -> Recipe:
 
 
 def _as_we_say_it(said: Mapping[str, Any]) -> Recipe:
-    architecture = said.get("architecture")
-    if not isinstance(architecture, str) or not architecture.startswith(("timm/", "torchvision/")):
-        raise ArchiveError(f"architecture: got {shown(architecture)}, expected timm/... or torchvision/...")
+    architecture = checked_architecture(said.get("architecture"))
     config, options = checked_config(said.get("config")), checked_options(said.get("options"))
     library, _, name = architecture.partition("/")
     return Recipe(name, library, options, config, says=True)
