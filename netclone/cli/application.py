@@ -33,9 +33,9 @@ GRAFT, SEE, SHIP, CHECK = "Clone and graft", "Measure and see", "Ship", "Try and
 """Headings of commands in the help."""
 
 NAMES = (
-    "timm/NAME, torchvision/NAME, hf-hub:USER/NAME, local-dir:FOLDER, or a checkpoint file that records its "
-    "architecture (netclone inject and timm's training script write such files). With your own weights: timm/NAME@FILE "
-    "or torchvision/NAME@FILE"
+    "timm/NAME, torchvision/NAME, transformers/NAME, transformers/FOLDER, hf-hub:USER/NAME, local-dir:FOLDER, or a "
+    "checkpoint file that records its architecture (netclone inject and timm's training script write such files). With "
+    "your own weights: timm/NAME@FILE or torchvision/NAME@FILE"
 )
 """Every way to name a model, for the help of an argument; see :func:`netclone.load_model`."""
 
