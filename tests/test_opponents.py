@@ -14,6 +14,7 @@ from netclone.baselines import ENSEMBLES, TUNING, InapplicableError, Problem, Re
 from netclone.baselines.expanding import STRETCH, Branch, Expanded
 from netclone.baselines.merging import Merge, Zipped, _folded, _measure_norms
 from netclone.baselines.metalearning import Represented, merlin
+from netclone.baselines.patching import Patched
 from netclone.baselines.pooling import distance
 from netclone.baselines.prompting import Prompted, Similar
 from netclone.baselines.unifying import Teacher, counterparts
@@ -210,6 +211,18 @@ def test_prompts_are_put_into_a_transformer_alone(name: str, kept: int) -> None:
     assert torch.equal(model.embed.weight, given.target.embed.weight)
     with pytest.raises(InapplicableError, match="visual prompts: Small is not made of blocks that mix any number"):
         tune(TUNING[name], pictures(), [QUICK])
+
+
+def test_a_parallel_patch_reads_what_its_block_reads() -> None:
+    """A block that doubles; a patch of weights 3 and 5 over 1: 2 + 15 beside, and 2 + 30 behind."""
+    for parallel, expected in ((True, 2.0 + 15), (False, 2.0 + 30)):
+        block = nn.Linear(1, 1, bias=False)
+        patched = Patched(block, torch.zeros(1, 1, 1), parallel=parallel)
+        with torch.no_grad():
+            block.weight.fill_(2.0)
+            for tensor, value in zip(patched.patch.parameters(), (3.0, 0.0, 5.0, 0.0), strict=True):
+                tensor.fill_(value)
+        assert patched(torch.ones(1, 1, 1)).item() == expected
 
 
 def test_a_class_has_the_weighted_similarity_of_its_tokens() -> None:

@@ -105,9 +105,16 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     sheet = figure(300 * len(suites))
     for number, suite in enumerate(suites):
         part = number / len(suites), (number + 1) / len(suites)
-        about = "share of stages frozen, or before the clone"
-        axes = panel(sheet, f"{suite}: where to begin", "clone set, % of the training images", about, "", part)
-        named = {}
+        about = "share of stages kept"
+        axes = panel(
+            sheet,
+            f"{suite}: what is kept of the target",
+            "clone set, % of the training images",
+            about,
+            "",
+            part,
+        )
+        named, lines = {}, []
         for name, group, colour in (("fine-tuning", frozen, LIGHT["grey"]), ("netclone", clones, NETCLONE)):
             sizes = sorted({size for of, _, size in group if of == suite})
             depths = [
@@ -117,6 +124,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             if sizes:
                 axes.plot(sizes, depths, "o-", color=colour, lw=points(2), ms=points(8))
                 named[name] = (sizes[-1], depths[-1])
+                lines.append(list(zip(sizes, depths, strict=True)))
         axes.set_xscale("log")
         axes.set_ylim(-0.08, 1.08)
         ticks = sorted({size for of, _, size in frozen if of == suite})
@@ -124,7 +132,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         axes.margins(x=0.15)
         axes.set_title("", loc="right")
-        label(axes, named, lambda name: name == "netclone", [])
+        label(axes, named, lambda name: name == "netclone", lines)
     save(sheet, path)
 
 

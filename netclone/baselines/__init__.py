@@ -16,7 +16,7 @@ validation split, in the same way for every method.
 - DER: a second, masked network beside the frozen target, from data alone (Yan et al., CVPR 2021).
 - LoRA: low-rank updates of every layer (Hu et al., ICLR 2022), through the ``peft`` library.
 - kernel modulation: a multiplier per kernel (Hu and Liu, Kernel Modulation, ICPR 2022).
-- residual patches: small blocks between frozen ones (Yuan et al., PeterRec, SIGIR 2020).
+- residual and parallel patches: small blocks between frozen ones, or beside (Yuan et al., PeterRec, SIGIR 2020).
 - shallow and deep prompts: tokens beside a frozen transformer's own (Jia et al., Visual Prompt Tuning, ECCV 2022).
 - class prompts: deep ones for each class, and scores by similarity (Fischer et al., 2022).
 
@@ -70,6 +70,7 @@ TUNING: dict[str, Method] = {
     "LoRA": lora,
     "kernel modulation": kernel_modulation,
     "residual patches": residual_patches,
+    "parallel patches": partial(residual_patches, parallel=True),
     "shallow prompts": partial(visual_prompts, depth="shallow"),
     "deep prompts": partial(visual_prompts, depth="deep"),
     "class prompts": class_prompts,

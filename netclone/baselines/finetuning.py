@@ -15,7 +15,7 @@ def finetune(problem: Problem, recipe: Recipe) -> nn.Module:
     """The extended target with all layers trained, except those of the first ``recipe.frozen`` stages.
 
     With all stages but the last frozen, this is a linear probe. On a problem that holds all of the data, it is joint
-    training, the upper bound.
+    training, the upper bound. Old logits change.
 
     Raises
     ------

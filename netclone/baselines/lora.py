@@ -17,8 +17,10 @@ ALPHA = 16
 def lora(problem: Problem, recipe: Recipe) -> nn.Module:
     """The extended target with rank-8 updates on all linear and ungrouped convolution layers, and a new classifier.
 
-    The classifier is trained completely, and everything else (BatchNorm too) is frozen. The updates start at zero and
-    are merged at the end, so the result is a plain module of the target's kind.
+    A weight becomes ``W + (alpha / r) B A`` with ``r = 8`` and ``alpha = 16``; ``B`` starts at zero. The classifier is
+    trained completely, and everything else (BatchNorm too) is frozen. The updates are merged at the end, so the result
+    is a plain module of the target's kind. The paper updates the projections of attention alone, and has no
+    convolutions: there ``A`` is a convolution of ``r`` outputs, and ``B`` one of size 1. Old logits change.
 
     Raises
     ------
@@ -27,7 +29,7 @@ def lora(problem: Problem, recipe: Recipe) -> nn.Module:
     FitError
         If training diverges.
 
-    Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (ICLR 2022, arXiv 2106.09685).
+    Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (ICLR 2022, arXiv 2106.09685), section 4.
     """
     try:
         from peft import LoraConfig, get_peft_model  # takes seconds to import

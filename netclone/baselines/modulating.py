@@ -31,7 +31,7 @@ def kernel_modulation(problem: Problem, recipe: Recipe) -> nn.Module:
     that still treats each kernel separately: a factor per output channel times a factor per input channel. It has 0.3%
     of the weights of a 3x3 convolution with 64 channels, and 1.4% with 16. Linear layers count as convolutions of size
     1. The factors start at one and are multiplied into the kernels at the end, so the result is a plain module of the
-    target's kind.
+    target's kind. Old logits change.
 
     Raises
     ------

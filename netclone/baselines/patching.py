@@ -1,4 +1,4 @@
-"""residual_patches(problem, recipe): a small trainable block after each block of the frozen target."""
+"""residual_patches(problem, recipe): a small trainable block after, or beside, each block of the frozen target."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class StandIn(nn.Module):
 class Patched(StandIn):
     """A block with a patch ``up(relu(down(y)))`` added to its output ``y``; ``up`` is initially zero.
 
-    The patch is two 1x1 convolutions if ``y`` is ``(N, C, H, W)``, and two linear layers if it is ``(N, T, C)``.
+    The patch is two 1x1 convolutions if ``y`` is ``(N, C, H, W)``, and two linear layers if it is ``(N, T, C)``. With
+    ``parallel`` it reads the block's input instead, where that has the shape of the output.
     """
 
-    def __init__(self, block: nn.Module, output: Tensor) -> None:
+    def __init__(self, block: nn.Module, output: Tensor, *, parallel: bool = False) -> None:
         super().__init__(block)
+        self.parallel = parallel
         channels = output.shape[1] if output.dim() == 4 else output.shape[-1]
         layer: Any = partial(nn.Conv2d, kernel_size=1) if output.dim() == 4 else nn.Linear
         narrow = max(1, channels // NARROWING)
@@ -47,15 +49,19 @@ class Patched(StandIn):
             nn.init.zeros_(parameter)
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        given = inputs[0] if self.parallel and inputs else None
         y: Tensor = self.block(*inputs, **options)
-        patch: Tensor = self.patch(y)
+        patch: Tensor = self.patch(given if given is not None and given.shape == y.shape else y)
         return y + patch
 
 
-def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
-    """The extended target with a bottleneck patch after each block, and a new classifier; everything else is frozen.
+def residual_patches(problem: Problem, recipe: Recipe, *, parallel: bool = False) -> nn.Module:
+    """The extended target with a bottleneck patch at each block, and a new classifier; everything else is frozen.
 
-    Blocks are the stages of the target or, if a stage is a plain sequence of blocks, these.
+    Blocks are the stages of the target or, if a stage is a plain sequence of blocks, these. A patch follows its block,
+    or, ``parallel``, runs beside it where input and output of the block have one shape. In the paper there is a patch
+    for every dilated convolution of a block, and here one for the whole block. Patches are a quarter as wide as what
+    they read. Old logits change.
 
     Raises
     ------
@@ -65,7 +71,7 @@ def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
         If training diverges.
 
     Reference: Yuan et al., Parameter-Efficient Transfer from Sequential Behaviors for User Modeling and Recommendation
-    (PeterRec, SIGIR 2020, arXiv 2001.04253), section 3.4 (model patches, inserted serially).
+    (PeterRec, SIGIR 2020, arXiv 2001.04253), section 3.4 (model patches, inserted serially or in parallel).
     """
     model = problem.extended_target(recipe)
     last = classifier(model, problem.columns)[1]
@@ -76,7 +82,7 @@ def residual_patches(problem: Problem, recipe: Recipe) -> nn.Module:
     with seeded(recipe.seed, problem.train.images.device):
         for path, output in outputs.items():
             parent, _, name = path.rpartition(".")
-            patched = Patched(model.get_submodule(path), output)
+            patched = Patched(model.get_submodule(path), output, parallel=parallel)
             setattr(model.get_submodule(parent), name, patched)
             patches.append(patched.patch)
     train_on(problem, model, recipe, [*(p for patch in patches for p in patch.parameters()), *last.parameters()])

@@ -107,6 +107,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "LoRA": (3e-3, 1e-2, 3e-2),
     "kernel modulation": (3e-2, 1e-1, 3e-1),
     "residual patches": (3e-2, 1e-1, 3e-1),
+    "parallel patches": (3e-2, 1e-1, 3e-1),
     "shallow prompts": (1e-2, 3e-2, 1e-1),
     "deep prompts": (1e-2, 3e-2, 1e-1),
     "class prompts": (1e-2, 3e-2, 1e-1),
