@@ -103,7 +103,8 @@ def enable(grafted: nn.Module, *names: str) -> None:
     --------
     >>> import netclone, timm
     >>> source = timm.create_model("test_resnet", num_classes=8)
-    >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), at="layer2", classes=[5, 7])
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
     >>> grafted = netclone.inject(timm.create_model("test_resnet", num_classes=4), module, at="layer2", name="shirts")
     >>> netclone.disable(grafted)
     >>> netclone.enable(grafted)

@@ -117,7 +117,8 @@ def trade_off(grafted: fx.GraphModule, data: Batches, name: str | None = None, *
     --------
     >>> import netclone, timm, torch
     >>> source = timm.create_model("test_resnet", num_classes=8)
-    >>> module = netclone.extract(source, netclone.localize(source, method="magnitude"), at="layer2", classes=[5, 7])
+    >>> mask = netclone.localize(source, method="magnitude", keep=1.0)
+    >>> module = netclone.extract(source, mask, at="layer2", classes=[5, 7])
     >>> target = timm.create_model("test_resnet", num_classes=4)
     >>> grafted = netclone.inject(target, module, at="layer2", name="shirts")
     >>> curve = netclone.trade_off(grafted, (torch.randn(6, 3, 64, 64), torch.arange(6)))
