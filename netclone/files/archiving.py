@@ -32,6 +32,7 @@ from netclone.files.graphdata import (
     graph_to_data,
     shown,
 )
+from netclone.files.provenance import is_absolute_path
 from netclone.files.quantizing import STORED, dequantized, error_of, is_stored_in_fewer_bits, quantized
 from netclone.files.spec import CloneSpec, spec_from_data, spec_to_data
 from netclone.graph.dry_run import dry_run
@@ -49,7 +50,6 @@ _KEY = "netclone"
 _ROUTER = ("router:weight", "router:bias")  # no names that tensors of a graph can have
 _SMALL = 8192  # nodes that a graph may have however small its file is, for 75 MB of memory at most
 _SHA256 = re.compile("[0-9a-f]{64}")
-_ABSOLUTE = re.compile(r"\s*(?:/|\\\\|[a-z]:[\\/]|file:/)", re.IGNORECASE)
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -390,7 +390,7 @@ def _refuse_absolute_paths(data: object) -> None:
             left += [*value.keys(), *value.values()]
         elif isinstance(value, list):
             left += value
-        elif isinstance(value, str) and _ABSOLUTE.match(value):
+        elif isinstance(value, str) and is_absolute_path(value):
             raise ArchiveError(f"the header holds an absolute path, {shown(value)}: an archive names nothing outside")
 
 

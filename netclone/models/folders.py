@@ -70,6 +70,30 @@ def listed(where: Path, split: str, what: str) -> Listing:
     )
 
 
+def pictures_in(where: Path, what: str) -> Listing:
+    """All images in a folder and below it, or one image; each is a class of its own, called by its path.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder or image, it cannot be read, or it holds no image.
+    """
+    try:
+        if where.is_dir():
+            paths = sorted(_below(where, set()), key=naturally)
+        elif where.exists():
+            paths = [str(where)] if _is_picture(where.name) else []
+        else:
+            raise DataError(f"{what}: '{where}' cannot be read: there is no such file or folder")
+    except OSError as error:
+        raise DataError(f"{what}: '{where}' cannot be read: {type(error).__name__}: {error}") from error
+    if not paths:
+        kind = "it has no images" if where.is_dir() else "it is no image"
+        expected = f"expected a folder of images, or one ({', '.join(IMG_EXTENSIONS)})"
+        raise DataError(f"{what}: '{where}' cannot be read: {kind}; {expected}")
+    return Listing(tuple(paths), tuple((path, number) for number, path in enumerate(paths)), _opened)
+
+
 def naturally(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """A sort key for timm's order: numbers by value, case ignored; independent of the order that names come in."""
     parts = re.split(r"([0-9]+)", name.lower())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import threading
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torchvision
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from netclone.graph.preparing import IMAGES, Preparation, preparation, prepared_
 from netclone.models import huggingface
 from netclone.models.checkpoints import Checkpoint, fitted, read_checkpoint
 from netclone.models.recipes import Recipe, recipe_of
+from netclone.runtime.digests import content_digest
 from netclone.runtime.entering import entered
+from netclone.runtime.text import suggestion
 
 SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
 _MOST_BESIDE = 2**26  # numbers of a head for other classes than a file's, at most
@@ -300,10 +302,7 @@ def _preset(transform: Any) -> dict[str, Any]:
 
 
 def _unknown(library: str, model: str, names: list[str]) -> LoadError:
-    near = difflib.get_close_matches(model, names, n=3)
-    listed = " or ".join(f"'{n}'" for n in near[-2:])
-    hint = f"; did you mean {', '.join([f'{n!r}' for n in near[:-2]] + [listed])}?" if near else ""
-    return LoadError(f"name: {library} has no model '{model}'{hint}")
+    return LoadError(f"name: {library} has no model '{model}'{suggestion(model, names)}")
 
 
 def _finished(plan: Plan, weights: str | os.PathLike[str] | None, asked: _Asked) -> Opened:
@@ -514,3 +513,21 @@ def open_target(name: str, *, use_ema: bool | None = None, images: Mapping[str, 
     bundle = read_bundle(name)
     config = {**bundle.config, **checked_images(images or {})}
     return grafted(replace(bundle, clones=(), config=config), Path(name))
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's tensors, with their names, shapes and dtypes, wherever they come from."""
+    return content_digest("weights", network.state_dict())
+
+
+def revision_of(name: str, network: nn.Module) -> str:
+    """The commit of the hub that a network's weights were downloaded from, as the cache records it; else empty."""
+    about = getattr(network, "pretrained_cfg", None) or {}
+    repo = about.get("hf_hub_id") if name.startswith(("timm/", "hf-hub:")) and "@" not in name else None
+    if not repo:
+        return ""
+    for file in filter(None, (about.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")):
+        found = huggingface_hub.try_to_load_from_cache(str(repo), str(file))
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return ""

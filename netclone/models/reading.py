@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,11 +17,12 @@ from timm.data import create_dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from netclone.errors import ArgumentError, DataError, first_line
+from netclone.errors import DataError, first_line
 from netclone.graph.describing import labels_of, plain
-from netclone.models.folders import Listing, listed
+from netclone.models.folders import Listing, listed, pictures_in
 from netclone.models.loading import Note, silent
 from netclone.runtime.sharing import ALONE, Workers
+from netclone.runtime.text import suggestion
 
 READERS = ("hfds", "hfids", "tfds", "torch", "wds")  # prefixes of timm's names of data sets
 
@@ -42,10 +45,12 @@ class Pictures:
     what: str = "data"
     note: Note = silent
     broken: dict[str, str] = field(default_factory=dict)
+    seen: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         table = None if self.columns is None else torch.tensor(self.columns)
         self.broken.clear()
+        self.seen.clear()
         indices = [list(range(len(self))[i : i + self.batch_size]) for i in range(0, len(self), self.batch_size)]
         if isinstance(self.samples, IterableDataset):
             generator = torch.Generator().manual_seed(0)
@@ -54,6 +59,8 @@ class Pictures:
             batches = self._loaded(indices) if self.workers.count == 1 else self._shared(indices)
         for images, labels in filter(None, batches):
             yield images, labels if table is None else table[labels]
+        for part in self.workers.told(dict(self.seen)):
+            self.seen.update(part)
         broken = {name: why for part in self.workers.told(dict(self.broken)) for name, why in part.items()}
         if broken:
             some = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:3])
@@ -84,8 +91,21 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def labelled_for(self, network: nn.Module) -> Pictures:
-        """The same images with a network's labels, found by the names of the classes.
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the images as they were last read, in their order, and of their classes' names; None if unknown.
+
+        Of an image its file counts, byte for byte, or its pixels where a dataset has no files. Its name does not.
+        """
+        if not self.seen:
+            return None
+        digest = hashlib.sha256()
+        for _, (label, content) in sorted(self.seen.items()):
+            digest.update(f"{self.names[label]}\0".encode() + content)
+        return digest.hexdigest()
+
+    def labelled_for(self, network: nn.Module, told: Mapping[str, int] | None = None) -> Pictures:
+        """The same images with a network's labels, found by the names of the classes, or as ``told`` for some.
 
         A name may be one of the network's labels (as its config lists them, or ImageNet's synsets and words), or the
         number of a column. If no name is either, and there are as many classes as columns, classes are taken in timm's
@@ -96,7 +116,11 @@ class Pictures:
         DataError
             If the network has none of the classes, or two of them are the same one.
         """
-        columns = _columns(self.names, network)
+        told = told or {}
+        columns = [
+            told.get(name, None if column in told.values() else column)
+            for name, column in zip(self.names, _columns(self.names, network), strict=True)
+        ]
         known = [column for column in columns if column is not None]
         count = getattr(network, "num_classes", None)
         if not known and len(self.names) == count:
@@ -107,10 +131,12 @@ class Pictures:
                 )
             return replace(self, columns=tuple(range(count)))
         if not known:
-            called = ", ".join(list(labels_of(network))[:3])
+            labels = labels_of(network)
+            near = suggestion(plain(self.names[0]), labels)
+            called = "" if near else ", ".join(list(labels)[:3])
             raise DataError(
                 f"{self.what}: class '{self.names[0]}' of '{self.where}' is not one of the network's {count}"
-                + (f", such as {called}" if called else "")
+                + (f", such as {called}" if called else near.removesuffix("?"))
                 + "; name the folders after its labels or its columns (0, 1, ...), or give one folder for each column"
             )
         for column in known:
@@ -142,8 +168,16 @@ class Pictures:
     def only(self, labels: Sequence[int]) -> Pictures:
         """The samples of some of its own labels."""
         wanted = set(labels)
-        found = [index for index, label in enumerate(_labels_of(self.samples)) if label in wanted]
-        return replace(self, samples=Subset(self.samples, found))
+        return self.at([index for index, label in enumerate(self.labels) if label in wanted])
+
+    def at(self, numbers: Sequence[int]) -> Pictures:
+        """The samples of these numbers."""
+        return replace(self, samples=Subset(self.samples, numbers))
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Its own label of every sample."""
+        return _labels_of(self.samples)
 
 
 class _Decoded(Dataset[tuple[Tensor, int] | None]):
@@ -152,7 +186,7 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
     def __init__(
         self,
         count: int,
-        picture: Callable[[int], tuple[Image.Image, int]],
+        picture: Callable[[int], tuple[Image.Image, int, bytes]],
         name: Callable[[int], str],
         transform: Callable[[Any], Tensor],
         what: str,
@@ -160,6 +194,7 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
     ) -> None:
         self.count, self.picture, self.name, self.transform = count, picture, name, transform
         self.what, self.broken = what, broken
+        self.seen: dict[int, tuple[int, bytes]] = {}
         self.targets: Sequence[int] | None = None
 
     def __len__(self) -> int:
@@ -167,7 +202,7 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
         try:
-            picture, label = self.picture(index)
+            picture, label, content = self.picture(index)
         except MemoryError:
             raise
         except Exception as error:  # decoders of pictures raise anything
@@ -179,6 +214,7 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
                 f"{self.what}: image '{self.name(index)}' cannot be read: {why}; replace or remove it, or pass "
                 "--skip-broken"
             ) from error
+        self.seen[index] = label, content
         return self.transform(picture), label
 
 
@@ -219,15 +255,35 @@ def read(
         names, samples = listing.classes, _of_listing(listing, transform, what, noted)
     else:
         names, samples = _of_name(where, split, transform, what, noted)
-    return Pictures(where, names, samples, batch_size, what=what, note=note, broken=broken)
+    seen = getattr(samples, "seen", {})  # a stream of samples has none
+    return Pictures(where, names, samples, batch_size, what=what, note=note, broken=broken, seen=seen)
+
+
+def read_unlabelled(
+    where: str, transform: Callable[[Any], Tensor], what: str, batch_size: int = 64, note: Note = silent
+) -> Pictures:
+    """Open all images in a folder and below it, or one image; what cannot be read is skipped, and in ``broken``.
+
+    Labels are the numbers of the images; ``names`` are their paths.
+
+    Raises
+    ------
+    DataError
+        As :func:`netclone.models.folders.pictures_in`.
+    """
+    broken: dict[str, str] = {}
+    listing = pictures_in(Path(where), what)
+    samples = _of_listing(listing, transform, what, broken)
+    return Pictures(where, listing.classes, samples, batch_size, what=what, note=note, broken=broken)
 
 
 def _of_listing(
     listing: Listing, transform: Callable[[Any], Tensor], what: str, broken: dict[str, str] | None
 ) -> _Decoded:
-    def picture(index: int) -> tuple[Image.Image, int]:
+    def picture(index: int) -> tuple[Image.Image, int, bytes]:
         name, label = listing.pictures[index]
-        return _picture(listing.open(name)), label
+        opened, content = _picture(listing.open(name))
+        return opened, label, content
 
     pictures = listing.pictures
     decoded = _Decoded(len(pictures), picture, lambda index: pictures[index][0], transform, what, broken)
@@ -256,23 +312,26 @@ def _of_name(
         samples.transform = transform  # type: ignore[attr-defined]
         return names, samples
 
-    def picture(index: int) -> tuple[Image.Image, int]:
+    def picture(index: int) -> tuple[Image.Image, int, bytes]:
         if reader is None:
             found, label = samples[index]
-            return found, int(label)
+            return found, int(label), hashlib.sha256(found.tobytes()).digest()
         opened, label = reader[index]  # timm's own data set would give the next sample for one that is broken
-        return _picture(opened), int(label)
+        found, content = _picture(opened)
+        return found, int(label), content
 
     decoded = _Decoded(len(samples), picture, lambda index: f"number {index} of {where}", transform, what, broken)
     decoded.targets = _targets(samples)
     return names, decoded
 
 
-def _picture(file: IO[bytes]) -> Image.Image:
-    """An image, decoded in full."""
-    with contextlib.closing(file), Image.open(file) as opened:
+def _picture(file: IO[bytes]) -> tuple[Image.Image, bytes]:
+    """An image, decoded in full, and the SHA-256 of its file."""
+    with contextlib.closing(file):
+        content = file.read()
+    with Image.open(BytesIO(content)) as opened:
         picture: Image.Image = opened.convert("RGB")
-        return picture
+        return picture, hashlib.sha256(content).digest()
 
 
 def _collated(samples: Sequence[tuple[Tensor, int] | None]) -> Any:
@@ -282,29 +341,6 @@ def _collated(samples: Sequence[tuple[Tensor, int] | None]) -> Any:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def chosen(classes: str, pictures: Pictures) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The columns and names of classes given as text, ``"heron,ibis"`` or ``"5,7"``, among labelled images.
-
-    Raises
-    ------
-    ArgumentError
-        If one is not among them.
-    """
-    by_name = pictures.known
-    by_column = {str(column): column for column in by_name.values()}
-    names = {column: name for name, column in by_name.items()}
-    found = []
-    for asked in filter(None, (part.strip() for part in classes.split(","))):
-        column = by_name.get(asked, by_column.get(asked))
-        if column is None:
-            listed = ", ".join(f"{name} ({column})" for name, column in list(by_name.items())[:8])
-            raise ArgumentError(f"classes: '{asked}' is not in '{pictures.where}', which has {listed}")
-        found.append(column)
-    if not found:
-        raise ArgumentError("classes: got none; name at least one, such as heron,ibis or 5,7")
-    return tuple(found), tuple(names[column] for column in found)
 
 
 def _columns(names: Sequence[str], network: nn.Module) -> list[int | None]:

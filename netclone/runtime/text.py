@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 from typing import TypeGuard
 
 MOST_LETTERS = 10_000
@@ -32,6 +34,18 @@ def as_plain_text(value: str) -> str:
     'a?b'
     """
     return "".join(letter if _is_plain(letter) else "?" for letter in value[:MOST_LETTERS])
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the closest known ones, or nothing.
+
+    Examples
+    --------
+    >>> suggestion("herron", ["heron", "ibis"]), suggestion("?", ["heron"])
+    ("; did you mean 'heron'?", '')
+    """
+    near = [f"'{other}'" for other in difflib.get_close_matches(word, list(known), n=3, cutoff=0.8)]
+    return f"; did you mean {', '.join([*near[:-2], ' or '.join(near[-2:])])}?" if near else ""
 
 
 def _is_plain(letter: str) -> bool:
