@@ -102,17 +102,24 @@ def test_scores_are_those_of_evaluate_in_python(root):
     want = netclone.evaluate(grafted, batches, reference=subject.target, source=source, name="reds")
     paths = str(root / "all"), str(root / "old")
     told = []
-    scores, cost = evaluate(
+    found = evaluate(
         str(root / "grafted.safetensors"),
         *paths,
         source=named(root, "source"),
         name="reds",
         progress=lambda *step: told.append(step),
     )
-    assert scores == want
-    assert scores.locality_closed == 0
-    assert scores.samples == 10
-    assert cost.parameters == sum(parameter.numel() for parameter in grafted.parameters())
+    assert found.scores == want
+    assert found.scores.locality_closed == 0
+    assert found.scores.samples == 10
+    assert found.cost.parameters == sum(parameter.numel() for parameter in grafted.parameters())
+    assert found.target.parameters == sum(parameter.numel() for parameter in subject.target.parameters())
+    assert found.source.macs > 0
+    own = netclone.evaluate(subject.target, [(images, labels) for images, labels in batches], old=[0, 1], new=[2, 3])
+    assert found.scores.old_before == own.old
+    reds = torch.cat([images[labels == 2] for images, labels in batches])
+    alone = netclone.evaluate(source, (reds, torch.full((len(reds),), 3)))
+    assert found.scores.new_source == alone.all
     assert told[-1] == ("images", 10, 10)
 
 
@@ -184,8 +191,20 @@ def test_only_force_grafts_a_clone_onto_another_target(root, tmp_path):
 
 
 def test_a_network_without_clones_is_measured_on_its_own_classes(root):
-    scores, _ = evaluate(named(root, "target"), None, str(root / "old"))
+    found = evaluate(named(root, "target"), None, str(root / "old"))
+    scores = found.scores
     assert (scores.new, scores.locality_closed, scores.samples) == (None, None, 6)
+    assert (found.target, found.source, scores.old_before, found.promised) == (None, None, None, {})
+
+
+def test_figures_far_from_those_of_the_held_out_images_are_said(root, tmp_path):
+    module = netclone.load(root / "reds.safetensors")
+    save(module.with_spec(scores=(("validation", 0.5), ("old", -1.0), ("new", 0.99))), tmp_path / "far.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert run("inject", named(root, "target"), tmp_path / "far.safetensors", "--out", out).exit_code == 0
+    words = ["evaluate", out, "--data", root / "all", "--target-data", root / "old"]
+    assert json.loads(run(*words, "--json").stdout)["far_apart"][-1] == "old"
+    assert "Note: old classes: -100.0% on images held out when the clone was made, " in run(*words).stderr
 
 
 def test_a_machine_gets_json_and_a_person_a_table(root):
@@ -200,6 +219,11 @@ def test_a_machine_gets_json_and_a_person_a_table(root):
     shown = " ".join(result.stdout.split())
     assert f"accuracy, new classes {facts['scores']['new']:.1%}" in shown
     assert "closed locality 0.0% of old images change" in shown
+    before, after = (f"{facts['scores'][kind]:.1%}" for kind in ("old_before", "old"))
+    assert shown.startswith(f"old {before} to {after}, new {facts['scores']['new']:.1%}, on 10 images")
+    assert f"accuracy, old classes {before} {after}" in shown
+    assert "Next: see which images changed: netclone report" in shown
+    assert facts["costs"]["target"]["parameters"] < facts["cost"]["parameters"]
     assert "similarity" not in shown
 
 

@@ -85,8 +85,8 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     folder_of(pictures / "own", ["0", "1"], count=2)
     assert verify(str(file), str(alone), device="cpu").passed
     old = str(pictures / "own")
-    scores, cost = examining.evaluate(str(file), None, old, device=device)
-    assert scores.samples == 4 and cost.parameters
+    found = examining.evaluate(str(file), None, old, device=device)
+    assert found.scores.samples == 4 and found.cost.parameters
     subject = examining.opened(str(file), None, old, device=device)
     assert {p.device.type for p in subject.network.parameters()} == {torch.device(device).type}
     page.report(subject.network, subject, Path(folder, "named.html"), pixels=subject.preparation.pixels)

@@ -28,7 +28,7 @@ from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, position, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
-from netclone.learning.choosing import fit_classifier
+from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import Batches, check_taken, gather, in_batches
 from netclone.learning.stepping import Loop
 from netclone.runtime.digests import content_digest
@@ -248,11 +248,10 @@ def refit(
     branch = Branch(adapter, nn.Identity(), classifier)
     loop = Loop(batch_size=batch_size, generator=torch.Generator().manual_seed(seed))
     calibrate = "calibration" not in json.loads(dict(module.spec.recipe).get("without", "[]"))
-    evidence: tuple[tuple[str, float], ...] = ()
+    choice: Choice | None = None
     if closed and epochs:
         shows = torch.arange(len(cached), device=cached.labels.device)
         score, choice = fit_classifier(branch, train, held_out, shows, calibrate=calibrate, loop=loop)
-        evidence = () if choice is None else choice.told()
     else:
         score = fit(branch, train, held_out, epochs=epochs, calibrate=calibrate, loop=loop)
     found = {f"classifier.{name}": tensor for name, tensor in classifier.state_dict().items()}
@@ -264,7 +263,8 @@ def refit(
                 tensor.copy_(found[name])
     facts = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "validation": validation, "samples": len(cached)}
     recipe = *(item for item in module.spec.recipe if item[0] != "refit"), ("refit", json.dumps(facts))
-    scores = (("validation", score), *evidence)
+    kinds = by_kind(branch, train, held_out, choice, batch_size)
+    scores = (("validation", score), *kinds, *(choice.told() if choice else ()))
     spec = replace(module.spec, recipe=recipe, scores=scores, stored=())
     return CloneModule(made, spec, copy.deepcopy(module.router)).eval()
 

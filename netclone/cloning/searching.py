@@ -23,7 +23,7 @@ from netclone.graph.preparing import said_preparation
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
-from netclone.learning.choosing import fit_classifier
+from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import in_batches
 
 BRIEF = 25  # steps, for each candidate position
@@ -40,7 +40,7 @@ class _Fit:
     train: Cached
     held_out: Cached
     shows: Tensor  # the sample that each row of train, and then of held_out, shows
-    evidence: tuple[tuple[str, float], ...] = ()  # what else of the fit there is to know
+    choice: Choice | None = None  # what of the classifier was fitted, where there was something to choose
 
     @property
     def closed(self) -> bool:
@@ -52,10 +52,9 @@ class _Fit:
         loop, calibrate = problem.loop(f"fit at {self.place.at}{how}"), "calibration" not in problem.recipe.without
         if not self.closed or not epochs:
             return fit(self.trained, self.train, self.held_out, epochs=epochs, calibrate=calibrate, loop=loop)
-        score, choice = fit_classifier(
+        score, self.choice = fit_classifier(
             self.trained, self.train, self.held_out, self.shows, calibrate=calibrate, loop=loop
         )
-        self.evidence = () if choice is None else choice.told()
         loop.tell(epochs, epochs)
         return score
 
@@ -117,7 +116,9 @@ def search(
             chosen = _candidate(problem, slimmed, chosen.place, chosen.module.source_at, problem.train)
         if some or not chosen.closed:
             score = chosen.run(problem, problem.recipe.epochs, ", longer")
-    scores = (("validation", score), *chosen.evidence)
+    by = problem.batch_size, problem.workers
+    kinds = by_kind(chosen.trained, chosen.train, chosen.held_out, chosen.choice, *by)
+    scores = (("validation", score), *kinds, *(chosen.choice.told() if chosen.choice else ()))
     return _finished(problem, chosen).with_spec(scores=scores, search=tuple(tried))
 
 

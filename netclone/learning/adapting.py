@@ -237,9 +237,13 @@ class Cached:
 
     def over_kinds(self, values: Tensor) -> float:
         """The mean of the means of ``values (N,)`` over old and over new samples; of the one kind where it is alone."""
+        return float(torch.stack([mean for mean in self.by_kind(values) if mean is not None]).mean())
+
+    def by_kind(self, values: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The means of ``values (N,)`` over old and over new samples; None where there is none of the kind."""
         is_old = self.labels < self.logits.shape[1]
-        kinds = [kind for kind in (is_old, ~is_old) if bool(kind.any())]
-        return float(torch.stack([values[kind].mean() for kind in kinds]).mean())
+        old, new = (values[kind].mean() if bool(kind.any()) else None for kind in (is_old, ~is_old))
+        return old, new
 
 
 def fit(

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netclone.errors import FitError
-from netclone.learning.adapting import Branch, Cached, Classifier, set_threshold, validated
+from netclone.learning.adapting import Branch, Cached, Classifier, outputs, set_threshold, validated
 from netclone.learning.data import OLD_WEIGHT, balance
 from netclone.learning.stepping import Loop
+from netclone.runtime.sharing import ALONE, Workers
 
 FOLDS = 5
 NO_FIT = "no fit"
@@ -138,6 +139,29 @@ def fit_classifier(
     if calibrate:
         set_threshold(branch, train, *by)
     return validated(branch, held_out, *by)[0], choice
+
+
+def by_kind(
+    branch: Branch,
+    train: Cached,
+    held_out: Cached,
+    choice: Choice | None,
+    batch_size: int,
+    workers: Workers = ALONE,
+) -> tuple[tuple[str, float], ...]:
+    """Accuracy on held-out samples by name: ``old before`` and ``old``, without and with the clone, and ``new``.
+
+    A classifier that was fitted to the held-out samples too is judged by what was fitted without them. What there is no
+    sample of is left out.
+    """
+    if choice is not None and len(choice.right) == len(train) + len(held_out):
+        right = choice.right[len(train) :]
+    else:
+        logits = torch.cat([held_out.logits, outputs(branch, held_out, batch_size, workers)], 1)
+        right = logits.argmax(1) == held_out.labels
+    before, _ = held_out.by_kind((held_out.logits.argmax(1) == held_out.labels).double())
+    found = zip(("old before", "old", "new"), (before, *held_out.by_kind(right.double())), strict=True)
+    return tuple((name, float(mean)) for name, mean in found if mean is not None)
 
 
 def choose(

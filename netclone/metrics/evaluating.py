@@ -49,6 +49,9 @@ class Scores:
     of its own classes; the mean over such clones, and None if there is none. ``ms_per_image`` is the time that the
     model took for all images, divided by their number. It is None where it was not measured, and no part of a
     comparison.
+
+    ``old_before`` is the reference's accuracy on the old-class samples, over the old columns, and ``new_source`` the
+    source's on samples of the cloned classes, over all of its classes. None without a reference, or without a source.
     """
 
     old: float | None
@@ -62,6 +65,8 @@ class Scores:
     sent_old: float | None = None
     sent_new: float | None = None
     ms_per_image: float | None = field(default=None, compare=False)
+    old_before: float | None = None
+    new_source: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ def evaluate(  # noqa: PLR0913 - public
         reference = model_on(reference, place) if isinstance(reference, nn.Module) else reference
     of_clones = _columns_of_clones(model)
     cloned = None if source is None else _cloned(model, of_clones, name)
-    logits, labels, references, likeness = [], [], [], []
+    logits, labels, references, likeness, known_to_source = [], [], [], [], []
     seen, seconds = 0, 0.0
     for samples in streamed(
         data, batch_size * workers.count, device=place, names=replace(names_in(model), whose="model")
@@ -177,7 +182,11 @@ def evaluate(  # noqa: PLR0913 - public
             references.append(predict(reference, samples.images, batch_size, workers, first=seen, output=output))
         seen += len(samples)
         if source is not None and cloned is not None:
-            likeness.append(_of_source(source, cloned, samples, batch_size, workers, output))
+            wanted = _of_source(source, cloned, samples, batch_size, workers, output)
+            likeness.append(wanted[:, list(cloned.classes)])
+            asked = torch.tensor(cloned.classes, device=wanted.device)
+            own = samples.labels[cloned.own(samples.labels)] - cloned.columns.start
+            known_to_source.append(wanted.argmax(1) == asked[own])
     given, known_labels = torch.cat(logits), torch.cat(labels)
     width = given.shape[1]
     own = tuple(own_columns(cast(fx.GraphModule, model))) if of_clones else tuple(range(width))
@@ -197,7 +206,8 @@ def evaluate(  # noqa: PLR0913 - public
         own for clone, own in of_clones.items() if modules_of(cast(fx.GraphModule, model))[clone].router is not None
     ]
     found = score(given, known_labels, old=old_columns, new=new_columns, known=known, similarity=alike, gates=gates)
-    return replace(found, ms_per_image=1000 * seconds / seen)
+    new_source = _mean(torch.cat(known_to_source)) if known_to_source else None
+    return replace(found, ms_per_image=1000 * seconds / seen, new_source=new_source)
 
 
 def score(
@@ -247,7 +257,7 @@ def score(
     is_old = torch.isin(labels, torch.tensor(tuple(old), dtype=labels.dtype, device=labels.device))
     present = [column for column in old if column < logits.shape[1]]
     within = torch.tensor(present, device=logits.device)[logits[:, present].argmax(1)] if present else predicted
-    closed = None
+    closed, old_before = None, None
     if known is not None and bool(is_old.any()):
         if present and known.shape[1] <= max(present):
             raise ArgumentError(
@@ -255,7 +265,8 @@ def score(
                 "grafting, or say with old=... which of the columns are its own"
             )
         before = known[:, present].argmax(1)
-        closed = float((torch.tensor(present, device=logits.device)[before] != within[is_old]).double().mean())
+        taken = torch.tensor(present, device=logits.device)[before]
+        closed, old_before = _mean(taken != within[is_old]), _mean(taken == labels[is_old])
     return Scores(
         old=_mean(right[is_old]),
         new=_mean(right[~is_old]),
@@ -269,6 +280,7 @@ def score(
         sent_new=_share(
             [_sent(logits, own)[torch.isin(labels, torch.tensor(tuple(own), device=labels.device))] for own in gates]
         ),
+        old_before=old_before,
     )
 
 
@@ -409,7 +421,8 @@ def similarity(
     cloned = _cloned(model, _columns_of_clones(model), name)
     if cloned is None:
         return None
-    return _likeness(logits, samples.labels, cloned, _of_source(source, cloned, samples, batch_size, ALONE))
+    wanted = _of_source(source, cloned, samples, batch_size, ALONE)[:, list(cloned.classes)]
+    return _likeness(logits, samples.labels, cloned, wanted)
 
 
 @dataclass(frozen=True)
@@ -440,17 +453,17 @@ def _cloned(model: nn.Module, of_clones: dict[str, range], name: str | None) -> 
 def _of_source(
     source: nn.Module, cloned: _Cloned, samples: Samples, batch_size: int, workers: Workers, output: Output = None
 ) -> Tensor:
-    """The source's logits ``(M, K)`` of the cloned classes, for samples of these classes."""
+    """The source's logits ``(M, all of its classes)`` for samples of the cloned classes."""
     own = samples.images[cloned.own(samples.labels)]
     if not len(own):
-        return torch.empty(0, len(cloned.classes), dtype=own.dtype, device=own.device)
+        return torch.empty(0, max(cloned.classes) + 1, dtype=own.dtype, device=own.device)
     wanted = predict(source, own, batch_size, workers, output=output)
     if wanted.shape[1] <= max(cloned.classes):
         raise ArgumentError(
             f"source: {type(source).__name__} has classes 0 to {wanted.shape[1] - 1}, clone '{cloned.name}' was cloned "
             f"from classes {cloned.classes}; give the network that it was cloned from, or name another clone"
         )
-    return wanted[:, list(cloned.classes)]
+    return wanted
 
 
 def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -> float | None:

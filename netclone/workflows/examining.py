@@ -15,6 +15,7 @@ from netclone.cloning.injecting import GraftedModule, columns, modules_of
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import Preparation, converted, preparation
+from netclone.graph.timing import fastest_in_turn
 from netclone.graph.tracing import example_input
 from netclone.metrics.evaluating import Cost, Scores, cost
 from netclone.metrics.evaluating import evaluate as netclone_evaluate
@@ -129,6 +130,32 @@ def opened(
     return Subject(here, before, tuple(pictures), names, given, progress, place)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a named network is worth and what it costs, beside its target without clones and beside the source.
+
+    ``scores`` are those of the network; ``scores.old_before`` and ``scores.new_source`` those of the other two. The
+    latencies of all costs are the fastest of several runs, of all networks in turn. ``promised`` are the accuracies on old and new classes that were
+    measured on held-out images when the clone was made, by name; empty if they are not known.
+    """
+
+    scores: Scores
+    cost: Cost
+    target: Cost | None
+    source: Cost | None
+    promised: dict[str, float]
+
+    @property
+    def far_apart(self) -> dict[str, tuple[float, float]]:
+        """Accuracies that differ from those promised by more than :data:`FAR`: what was promised, and what it is."""
+        found = {"old": self.scores.old, "new": self.scores.new}
+        return {
+            kind: (promised, now)
+            for kind, promised in self.promised.items()
+            if (now := found[kind]) is not None and abs(now - promised) > FAR
+        }
+
+
 def evaluate(
     model: str,
     data: str | None,
@@ -144,7 +171,7 @@ def evaluate(
     progress: Progress | None = None,
     note: Note = silent,
     skip_broken: bool = False,
-) -> tuple[Scores, Cost]:
+) -> Evaluation:
     """Scores of a named network on images, and its cost; old classes are compared with the target alone.
 
     The cost is that of an image which every clone sees. The scores have the time as it is, gates and all.
@@ -154,7 +181,7 @@ def evaluate(
     model, data, target_data, split, images, use_ema, device, note, skip_broken
         As for :func:`opened`.
     source, name
-        The network that a clone was made from, to measure the similarity, and the clone's name.
+        The network that a clone was made from, to compare with, and the clone's name.
 
     Raises
     ------
@@ -174,16 +201,43 @@ def evaluate(
         note=note,
         skip_broken=skip_broken,
     )
+    grafted = isinstance(subject.network, GraftedModule)
+    compared = subject.source(source)
     scores = netclone_evaluate(
         subject.network,
         subject,
-        reference=None if subject.target is subject.network else subject.target,
-        source=subject.source(source),
+        reference=subject.target if grafted else None,
+        source=compared,
         name=name,
         batch_size=batch_size,
     )
-    network = ungated(subject.network) if isinstance(subject.network, GraftedModule) else subject.network
-    return scores, cost(network, example_input(subject.target)[:1].to(subject.device))
+    networks = {"cost": ungated(subject.network) if isinstance(subject.network, GraftedModule) else subject.network}
+    networks |= {"target": subject.target} if grafted else {}
+    networks |= {} if compared is None else {"source": compared}
+    costs = _costs(networks, example_input(subject.target)[:1].to(subject.device))
+    return Evaluation(scores, costs["cost"], costs.get("target"), costs.get("source"), _promised(subject.network, name))
+
+
+FAR = 0.05
+"""Accuracies further apart than this are said to be: more than chance explains with a few hundred images."""
+
+
+def _costs(networks: Mapping[str, nn.Module], image: Tensor) -> dict[str, Cost]:
+    """The cost of networks for one image; each latency is the fastest of several runs, of all networks in turn."""
+    fastest = fastest_in_turn(list(networks.values()), image)
+    return {
+        name: replace(cost(network, image, repeats=1), latency_ms=1000 * seconds)
+        for (name, network), seconds in zip(networks.items(), fastest, strict=True)
+    }
+
+
+def _promised(network: nn.Module, name: str | None) -> dict[str, float]:
+    """What was measured when the clone was made: of the one that is meant, or the only one."""
+    clones = modules_of(network) if isinstance(network, GraftedModule) else {}
+    if name is None and len(clones) != 1:
+        return {}
+    scores = clones[name or next(iter(clones))].scores
+    return {kind: scores[kind] for kind in ("old", "new") if kind in scores}
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:
