@@ -1,6 +1,7 @@
 """netclone inject and remove: a grafted network in one file, and back to the target's very tensors."""
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -95,6 +96,101 @@ def test_a_grafted_file_takes_more_clones(zoo, grafted, tmp_path):
         assert same_bits(logits[:, :7], load_model(str(grafted))(IMAGES))
     assert same_bits(logits[:, 7:], logits[:, 4:6])
     assert same_bits(logits[:, :4], target(IMAGES))
+
+
+def test_a_file_says_what_was_injected_and_removed_when_and_by_whom(zoo, grafted, tmp_path, monkeypatch):
+    folder, _, _ = zoo
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setenv("LOGNAME", "somebody")
+    out, alone, again = (tmp_path / f"{name}.safetensors" for name in ("out", "alone", "again"))
+    name = f"timm/test_resnet@{folder / 'birds.safetensors'}"
+    words = ["inject", name, folder / "herons.safetensors", "--name", "ardea", "--out", out]
+    assert run(*words, "--by", "Ada L.").exit_code == 0
+    assert run("remove", out, "--out", alone).exit_code == 0
+    assert run("inject", alone, folder / "gulls-2.safetensors", "--out", again).exit_code == 0
+    facts = json.loads(run("log", again, "--json").stdout)
+    assert facts["clones"] == ["gulls_2"]
+    told = [tuple(event[key] for key in ("date", "action", "clone", "file", "by")) for event in facts["log"]]
+    assert told == [
+        ("1970-01-02", "inject", "ardea", "herons.safetensors", "Ada L."),
+        ("1970-01-02", "remove", "ardea", "", ""),
+        ("1970-01-02", "inject", "gulls_2", "gulls-2.safetensors", ""),
+    ]
+    whole = hashlib.sha256((folder / "herons.safetensors").read_bytes()).hexdigest()
+    assert [event["sha256"] for event in facts["log"][:2]] == [whole, whole]
+    shown = run("log", alone).stdout
+    assert shown.startswith("2 entries. It holds no clone: the target is alone.\n") and "Ada L." in shown
+    assert b"somebody" not in again.read_bytes()
+    with torch.no_grad():
+        assert same_bits(load_model(str(alone))(IMAGES), load_model(name)(IMAGES))
+
+
+def test_the_same_command_on_the_same_day_gives_the_same_bytes(zoo, tmp_path, monkeypatch):
+    folder, _, _ = zoo
+    files = []
+    for day in ("0", "86399", "86400"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)
+        words = ["inject", f"timm/test_resnet@{folder / 'birds.safetensors'}", folder / "herons.safetensors"]
+        assert run(*words, "--out", tmp_path / "out.safetensors").exit_code == 0
+        files.append((tmp_path / "out.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_a_file_of_the_format_before_logs_is_read_and_starts_one(zoo, grafted, tmp_path):
+    old, out = tmp_path / "old.safetensors", tmp_path / "out.safetensors"
+
+    def older(facts, tensors):
+        del facts["log"]
+        clones = [{"name": clone["name"], "at": clone["at"]} for clone in facts["clones"]]
+        facts.update(format_version=1, clones=clones)
+
+    old.write_bytes(_header(grafted, older))
+    assert read_bundle(old).log == ()
+    write_bundle(read_bundle(old), out)
+    assert read_bundle(out) is not None and json.loads(_said(out))["format_version"] == 1
+    assert "Not known how they came there: herons, gulls_2" in run("log", old).stdout.replace("\n", " ")
+    assert run("remove", old, "herons", "--out", out).exit_code == 0
+    assert [event.action for event in read_bundle(out).log] == ["remove"]
+
+
+@pytest.mark.parametrize("epoch", ["soon", "1e9", "9" * 30])
+def test_what_cannot_stand_in_a_file_is_refused_before_it_is_written(zoo, tmp_path, monkeypatch, epoch):
+    folder, _, _ = zoo
+    words = ["inject", f"timm/test_resnet@{folder / 'birds.safetensors'}", folder / "herons.safetensors"]
+    words += ["--out", tmp_path / "out.safetensors"]
+    for by in ("/home/ada", "a\nb", "x" * 201):
+        result = run(*words, "--by", by)
+        assert result.exit_code == 1 and "by: got" in result.stderr
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    result = run(*words)
+    assert result.exit_code == 1 and "SOURCE_DATE_EPOCH" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_checks_and_writes_nothing(zoo, tmp_path):
+    folder, _, _ = zoo
+    words = ["inject", f"timm/test_resnet@{folder / 'birds.safetensors'}", folder / "herons.safetensors"]
+    words += ["--out", tmp_path / "out.safetensors", "--dry-run"]
+    result = run(*words)
+    assert result.exit_code == 0 and result.stdout.startswith("4 old classes as they were, 2 new from herons\n")
+    assert "nothing was written" in result.stdout
+    assert json.loads(run(*words, "--json").stdout)["dry_run"] is True
+    assert run(*words, "--at", "layer9").exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["--name", "a", "--name", "b"], "got 2 names for 1 files"),
+        (["--name", "two words"], "'two words' is no identifier; use letters"),
+    ],
+)
+def test_a_clone_gets_the_name_that_is_given(zoo, tmp_path, names, why):
+    words = ["inject", f"timm/test_resnet@{zoo[0] / 'birds.safetensors'}", zoo[0] / "herons.safetensors"]
+    result = run(*words, "--out", tmp_path / "out.safetensors", *names)
+    assert result.exit_code == 1 and why in result.stderr
 
 
 def test_an_architecture_of_torchvision_is_found_again(zoo, tmp_path):
@@ -248,6 +344,11 @@ def test_options_in_a_file_are_data(grafted, options, tmp_path):
         load_model(str(path))
 
 
+def _said(path):
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata()["netclone_bundle"]
+
+
 def _header(grafted, change):
     with safetensors.safe_open(grafted, "pt") as file:
         facts = json.loads(file.metadata()["netclone_bundle"])
@@ -282,7 +383,24 @@ def test_any_other_bit_or_dtype_is_noticed_and_a_file_without_a_digest_says_the_
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda facts, tensors: facts.update(format_version=3), "this netclone reads up to 2"),
+        (
+            lambda facts, tensors: facts.update(format_version=4),
+            "this netclone reads 1 to 3: upgrade it",
+        ),
+        (lambda facts, tensors: facts.update(format_version=True), "this netclone reads 1 to 3"),
+        (lambda facts, tensors: facts.update(format_version=1), "exactly the fields"),
+        (lambda facts, tensors: facts.update(format_version=2), "exactly the fields"),
+        (lambda facts, tensors: facts.pop("log"), "KeyError"),
+        (lambda facts, tensors: facts.update(log={}), "log has to be a list"),
+        (lambda facts, tensors: facts.update(log=facts["log"] * 5001), "10002 entries, expected at most 10000"),
+        (lambda facts, tensors: facts["log"][0].update(more=1), "exactly the fields"),
+        (lambda facts, tensors: facts["log"][0].update(by="\x1b[2J"), "log: 'by' has an invalid value"),
+        (lambda facts, tensors: facts["log"][0].update(by="a" * 201), "log: 'by' has an invalid value"),
+        (lambda facts, tensors: facts["log"][0].update(file="/etc/passwd"), "log: 'file' has an invalid value"),
+        (lambda facts, tensors: facts["log"][0].update(clone=7), "log: 'clone' has an invalid value"),
+        (lambda facts, tensors: facts["log"][0].update(date="2026-1-1"), "expected inject or remove, a day and"),
+        (lambda facts, tensors: facts["log"][0].update(action="run"), "expected inject or remove, a day and a digest"),
+        (lambda facts, tensors: facts["log"][0].update(sha256="0"), "expected inject or remove, a day and a digest"),
         (lambda facts, tensors: facts.update(architecture="os.system"), "expected timm/... or torchvision/..."),
         (lambda facts, tensors: facts.update(architecture="timm/os.system"), "timm has no model"),
         (lambda facts, tensors: facts.update(architecture="timm/test_vit"), "does not fit test_vit"),

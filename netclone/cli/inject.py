@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from netclone.cli.application import (
     GRAFT,
     NAMES,
+    By,
     CropPct,
     ImgSize,
     Interpolation,
@@ -23,6 +25,7 @@ from netclone.cli.application import (
     app,
     images_of,
     print_json,
+    print_next,
     print_written,
     reported,
 )
@@ -39,9 +42,15 @@ def inject(
     target: Annotated[str, typer.Argument(help=f"The network to extend: {NAMES}.")],
     files: Annotated[
         list[Path],
-        typer.Argument(help="Files that netclone clone wrote. Each clone is named after its file: herons.safetensors."),
+        typer.Argument(help="Files that netclone clone wrote. herons.safetensors becomes the clone herons."),
     ],
     out: Annotated[Path, typer.Option(help="The file to write the grafted network to (.safetensors).")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to call the clone. With several files, repeat it for each, in order. Default: the file's name."
+        ),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option(help="Position to graft at, such as layer2. Default: the one that each clone was fitted for."),
@@ -55,6 +64,10 @@ def inject(
     force: Annotated[
         bool, typer.Option("--force", help="Graft a clone even if it was fitted to another target; warn instead.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the columns, but write nothing.")
+    ] = False,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
     """Graft, and print what the columns of the result stand for."""
@@ -66,17 +79,28 @@ def inject(
             files,
             out,
             at,
+            names=name or (),
             images=images_of(img_size, mean, std, interpolation, crop_pct),
             use_ema=use_ema,
             allow_mismatch=force,
+            by=by,
+            write=not dry_run,
         )
         if as_json:
             rows = [{"first": a, "last": b, "of": owner, "classes": names} for a, b, owner, names in columns]
-            print_json({"file": str(out), "columns": rows})
+            print_json({"file": str(out), "columns": rows, **({"dry_run": True} if dry_run else {})})
             return
+        console = Console()
+        old, new = columns[0][1] + 1, columns[-1][1] - columns[0][1]
+        answer = f"{old} old classes as they were, {new} new from {', '.join(owner for _, _, owner, _ in columns[1:])}"
+        console.print(Text(answer, style="bold"), soft_wrap=True)
         table = Table("columns", "of", "classes", title="Logits of the grafted network", title_justify="left")
         for first, last, owner, classes in columns:
             table.add_row(f"{first}-{last}", Text(owner), Text(classes))
-        console = Console()
         console.print(table)
+        if dry_run:
+            print_next("nothing was written; leave out --dry-run to write", shlex.quote(str(out)))
+            return
         print_written(console, out)
+        words = ("netclone evaluate", shlex.quote(str(out)), "--data IMAGES --target-data IMAGES")
+        print_next("measure it on images of the new and of the old classes", *words)

@@ -22,16 +22,18 @@ from netclone.errors import ArchiveError, CloneNameError
 from netclone.files.archiving import path_of
 from netclone.files.graphdata import check_keys, check_list, shown
 from netclone.files.options import SAID, checked_architecture, checked_config, checked_options
+from netclone.files.provenance import Event, log_from_data, log_to_data
 from netclone.graph.describing import facts_about
 from netclone.graph.preparing import preparation
 from netclone.runtime.digests import content_digest
 from netclone.runtime.text import is_plain_text
 from netclone.runtime.writing import write_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The newest version :func:`read_bundle` reads. A file is written as the oldest that has what it needs."""
 
-_PLAIN_VERSION = 1  # without clones that are off or have columns of their own
+_PLAIN_VERSION = 1  # without clones that are off or have columns of their own, and without a log
+_SEATED, _LOGGED = 2, 3  # with these, and with a log too
 _KEY = "netclone_bundle"
 _MOST_COLUMNS = 100_000
 _TARGET = "target."  # before the names of the target's tensors
@@ -57,7 +59,8 @@ class Bundle:
     """A target, named as ``"timm/..."`` (or another of the libraries), with its tensors, and its clones in order.
 
     ``options`` are those of its constructor, as data: what :func:`checked_options` lets pass. ``config`` is how it
-    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`).
+    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`). ``log`` is what the
+    commands have done to the file, as far as that is known.
     """
 
     architecture: str
@@ -65,6 +68,7 @@ class Bundle:
     clones: tuple[Packed, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
+    log: tuple[Event, ...] = ()
 
     def without(self, name: str | None) -> Bundle:
         """The bundle without a clone; ``name`` may be None where there is only one.
@@ -88,6 +92,11 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(path) and _KEY in _metadata(Path(path))
 
 
+def is_plain_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what :func:`write_bundle` leaves of a bundle without clones."""
+    return os.path.isfile(path) and SAID in _metadata(Path(path))
+
+
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Write a bundle, whole or not at all; without clones, a plain checkpoint of the target's tensors.
 
@@ -106,25 +115,30 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         for packed in bundle.clones:
             tensors[f"{_CLONE}{packed.name}"] = torch.frombuffer(bytearray(packed.archive), dtype=torch.uint8)
         items: list[dict[str, object]] = [{"name": packed.name, "at": packed.at} for packed in bundle.clones]
-        plain_version = not any(packed.off or packed.first is not None for packed in bundle.clones)
-        for item, packed in zip(items, () if plain_version else bundle.clones, strict=False):
+        seated = any(packed.off or packed.first is not None for packed in bundle.clones)
+        version = _LOGGED if bundle.log else _SEATED if seated else _PLAIN_VERSION
+        for item, packed in zip(items, () if version == _PLAIN_VERSION else bundle.clones, strict=False):
             item |= {"first": packed.first, "off": packed.off}
         header: dict[str, object] = {
-            "format_version": _PLAIN_VERSION if plain_version else FORMAT_VERSION,
+            "format_version": version,
             "architecture": bundle.architecture,
             "clones": items,
             "config": checked_config(bundle.config),
         }
         if bundle.options:
             header["options"] = checked_options(bundle.options)
+        if bundle.log:
+            header["log"] = log_to_data(bundle.log)
         header["sha256"] = content_digest(header, tensors)
         content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(header)})
     else:
-        said = {
+        said: dict[str, object] = {
             "architecture": bundle.architecture,
             "config": checked_config(bundle.config),
             "options": checked_options(bundle.options),
         }
+        if bundle.log:
+            said["log"] = log_to_data(bundle.log)
         content = safetensors.torch.save(plain, metadata={"format": "pt", SAID: json.dumps(said)})
     write_file(path, content)
 
@@ -151,15 +165,17 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
                 "it was written before such files had a digest, so damage would go unnoticed; graft its clones again "
                 "with netclone inject"
             )
+        version = signed.get("format_version", 1)
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            known = f"this netclone reads 1 to {FORMAT_VERSION}: upgrade it, or write the file again"
+            raise ArchiveError(f"format {shown(version)}, {known}")
         options = facts.pop("options", {}) if isinstance(facts, dict) else {}
+        log = facts.pop("log") if version == _LOGGED else []
         facts = check_keys(
             facts, ["format_version", "architecture", "clones", "config", "sha256"], "the bundle's header"
         )
-        version = facts["format_version"]
-        if type(version) is not int or not _PLAIN_VERSION <= version <= FORMAT_VERSION:
-            raise ArchiveError(f"format {shown(version)}, this netclone reads up to {FORMAT_VERSION}: upgrade netclone")
         architecture, items = checked_architecture(facts["architecture"]), check_list(facts["clones"], "clones")
-        config, options = checked_config(facts["config"]), checked_options(options)
+        config, options, events = checked_config(facts["config"]), checked_options(options), log_from_data(log)
         tensors = safetensors.torch.load_file(path)
         signed.pop("sha256")
         if content_digest(signed, tensors) != facts["sha256"]:
@@ -175,7 +191,24 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     if left:
         raise ArchiveError(f"cannot read '{path}': tensor {shown(left[0])} is not the target's and not a clone")
     own = {name.removeprefix(_TARGET): tensor for name, tensor in tensors.items()}
-    return Bundle(architecture, own, clones, config, options)
+    return Bundle(architecture, own, clones, config, options, events)
+
+
+def log_of(path: str | os.PathLike[str]) -> tuple[Event, ...]:
+    """The log of a grafted network's file, or of the checkpoint that its target became when the last clone was removed.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is neither.
+    """
+    if not is_plain_checkpoint(path):
+        return read_bundle(path).log
+    try:
+        said = json.loads(_metadata(Path(path))[SAID])
+        return log_from_data(said.get("log", []) if isinstance(said, dict) else [])
+    except ValueError as error:  # of JSON too
+        raise ArchiveError(f"cannot read '{path}': {shown(str(error))}") from error
 
 
 def config_of(network: nn.Module) -> dict[str, object]:

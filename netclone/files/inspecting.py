@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from netclone.files.bundling import read_bundle
 from netclone.files.spec import CloneSpec, Gate
 from netclone.runtime.text import as_plain_text
 
+_DIGEST = re.compile("(sha256:[0-9a-f]{12})[0-9a-f]+")  # whole ones are in the JSON
 _WIDTH = 20  # of a bar, in characters
 
 
@@ -108,7 +110,10 @@ def inspect_bundle(path: str | os.PathLike[str]) -> BundleInspection:
 
 def show_bundle(inspection: BundleInspection, console: Console) -> None:
     """Print it: the target, and in short what each clone is."""
-    config = inspection.config
+    config, count = inspection.config, len(inspection.clones)
+    names = ", ".join(name for name, _, _ in inspection.clones)
+    answer = f"{inspection.architecture} with {count} clone{'s' * (count != 1)}: {names}"
+    console.print(Text(as_plain_text(answer), style="bold"), soft_wrap=True)
     about = {
         "target": f"{inspection.architecture}, {inspection.values:,} numbers",
         "its images": ", ".join(f"{name} {value}" for name, value in config.items() if name != "label_names"),
@@ -178,18 +183,70 @@ def facts(inspection: Inspection) -> dict[str, str]:
         "stored as": ", ".join(f"{word} (off by {error:.1e} of the largest logit)" for word, error in spec.stored),
         "certificate": f"{spec.certificate:.1e} (max |masked - slim| / max |masked|, float64)",
         "scores": ", ".join(f"{name} {value:.4g}" for name, value in spec.scores if ", " not in name),
-        "made from": ", ".join(f"{name} {fact}" for name, fact in spec.origin),
+        **_origin(dict(spec.origin)),
         "made by": " ".join(f"{name} {fact}" for name, fact in spec.versions),
         "recipe": ", ".join(f"{name} {value.strip(chr(34))}" for name, value in spec.recipe),
-        "source, target": " ".join(f[:12] for f in (spec.source_fingerprint, spec.target_fingerprint) if f),
+        "structures": " ".join(f[:12] for f in (spec.source_fingerprint, spec.target_fingerprint) if f),
         "digest": f"{inspection.sha256[:12]} (format {inspection.format_version}; verified when loaded)",
     }
 
 
+_PLACES = {"macs": "MACs", "params": "parameters", "latency": "time", "channels": "channels"}
+_SHARES = {0.25: "a quarter", 0.5: "half", 0.75: "three quarters"}
+
+
+def summary(spec: CloneSpec) -> str:
+    """What became of a clone, in one line: classes, position, size, and accuracy on images that were held out.
+
+    Examples
+    --------
+    >>> scores = (("validation", 0.779), ("old before", 0.722), ("old", 0.718), ("new", 0.84))
+    >>> recipe = (("keep", "0.5"), ("budget", '"macs"'))
+    >>> summary(CloneSpec((5, 7), (), None, (3, 8, 8), 0.0, at="input", scores=scores, recipe=recipe))
+    '2 classes at input, at most half of the MACs of the source; on held-out images old 72.2% to 71.8%, new 84.0%'
+    """
+    count = len(spec.classes)
+    text = f"{count} class{'es' * (count > 1)} {f'at {spec.at}' if spec.at else 'extracted, not fitted to a target'}"
+    recipe, scores = dict(spec.recipe), dict(spec.scores)
+    try:
+        keep, budget = float(recipe["keep"]), _PLACES[recipe["budget"].strip('"')]
+        share = f"at most {_SHARES.get(keep, f'{keep:.0%}')} of the {budget} of the source"
+        text += f", {share if keep < 1 else 'the whole source'}"
+    except (KeyError, ValueError):  # not made by netclone.clone, or by another version
+        pass
+    figures = []
+    if "old before" in scores and "old" in scores:
+        figures.append(f"old {scores['old before']:.1%} to {scores['old']:.1%}")
+    if "new" in scores:
+        figures.append(f"new {scores['new']:.1%}")
+    return text + (f"; on held-out images {', '.join(figures)}" if figures else "")
+
+
+def _origin(origin: dict[str, str]) -> dict[str, str]:
+    """Where a clone comes from, in words, by name: networks, images, day and person, as far as the file says."""
+    found = {}
+    for what in ("source", "target", "data", "target data"):
+        told = {name.removeprefix(what).strip(): fact for name, fact in origin.items() if _is_of(name, what)}
+        first = told.pop("", "")
+        found["target's data" if what == "target data" else what] = ", ".join(
+            [*filter(None, [first]), *(f"{name} {fact}" for name, fact in told.items())]
+        )
+    rest = [name for name in origin if name.split()[0] not in ("source", "target", "data", "date", "by")]
+    day = f"{origin.get('date', '')}{' by ' * ('by' in origin)}{origin.get('by', '')}"
+    return {**found, "made on": ", ".join(filter(None, [day, *(f"{name} {origin[name]}" for name in rest)]))}
+
+
+def _is_of(name: str, what: str) -> bool:
+    """Whether a fact of an origin is about one of its parts: ``"source weights"`` is about the source."""
+    return (name == what or name.startswith(f"{what} ")) and (what != "target" or not name.startswith("target data"))
+
+
 def show(inspection: Inspection, console: Console) -> None:
-    """Print it: the facts, how much of each group of channels was kept, and the positions that were tried."""
+    """Print it: the answer, the facts, how much of each group was kept, and the positions that were tried."""
     spec = inspection.spec
-    console.print(_table_of(facts(inspection)))
+    console.print(Text(as_plain_text(summary(spec)), style="bold"), soft_wrap=True)
+    told = {name: _DIGEST.sub(r"\1", fact) for name, fact in facts(inspection).items()}
+    console.print(_table_of(told))
     if spec.kept:
         table = Table("group of channels", "", title="Kept of the source", title_justify="left")
         table.add_column("kept", justify="right")

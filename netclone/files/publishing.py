@@ -174,10 +174,11 @@ class _Published(
 def _facts(inspection: Inspection) -> dict[str, str]:
     """What ``netclone inspect`` shows, with whole fingerprints; the scores have a table of their own."""
     known = facts(inspection)
-    for short in ("scores", "source, target", "digest"):
+    for short in ("scores", "structures", "digest"):
         del known[short]
     spec = inspection.spec
-    whole = {"source": spec.source_fingerprint, "target": spec.target_fingerprint, "digest": inspection.sha256}
+    whole = {"source's structure": spec.source_fingerprint, "target's structure": spec.target_fingerprint}
+    whole["digest"] = inspection.sha256
     return {**known, **{f"{name} (SHA-256)": digest for name, digest in whole.items()}}
 
 

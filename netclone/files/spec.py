@@ -49,10 +49,11 @@ class CloneSpec:
     kept and the units there were.
 
     ``recipe`` is all that the clone depends on beside networks and data, by name, each value as JSON; ``versions`` are
-    those of what made it; ``origin`` says, as far as it is known, the ``source``, the ``target`` and the ``date``. Like
-    all of a header they are what the file claims. ``stored`` is empty, or what the weights were stored in, with
-    the largest difference that made, relative to the largest logit, on random inputs. ``gate`` is None if the clone
-    sees every image. ``bias`` is what the clone adds to its logits; certificate and scores are those without it.
+    those of what made it; ``origin`` says by name, as far as it is known, what ``netclone clone`` made it from, when,
+    and who did, if they gave a name. Like all of a header they are what the file claims. ``stored`` is empty, or what
+    the weights were stored in, with the largest difference that made, relative to the largest logit, on random inputs.
+    ``gate`` is None if the clone sees every image. ``bias`` is what the clone adds to its logits; certificate and
+    scores are those without it.
     """
 
     classes: tuple[int, ...]

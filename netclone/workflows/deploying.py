@@ -6,8 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,27 @@ from netclone.cloning.method import check_options
 from netclone.cloning.method import clone as netclone_clone
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArchiveError, CloneNameError, WorkerError
-from netclone.files.bundling import Bundle, Packed, config_of, is_bundle, read_bundle, write_bundle
+from netclone.files.bundling import (
+    Bundle,
+    Packed,
+    config_of,
+    is_bundle,
+    is_plain_checkpoint,
+    log_of,
+    read_bundle,
+    write_bundle,
+)
 from netclone.files.inspecting import classes_of
-from netclone.graph.preparing import converted
-from netclone.learning.data import check_new
+from netclone.files.provenance import MOST_LETTERS, checked_by, event, today
 from netclone.learning.neighbourhoods import mirrored
 from netclone.models.grafting import check_comes_back
-from netclone.models.loading import CHECKPOINTS, Note, checked_images, clone_in, open_model, open_target, silent
-from netclone.models.reading import chosen, read
+from netclone.models.loading import Note, checked_images, clone_in, open_model, silent
 from netclone.runtime.context import Progress
 from netclone.runtime.resuming import Findings
 from netclone.runtime.sharing import share
+from netclone.runtime.text import as_plain_text
 from netclone.runtime.writing import check_place
+from netclone.workflows.tasks import opened_task
 
 _log = logging.getLogger(__package__)
 Columns = tuple[int, int, str, str]
@@ -61,6 +69,7 @@ def clone(
     note: Note = silent,
     skip_broken: bool = False,
     save_dtype: str | None = None,
+    by: str | None = None,
     **options: Any,
 ) -> CloneModule:
     """Clone classes of a named source for a named target, and write the clone to a file.
@@ -75,7 +84,7 @@ def clone(
     source, target
         As for :func:`netclone.load_model`.
     classes
-        Names or columns of the source's classes, separated by commas.
+        The source's classes, separated by commas: as for :func:`netclone.models.classes.wanted`.
     data, target_data
         As for :func:`netclone.models.reading.read`, with classes named as the source's and as the target's.
     split
@@ -90,6 +99,8 @@ def clone(
         Called with one line for the user when something is assumed or left out.
     skip_broken
         Whether to skip and count images that cannot be read, instead of raising.
+    by
+        Who makes the clone, for its file. None: the file does not say.
     options
         As for :func:`netclone.clone`.
 
@@ -102,47 +113,45 @@ def clone(
     KeyboardInterrupt
         If the run is interrupted; the message says what is kept.
     """
+    who = checked_by(by)
+    today()  # refused here if the environment gives no day
     recipe, _ = check_options(**{name: value for name, value in options.items() if name != "mask"})
     with share() as workers:
         with workers.agreed():
             if workers.main:
                 check_place(out)
-            source_network = open_model(source, use_ema=use_ema).network
-            opened = open_target(target, use_ema=use_ema, images=images)
-            target_network, given = opened.network, opened.preparation
-            if opened.assumption and workers.main:
-                note(f"target: {opened.assumption}")
             told = note if workers.main else silent
-            opening = partial(read, batch_size=recipe.batch_size, skip_broken=skip_broken, note=told)
-            pictures = opening(data, given.transform(), split, "data").labelled_for(source_network)
-            columns, names = chosen(classes, pictures)
-            wanted, old = pictures.keeping(columns), None
-            if target_data is not None:
-                old = opening(target_data, given.transform(), split, "target-data").labelled_for(target_network)
-                old = old.keeping(old.known.values())
-                check_new(names, old.known, "target-data")
+            task = opened_task(
+                source,
+                target,
+                classes,
+                data,
+                target_data,
+                split=split,
+                batch_size=recipe.batch_size,
+                images=images,
+                use_ema=use_ema,
+                skip_broken=skip_broken,
+                note=told,
+            )
         part = out.with_name(f"{out.name}.part")
         findings = Findings(part, workers, lambda stages: note(f"Resuming from '{part}' ({', '.join(stages)})."))
         try:
             module = netclone_clone(
-                converted(source_network, given),
-                target_network,
-                replace(wanted, workers=workers),
-                classes=columns,
-                class_names=names,
-                target_data=None if old is None else replace(old, workers=workers),
+                task.source,
+                task.target,
+                replace(task.new, workers=workers),
+                classes=task.classes,
+                class_names=task.names,
+                target_data=None if task.old is None else replace(task.old, workers=workers),
                 augment=mirrored if mirror else None,
                 progress=progress if workers.main else None,
                 workers=workers,
                 findings=findings,
                 **options,
             )
-            origin = (
-                ("source", _told(source)),
-                ("target", _told(target)),
-                ("date", f"{datetime.now(timezone.utc):%F}"),
-            )
-            module = module.with_spec(target_preparation=given, origin=origin)
+            origin = (*task.origin(), ("date", today()), *([("by", who)] if who else []))
+            module = module.with_spec(target_preparation=task.preparation, origin=origin)
             with workers.agreed():
                 if workers.main:
                     save(module, out, save_dtype)
@@ -161,15 +170,6 @@ def clone(
     return module
 
 
-def _told(name: str) -> str:
-    """The name of a model as another may read it: a file by its own name, without its folders."""
-    for mark in ("@", "local-dir:"):
-        before, found, path = name.rpartition(mark)
-        if found:
-            return f"{before}{mark}{Path(path).name}"
-    return Path(name).name if Path(name).suffix in CHECKPOINTS else name
-
-
 def _goes_on(findings: Findings) -> str:
     return f"run the same command again to continue from '{findings.path}' ({', '.join(findings.stages)})"
 
@@ -180,9 +180,12 @@ def inject(
     out: Path,
     at: str | None = None,
     *,
+    names: Sequence[str] = (),
     images: Mapping[str, Any] | None = None,
     use_ema: bool | None = None,
     allow_mismatch: bool = False,
+    by: str | None = None,
+    write: bool = True,
 ) -> tuple[Columns, ...]:
     """Graft clones onto a named target and write the result to one file, or nothing if a clone does not fit.
 
@@ -191,13 +194,19 @@ def inject(
     target
         As for :func:`netclone.load_model`. A grafted network's file keeps the clones it has.
     files
-        Files that :func:`netclone.save` wrote. Each clone is named after its file.
+        Files that :func:`netclone.save` wrote.
     at
         Position to graft at. None: the one that each clone was fitted for.
+    names
+        What to call the clones, in the order of their files. None: each is named after its file.
     images, use_ema
         As for :func:`netclone.load_model`.
     allow_mismatch
         As for :func:`netclone.inject`. Different preprocessing of images is then only warned of, too.
+    by
+        Who does it, for the file's log. None: the log does not say.
+    write
+        False: everything is checked, and nothing is written.
 
     Returns
     -------
@@ -208,16 +217,19 @@ def inject(
     LoadError, ArchiveError, PositionError, AdapterError, CloneNameError, TargetError
         If the target or a clone cannot be read, or one does not fit.
     """
+    called, who = _names(files, names), checked_by(by)
+    check_place(out)
     opened = open_model(target, use_ema=use_ema, images=images)
     network = opened.network
     if is_bundle(target):
         bundle = read_bundle(target)
         bundle = replace(bundle, config={**bundle.config, **checked_images(images or {})})
     else:
-        bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options)
+        log = log_of(target) if is_plain_checkpoint(target) else ()
+        bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options, log)
     given = opened.preparation
-    for file in files:
-        packed = Packed(_name(file), at, _content(file))
+    for file, name in zip(files, called, strict=True):
+        packed = Packed(name, at, _content(file))
         module = clone_in(packed)
         before, network = network, graft(network, module, at, name=packed.name)
         differing = differences(network, module.spec, given)
@@ -226,10 +238,12 @@ def inject(
         tell_mismatch(differing, allow_mismatch)
         tell_same_names(before, module, allow_mismatch)
         packed = replace(packed, first=seat_of(network, packed.name).first)
-        bundle = replace(bundle, clones=(*bundle.clones, packed))
+        done = event("inject", name, packed.archive, version("netclone"), file=_plain(file.name), by=who)
+        bundle = replace(bundle, clones=(*bundle.clones, packed), log=(*bundle.log, done))
     assert isinstance(network, fx.GraphModule)
     check_comes_back(bundle, network, out)
-    write_bundle(bundle, out)
+    if write:
+        write_bundle(bundle, out)
     of_clones = columns(network)
     found: list[Columns] = [(0, len(own_columns(network)) - 1, "target", "its own")]
     for name, own in ((name, own) for name, own in of_clones.items() if own):  # others are off
@@ -237,24 +251,52 @@ def inject(
     return tuple(found)
 
 
-def remove(file: Path, name: str | None, out: Path) -> tuple[str, ...]:
+def remove(file: Path, name: str | None, out: Path, *, by: str | None = None) -> tuple[str, ...]:
     """Write a grafted network without one of its clones; returns the names of those that are left.
+
+    ``by`` is who does it, for the file's log.
 
     Raises
     ------
     ArchiveError, CloneNameError
         If the file holds no grafted network, or not this clone.
     """
-    bundle = read_bundle(file).without(name)
+    who, before = checked_by(by), read_bundle(file)
+    bundle = before.without(name)
+    left = {packed.name for packed in bundle.clones}
+    [gone] = [packed for packed in before.clones if packed.name not in left]
+    done = event("remove", gone.name, gone.archive, version("netclone"), by=who)
+    bundle = replace(bundle, log=(*bundle.log, done))
     write_bundle(bundle, out)
     return tuple(packed.name for packed in bundle.clones)
+
+
+def _names(files: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """What to call the clones in these files."""
+    if names and len(names) != len(files):
+        raise CloneNameError(
+            f"name: got {len(names)} names for {len(files)} files; give one --name for each, in order, or none"
+        )
+    if wrong := [name for name in names if not name.isidentifier()]:
+        raise CloneNameError(
+            f"name: {wrong[0]!r} is no identifier; use letters, digits and underscores, and no digit first"
+        )
+    return list(names) or [_name(file) for file in files]
 
 
 def _name(file: Path) -> str:
     name = re.sub(r"\W", "_", file.stem)
     if not name.isidentifier():
-        raise CloneNameError(f"name: a clone is named after its file, and '{file.stem}' is no identifier; rename it")
+        raise CloneNameError(
+            f"name: a clone is named after its file, and '{file.stem}' is no identifier; pass --name, such as "
+            f"--name clone_{name}"
+        )
     return name
+
+
+def _plain(name: str) -> str:
+    """The name of a file, as far as it can stand in another one."""
+    return as_plain_text(name)[:MOST_LETTERS]
 
 
 def _content(file: Path) -> bytes:
