@@ -1,5 +1,6 @@
 """Pictures in folders, by timm's readers: labels in a network's label space, prepared as it wants them."""
 
+import hashlib
 import json
 import tarfile
 
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 
 from netclone import channel_groups, extract, load, load_model, localize
 from netclone.cli import app
-from netclone.errors import ArgumentError, DataError
+from netclone.errors import DataError
 from netclone.graph.preparing import Converted, converted, preparation
 from netclone.learning.data import gather
-from netclone.models.reading import chosen, read
+from netclone.models.reading import read
+from netclone.workflows.surveying import survey
 
 
 def network(classes, **cfg):
@@ -60,21 +62,14 @@ def test_only_some_classes_are_read_and_a_tar_file_is_a_folder(tmp_path):
         assert {int(label) for _, labels in some for label in labels} == {2}
 
 
-def test_classes_are_chosen_by_name_or_column(tmp_path):
-    pictures = opened(folder(tmp_path, ["red", "green", "blue"])).labelled_for(network(3))
-    assert chosen("red, 0", pictures) == ((2, 0), ("red", "blue"))
-    with pytest.raises(ArgumentError, match=r"'pink' is not in '.*', which has blue \(0\), green \(1\), red \(2\)"):
-        chosen("red,pink", pictures)
-    with pytest.raises(ArgumentError, match="got none; name at least one"):
-        chosen(" , ", pictures)
-
-
 def test_data_that_cannot_be_used_say_why(tmp_path):
     with pytest.raises(DataError, match="data: '.*none' cannot be read"):
         opened(str(tmp_path / "none"))
     pictures = opened(folder(tmp_path / "two", ["goldfish", "unicorn"]))
     with pytest.raises(DataError, match="class 'goldfish' of .* is not one of the network's 5"):
         pictures.labelled_for(network(5))
+    with pytest.raises(DataError, match="the network's 3; did you mean 'hornbill'; name the folders after"):
+        opened(folder(tmp_path / "typo", ["hornbil"])).labelled_for(network(3, label_names=["hornbill", "b", "c"]))
     pictures = opened(folder(tmp_path / "one", ["unicorn"]))
     with pytest.raises(DataError, match="class 'unicorn' of .* is not one of the network's 1000, such as"):
         pictures.labelled_for(network(1000))
@@ -237,6 +232,36 @@ def arguments(root, out, **changes):
     return ["clone", *models, *(part for k, v in given.items() if v is not None for part in (f"--{k}", str(v)))]
 
 
+def check_origin(origin, root, out):
+    """A clone's file names its networks and images, by digest too, and neither folders above them nor an account."""
+    source = f"timm/test_resnet@{root / 'source.safetensors'}"
+    assert origin["source"] == "timm/test_resnet@source.safetensors"
+    assert origin["source weights"] == survey(source).weights
+    files = [root / "all" / name / f"{number}.png" for name in ("blue", "red") for number in range(6)]
+    rows = [file.parent.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest() for file in files]
+    assert (origin["data"], origin["data images"]) == ("all", "12")
+    assert origin["data digest"] == f"sha256:{hashlib.sha256(b''.join(rows)).hexdigest()}"
+    assert origin["target data images"] == "12" and len(origin["date"]) == len("2026-11-26") and "by" not in origin
+    assert str(root).encode() not in out.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_dry_run_tries_all_of_it_and_writes_nothing(trained, tmp_path):
+    out = tmp_path / "colours.safetensors"
+    words = arguments(trained, out, **{"distill-steps": 50, "at": "auto", "search": "all"})
+    result = CliRunner().invoke(app, [*words, "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["classes"] == [[3, "red"], [0, "blue"]]
+    assert (facts["images"], facts["old_images"], facts["steps"]) == (12, 12, 50)
+    assert {"layer4", "input"} <= {position["at"] for position in facts["positions"]}
+    assert facts["seconds"].keys() >= {"read the images", "distil, 50 steps"} and min(facts["seconds"].values()) > 0
+    assert facts["memory"] > 24 * 3 * 160 * 160 * 4
+    wrong = CliRunner().invoke(app, [*arguments(trained, out, at="layer9"), "--dry-run"])
+    assert wrong.exit_code == 1 and "layer9" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     out, both = tmp_path / "colours.safetensors", tmp_path / "grafted.safetensors"
@@ -246,6 +271,7 @@ def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     assert facts["class_names"] == ["red", "blue"]
     assert facts["classes"] == [3, 0]
     assert load(out).spec.at == "input"
+    check_origin(dict(facts["origin"]), trained, out)
     target = f"timm/test_resnet@{trained / 'target.safetensors'}"
     assert CliRunner().invoke(app, ["inject", target, str(out), "--out", str(both)]).exit_code == 0
     model = load_model(str(both))

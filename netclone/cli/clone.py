@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from netclone.arguments import Budget, Effort, Method, MixedPrecision, Search, StoredDtype
 from netclone.cli.application import (
     GRAFT,
     IMAGES,
     NAMES,
+    By,
     CropPct,
     Device,
     ImgSize,
@@ -27,10 +32,16 @@ from netclone.cli.application import (
     app,
     images_of,
     note,
+    print_json,
+    print_next,
     reported,
 )
 from netclone.cli.inspect import show
 from netclone.runtime.bars import Bars
+from netclone.runtime.text import as_plain_text
+
+if TYPE_CHECKING:
+    from netclone.workflows.rehearsing import Plan
 
 
 @app.command(
@@ -51,7 +62,8 @@ def clone(
         str,
         typer.Option(
             help="The classes to clone, separated by commas: names of their folders in --data, or columns of the "
-            "source's logits. For example heron,ibis or 5,7."
+            "source's logits, such as heron,ibis or 5,7. If a folder has a name of your own, say which class of the "
+            "source it shows, by column or by name: ants=310,bees=309."
         ),
     ],
     data: Annotated[
@@ -139,12 +151,22 @@ def clone(
     skip_broken: SkipBroken = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers: same seed, same result.")] = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be done, and about how long it takes and how much memory. Tries all of it on a few "
+            "images and steps, and writes nothing.",
+        ),
+    ] = False,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
     """Clone, print a description of the clone, and write it."""
     with reported() as telling:
         from netclone.runtime import sharing  # slow to import, and not needed to show help
-        from netclone.workflows import deploying
+        from netclone.runtime.writing import check_place
+        from netclone.workflows import deploying, rehearsing
 
         options: dict[str, Any] = {
             "keep": keep,
@@ -163,27 +185,60 @@ def clone(
             "round_to": round_to,
             "latency_batch": latency_batch,
             "gate": gate,
-            "save_dtype": save_dtype,
             "device": device,
         }
         telling.warnings = sharing.is_main()
         with Bars(Console(stderr=True) if sharing.is_main() else None) as bars:
-            deploying.clone(
-                source,
-                target,
-                classes,
-                data,
-                out,
-                target_data=target_data,
-                split=split,
-                mirror=mirror,
-                images=images_of(img_size, mean, std, interpolation, crop_pct),
-                use_ema=use_ema,
-                skip_broken=skip_broken,
-                note=note,
-                progress=bars.tell,
-                **options,
-            )
+            options |= {
+                "target_data": target_data,
+                "split": split,
+                "mirror": mirror,
+                "images": images_of(img_size, mean, std, interpolation, crop_pct),
+                "use_ema": use_ema,
+                "skip_broken": skip_broken,
+                "note": note,
+                "progress": bars.tell,
+            }
+            if dry_run:
+                check_place(out)
+                plan = rehearsing.rehearse(source, target, classes, data, **options)
+            else:
+                deploying.clone(source, target, classes, data, out, by=by, save_dtype=save_dtype, **options)
+        if dry_run:
+            if as_json:
+                print_json({"file": str(out), "dry_run": True, **asdict(plan)})
+            else:
+                _print(plan, out, Console())
+            return
         if not sharing.is_main():
             return
         show(out, as_json, written=True)
+        if not as_json:
+            words = (shlex.quote(target), shlex.quote(str(out)), "--out grafted.safetensors")
+            print_next("graft it onto the target", "netclone inject", *words)
+
+
+def _print(plan: Plan, out: Path, console: Console) -> None:
+    count, seconds = len(plan.classes), sum(plan.seconds.values())
+    old = f" and {plan.old_images:,} of old ones" if plan.old_images else ""
+    what = f"{count} class{'es' * (count > 1)} from {plan.images:,} images{old}"
+    costs = f"about {_minutes(seconds)}, with about {plan.memory / 1e6:,.0f} MB of memory"
+    console.print(f"Would clone {what} in {costs}.", style="bold", soft_wrap=True, highlight=False)
+    console.print("Time and memory are estimates, from a few images and steps on this machine.", soft_wrap=True)
+    table = Table("step", title="What would be done", title_justify="left")
+    table.add_column("about", justify="right")
+    for step, taken in plan.seconds.items():
+        table.add_row(step, _minutes(taken))
+    console.print(table)
+    table = Table("position", "cannot be used because", title="Positions that may be tried", title_justify="left")
+    for tried in plan.positions:
+        table.add_row(*(Text(as_plain_text(cell)) for cell in (tried.at, tried.reason)))
+    console.print(table)
+    print_next("nothing was written; leave out --dry-run to write", shlex.quote(str(out)))
+
+
+def _minutes(seconds: float) -> str:
+    """A time as it is said: an estimate has no seconds in it once it is minutes."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
