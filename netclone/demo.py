@@ -1,5 +1,7 @@
 """run() -> DemoResult: clone three classes of handwritten digits from one network into another, in about a minute.
 
+lay_out() only leaves the digits in folders and the two networks on disk, to clone between on the command line.
+
 A target (a small ResNet) learns the digits 0 to 6, and a source (a small EfficientNet) all ten. The target then gets 7,
 8 and 9 from the source. Every claim is checked, and a claim that is not true ends the demo with an error.
 """
@@ -12,7 +14,8 @@ import platform
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +24,11 @@ from typing import Any
 import sklearn
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from timm.models import save_for_hf
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -33,8 +38,10 @@ from netclone.cloning.method import clone
 from netclone.cloning.modules import CloneModule, load, save
 from netclone.errors import ArgumentError, NetcloneError
 from netclone.files.spec import Candidate
+from netclone.graph.preparing import preparation
 from netclone.graph.tracing import same_bits, trace
 from netclone.metrics.evaluating import Cost, Scores, cost, evaluate, predict
+from netclone.models.reading import read
 from netclone.reporting.png import draw
 from netclone.runtime.bars import Bars
 from netclone.runtime.writing import write_text
@@ -124,7 +131,7 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
     if not 0 <= seed < 2**63:
         raise ArgumentError(f"seed: got {seed}, expected an integer from 0 to 2**63 - 1")
     console = console or Console(quiet=True)
-    with _written_whole(Path(out)) as staging, _one_thread(), Bars(console) as bars:
+    with _written_whole(Path(out), _FILES) as staging, _one_thread(), Bars(console) as bars:
         digits = load_data()
         source = make_network(SOURCE, 10, seed)
         train_network(source, digits.images, digits.labels, seed, epochs=6, progress=bars.named("train source on 0-9"))
@@ -189,6 +196,82 @@ def run(seed: int = 0, out: str | os.PathLike[str] = "netclone-demo", console: C
         write_text(staging / "results.json", json.dumps(as_data(result, out), indent=2) + "\n")
         done(4, 4)
     return result
+
+
+FOLDERS = ("digits", "source", "target")
+"""What :func:`lay_out` leaves: images by class, and two networks as timm's ``save_for_hf`` writes them."""
+
+_PREPARED = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """What :func:`lay_out` left: the folder, and how many images are in each of its folders of classes."""
+
+    folder: Path
+    images: dict[str, int]
+
+
+def lay_out(seed: int = 0, out: str | os.PathLike[str] = ".", console: Console | None = None) -> LaidOut:
+    """Leave digits as images in folders by class, and two trained networks, to try the command line on.
+
+    ``digits/train`` and ``digits/test`` have the folders ``old``, with the digits 0 to 6, and ``new``, with 7 to 9. The
+    network in ``target`` knows the old ones, and that in ``source`` all ten. The result depends on the seed alone.
+
+    Parameters
+    ----------
+    seed
+        Seed of both networks and their training.
+    out
+        The folder to leave them in, created if necessary. They appear together, at the end.
+    console
+        Where to show progress. None: nowhere.
+
+    Raises
+    ------
+    ArgumentError
+        If something of that name is there already, ``out`` cannot be written to, or ``seed`` is negative.
+    """
+    folder = Path(out)
+    if not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed: got {seed}, expected an integer from 0 to 2**63 - 1")
+    if there := [name for name in FOLDERS if (folder / name).exists()]:
+        raise ArgumentError(f"folders: there is a '{there[0]}' in '{folder}' already; choose another folder")
+    with _written_whole(folder, FOLDERS) as staging, _one_thread(), Bars(console or Console(quiet=True)) as bars:
+        counts = _draw_digits(staging / "digits")
+        for role, name, kinds in (("source", SOURCE, ("old", "new")), ("target", TARGET, ("old",))):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                classes = len(OLD) + len(NEW) * (len(kinds) > 1)
+                network = timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=dict(_PREPARED))
+            images, labels = _read_digits([staging / "digits" / "train" / kind for kind in kinds], network)
+            train_network(network, images, labels, seed, epochs=4, progress=bars.named(f"train the {role}"))
+            save_for_hf(network, str(staging / role), safe_serialization=True)
+    return LaidOut(folder, counts)
+
+
+def _draw_digits(folder: Path) -> dict[str, int]:
+    """Every other of scikit-learn's digits as an image; every fourth of these is for testing."""
+    digits, counts = load_digits(), Counter[str]()
+    for number, (pixels, label) in enumerate(zip(digits.images[::2], digits.target[::2], strict=True)):
+        part = f"{'test' if number % 4 == 0 else 'train'}/{'old' if label in OLD else 'new'}"
+        of_class = folder / part / str(label)
+        of_class.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((pixels * 15.9).astype("uint8")).resize((32, 32), Image.Resampling.BILINEAR)
+        image.convert("RGB").save(of_class / f"{number}.png")
+        counts[f"digits/{part}"] += 1
+    return dict(counts)
+
+
+def _read_digits(folders: Sequence[Path], network: nn.Module) -> tuple[Tensor, Tensor]:
+    """All images of some folders as a network takes them, and the digits that they show."""
+    images, labels = [], []
+    for folder in folders:
+        pictures = read(str(folder), preparation(network).transform(), "train", "digits")
+        for batch, numbers in pictures:
+            images.append(batch)
+            labels.append(torch.tensor([int(pictures.names[number]) for number in numbers.tolist()]))
+    return torch.cat(images), torch.cat(labels)
 
 
 def load_data() -> Digits:
@@ -398,8 +481,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder whose files move to ``out`` at the end; after a failure, ``out`` is unchanged."""
+def _written_whole(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder whose entries of these names move to ``out`` at the end; after a failure, ``out`` is unchanged."""
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -408,7 +491,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
         raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
     try:
         yield staging
-        for file in _FILES:
+        for file in names:
             os.replace(staging / file, out / file)
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)

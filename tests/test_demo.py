@@ -153,6 +153,21 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path / "out") == ["results.json"] and mine.read_text() == "older"
 
 
+def test_folders_are_left_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(netclone.ArgumentError, match="seed"):
+        demo.lay_out(-1, tmp_path / "out")
+    (tmp_path / "mine" / "digits").mkdir(parents=True)
+    result = runner.invoke(cli.app, ["demo", "--folders", str(tmp_path / "mine")])
+    assert result.exit_code == 1
+    assert "folders: there is a 'digits' in" in result.stderr and "choose another folder" in result.stderr
+    monkeypatch.setattr(demo, "train_network", interrupt)
+    assert runner.invoke(cli.app, ["demo", "--folders", str(tmp_path / "out")]).exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not list((tmp_path / "mine" / "digits").iterdir())
+
+
 def test_seed_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(netclone.ArgumentError, match="seed"):
         demo.run(-1, tmp_path / "out")
