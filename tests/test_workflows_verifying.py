@@ -56,6 +56,13 @@ def test_the_right_target_passes(folder, few, data):
     assert "Old logits are the target's bits in 6 of 6 modes." in result.output
 
 
+def test_without_a_target_it_is_the_one_in_the_file(folder, few):
+    result = run(app, ["verify", str(folder / "grafted.safetensors")])
+    assert result.exit_code == 0 and result.stdout.startswith("Old logits are the target's bits in 6 of 6 modes.\n")
+    result = run(app, ["verify", f"timm/test_resnet@{folder / 'birds.safetensors'}"])
+    assert result.exit_code == 1 and "name its target with --target" in result.stderr
+
+
 def test_another_target_fails_and_the_node_is_named(folder, few):
     result = verify(folder, "others")
     assert result.exit_code == 1

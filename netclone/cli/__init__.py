@@ -3,7 +3,7 @@
 # ruff: noqa: I001  the order of the imports is that of the commands in the help
 from netclone.cli.application import app
 from netclone.cli import clone, inject, remove
-from netclone.cli import inspect, evaluate, report
+from netclone.cli import inspect, predict, evaluate, report, log
 from netclone.cli import verify, export, push, pull
 from netclone.cli import demo, bench, zoo
 
@@ -16,6 +16,8 @@ __all__ = [
     "export",
     "inject",
     "inspect",
+    "log",
+    "predict",
     "pull",
     "push",
     "remove",

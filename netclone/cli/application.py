@@ -95,6 +95,13 @@ Token = Annotated[
     str | None, typer.Option(envvar="HF_TOKEN", help="Hugging Face access token. Default: the one you logged in with.")
 ]
 
+By = Annotated[
+    str | None,
+    typer.Option(
+        envvar="NETCLONE_BY", help="Who does this, for the record in the file. Default: the file does not say."
+    ),
+]
+
 
 _DEBUG = ContextVar("debug", default=False)
 
@@ -218,6 +225,11 @@ def print_written(console: Console, *paths: Path, more: str = "") -> None:
     """Print the names of the written files."""
     files = ", ".join(str(path) for path in paths)
     _say(console, f"Written: {files}{more}")
+
+
+def print_next(what: str, *command: str) -> None:
+    """Print what to do next in one line: words, and a command that can be copied."""
+    _say(Console(), f"Next: {what}{': ' * bool(command)}{' '.join(command)}")
 
 
 def _say(console: Console, line: str, style: str = "") -> None:

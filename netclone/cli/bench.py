@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from netclone.cli.application import CHECK, app, print_written, reported, shown
+from netclone.cli.application import CHECK, app, print_next, print_written, reported, shown
 
 Suite = Literal[
     "digits",
@@ -76,3 +77,4 @@ def bench(
             else:
                 run(change(suite_named(suite)), data, out, seeds=seeds, cache=cache, console=console, command=command)
         print_written(console, out / "results.json", out / "results.md", more=" and plots")
+        print_next("read the tables", shlex.quote(str(out / "results.md")))

@@ -24,10 +24,12 @@ from netclone.cli.application import (
     app,
     images_of,
     print_json,
+    print_next,
     print_written,
     reported,
 )
 from netclone.errors import ArgumentError
+from netclone.runtime.text import as_plain_text
 
 Format = Literal["onnx", "pt2"]
 """File formats that other runtimes read."""
@@ -60,7 +62,8 @@ def export(
     """Export a network, and print how far its logits differ."""
     console = Console(stderr=as_json)
     with reported():
-        from netclone.models.loading import load_model  # slow to import, and not needed to show help
+        from netclone.graph.preparing import preparation  # slow to import, and not needed to show help
+        from netclone.models.loading import load_model
         from netclone.workflows.translating import some_images, to_int8_onnx, to_onnx, to_pt2
 
         if int8 != (data is not None) or (int8 and to != "onnx"):
@@ -82,3 +85,5 @@ def export(
         if done.agreement is not None:
             checked += f", {done.agreement:.1%} of images keep their class"
         print_written(console, out, more=f", {done.bytes:,} bytes; {checked}")
+        size = ", ".join(map(str, preparation(network).size))
+        print_next(f"give it images (N, {size}), preprocessed as netclone inspect shows for {as_plain_text(model)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from netclone.cli.application import SHIP, Json, Token, app, reported
+from netclone.cli.application import SHIP, Json, Token, app, print_next, reported
 from netclone.cli.inspect import show
 
 
@@ -33,3 +34,6 @@ def pull(
         with Console(stderr=True).status(Text(f"Pulling {repo}")):
             publishing.pull(repo, out, revision=revision, token=token)
         show(out, as_json, written=True)
+        if not as_json:
+            words = ("netclone inject TARGET", shlex.quote(str(out)), "--out grafted.safetensors")
+            print_next("graft it onto the target that it was made for", *words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from netclone.cli.application import SHIP, Json, Token, app, print_json, reported
+from netclone.cli.application import SHIP, Json, Token, app, print_json, print_next, reported
 
 
 @app.command(
@@ -52,3 +53,4 @@ def push(
             print_json({"repo": repo, "url": url})
         else:
             Console().print(f"Pushed: {url}", soft_wrap=True, highlight=False, markup=False)
+            print_next("others get it with", f"netclone pull {shlex.quote(repo)} --out clone.safetensors")

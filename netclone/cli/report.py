@@ -29,6 +29,7 @@ from netclone.cli.application import (
     images_of,
     note,
     print_json,
+    print_next,
     print_written,
     reported,
     shown,
@@ -115,3 +116,4 @@ def report(
             print_json({"file": str(out), "bytes": found.bytes, "clone": found.name, "differing": found.differing})
         else:
             print_written(Console(), out, more=f", {found.bytes:,} bytes")
+            print_next("open the page in a browser; it loads nothing from elsewhere")

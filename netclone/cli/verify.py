@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import IMAGES, SHIP, Device, Json, Model, Split, app, print_json, reported
+from netclone.cli.application import IMAGES, SHIP, Device, Json, Model, Split, app, print_json, print_next, reported
 
 if TYPE_CHECKING:
     from netclone.cloning.verifying import Verification
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 )
 def verify(
     grafted: Model,
-    target: Annotated[str, typer.Option(help="The network it was grafted onto, named in the same ways as GRAFTED.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The network it was grafted onto, named in the same ways as GRAFTED. Default: the one in the file."
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help=f"Images to compare on: {IMAGES}. Default: random noise.")] = None,
     split: Split = "validation",
     thorough: Annotated[
@@ -49,6 +54,9 @@ def verify(
 
 
 def _print(found: Verification, console: Console) -> None:
+    compared = len(found.equal) + len(found.different)
+    answer = f"Old logits are the target's bits in {len(found.equal)} of {compared} modes."
+    console.print(answer, style="bold", highlight=False)
     if found.different:
         table = Table("mode", "first node that differs", "seen", title="Old logits differ", title_justify="left")
         for difference in found.different:
@@ -56,5 +64,7 @@ def _print(found: Verification, console: Console) -> None:
         console.print(table)
     for reason, count in Counter(reason for _, reason in found.unsupported).items():
         console.print(f"In {count} modes the target itself fails: {escape(reason)}", highlight=False)
-    compared = len(found.equal) + len(found.different)
-    console.print(f"Old logits are the target's bits in {len(found.equal)} of {compared} modes.", highlight=False)
+    if found.passed:
+        print_next("write it for other runtimes with netclone export, or serve it as it is")
+    else:
+        print_next("is it the very target? If so, please report this, with the node")

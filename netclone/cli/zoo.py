@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import CHECK, app, print_written, reported, shown
+from netclone.cli.application import CHECK, app, print_next, print_written, reported, shown
 
 if TYPE_CHECKING:
     from netclone.zoo import Row
@@ -84,6 +85,7 @@ def zoo(
             write(rows, out, command)
         _print_zoo(rows, console)
         print_written(console, *(out / f"zoo.{kind}" for kind in ("json", "md", "html")[report_only:]))
+        print_next("read the table", shlex.quote(str(out / "zoo.html")))
         if not all(row.passed for row in rows):
             raise typer.Exit(1)
 

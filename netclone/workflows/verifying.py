@@ -7,9 +7,11 @@ from torch import nn
 
 from netclone.cloning.verifying import Verification
 from netclone.cloning.verifying import verify as compare
+from netclone.errors import ArgumentError
+from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import preparation
 from netclone.graph.tracing import example_input
-from netclone.models.loading import load_model
+from netclone.models.loading import load_model, open_target
 from netclone.models.reading import read
 from netclone.runtime.devices import device_named, model_on
 
@@ -19,7 +21,7 @@ MOST = 9
 
 def verify(
     grafted: str,
-    target: str,
+    target: str | None = None,
     data: str | None = None,
     *,
     split: str = "validation",
@@ -31,7 +33,7 @@ def verify(
     Parameters
     ----------
     grafted, target
-        As for :func:`netclone.load_model`.
+        As for :func:`netclone.load_model`. No target: the one that the grafted network's file holds.
     data
         As for :func:`netclone.models.reading.read`. None: noise of the size that the target takes.
     split
@@ -47,7 +49,10 @@ def verify(
         As for :func:`netclone.load_model`, :func:`netclone.models.reading.read` and :func:`netclone.verify`.
     """
     place = device_named(device)
-    network, reference = load_model(grafted), load_model(target)
+    if target is None and not is_bundle(grafted):
+        raise ArgumentError(f"target: '{grafted}' is no file that netclone inject wrote; name its target with --target")
+    network = load_model(grafted)
+    reference = open_target(grafted).network if target is None else load_model(target)
     images = _images(reference, data, split).to(place)
     return compare(model_on(network, place), model_on(reference, place), images, thorough=thorough)
 
