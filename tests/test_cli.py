@@ -105,7 +105,7 @@ def test_debug_shows_the_tracebacks_of_both_captures():
 WAYS = ("timm/NAME", "torchvision/NAME", "hf-hub:", "local-dir:", "checkpoint file", "@FILE")
 
 
-@pytest.mark.parametrize("name", ["clone", "evaluate", "export", "inject", "report", "verify"])
+@pytest.mark.parametrize("name", ["clone", "evaluate", "export", "inject", "inspect", "predict", "report", "verify"])
 def test_the_help_mentions_every_way_to_name_a_model(name):
     shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "500"}).output
     assert [way for way in WAYS if way not in shown] == []

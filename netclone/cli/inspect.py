@@ -69,8 +69,8 @@ def _print(found: Survey, console: Console) -> None:
         "network": f"{found.architecture}, {found.parameters:,} parameters",
         "its images": ", ".join(f"{name} {value}" for name, value in found.config.items()),
         "classes": f"{len(found.classes)}: {some}" if known else f"{len(found.classes)}, without names",
-        "as a target": found.no_target or _counted(found.positions, "a clone can read it at", "positions"),
-        "as a source": found.no_source or _counted(found.cuts, "it can be cut at", "positions"),
+        "as a target": found.no_target or _counted(found.positions, "a clone can read it at"),
+        "as a source": found.no_source or _counted(found.cuts, "it can be cut at"),
         "in a clone's file": "" if found.no_source else _savable(found.unsavable),
     }
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -93,9 +93,9 @@ def _print(found: Survey, console: Console) -> None:
             console.print(table)
 
 
-def _counted(cuts: tuple[Cut, ...], what: str, of: str) -> str:
+def _counted(cuts: tuple[Cut, ...], what: str) -> str:
     usable = sum(not cut.reason for cut in cuts)
-    return f"{what} {usable} {of}, and at the input" if usable else "only at the input"
+    return f"{what} {usable} positions, and at the input" if usable else "only at the input"
 
 
 def _savable(faults: tuple[str, ...]) -> str:
