@@ -185,8 +185,8 @@ def evaluate(  # noqa: PLR0913 - public
             wanted = _of_source(source, cloned, samples, batch_size, workers, output)
             likeness.append(wanted[:, list(cloned.classes)])
             asked = torch.tensor(cloned.classes, device=wanted.device)
-            own = samples.labels[cloned.own(samples.labels)] - cloned.columns.start
-            known_to_source.append(wanted.argmax(1) == asked[own])
+            numbers = samples.labels[cloned.own(samples.labels)] - cloned.columns.start
+            known_to_source.append(wanted.argmax(1) == asked[numbers])
     given, known_labels = torch.cat(logits), torch.cat(labels)
     width = given.shape[1]
     own = tuple(own_columns(cast(fx.GraphModule, model))) if of_clones else tuple(range(width))
