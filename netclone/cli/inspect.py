@@ -53,8 +53,8 @@ def inspect(
                 print_json(asdict(found))
             else:
                 _print(found, Console())
-                words = ("netclone clone SOURCE TARGET --classes NAMES --data IMAGES --out FILE --dry-run",)
-                print_next("see what cloning would take", *words)
+                command = "netclone clone SOURCE TARGET --classes NAMES --data IMAGES --out FILE --dry-run"
+                print_next("see what cloning would take", command)
         else:
             show(Path(model), as_json)
             if not as_json:
