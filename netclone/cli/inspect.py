@@ -58,8 +58,8 @@ def inspect(
         else:
             show(Path(model), as_json)
             if not as_json:
-                words = ("netclone inject TARGET", shlex.quote(model), "--out grafted.safetensors")
-                print_next("graft it onto the target that it was made for", *words)
+                command = f"netclone inject TARGET {shlex.quote(model)} --out grafted.safetensors"
+                print_next("graft it onto the target that it was made for", command)
 
 
 def _print(found: Survey, console: Console) -> None:

@@ -207,27 +207,6 @@ def named_columns(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return {name: whole.get(name, columns) for name, columns in (whole | parts).items()}
 
 
-def label_names(network: nn.Module, count: int) -> tuple[str, ...]:
-    """What the first ``count`` columns of a network are called, to be read: ImageNet's words, or numbers if unknown.
-
-    Examples
-    --------
-    >>> import timm
-    >>> label_names(timm.create_model("test_resnet", num_classes=1000), 1000)[:2], label_names(nn.Identity(), 2)
-    (('tench', 'goldfish'), ('0', '1'))
-    """
-    given = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
-    if given and len(given) >= count:
-        return tuple(map(str, given[:count]))
-    from timm.data import ImageNetInfo, infer_imagenet_subset  # slow to import, and not needed to load a clone
-
-    subset = infer_imagenet_subset({"num_classes": count})
-    if subset is None:
-        return tuple(map(str, range(count)))
-    info = ImageNetInfo(subset)
-    return tuple(info.index_to_description(column).split(",")[0] for column in range(count))
-
-
 def plain(name: str) -> str:
     """A class name in normal form, for comparison: without case, hyphens and underscores."""
     return name.strip().replace("_", " ").replace("-", " ").lower()

@@ -276,9 +276,10 @@ def _new_columns(network: nn.Module) -> dict[str, int]:
     """The columns of a grafted network's new classes, by name or, without one, by the source's column."""
     if not isinstance(network, fx.GraphModule):
         return {}
-    own = [column for columns_of_clone in columns(network).values() for column in columns_of_clone]
-    names = [name for names_of_clone in _names_of_clones(network) for name in names_of_clone]
-    return dict(zip(names, own, strict=True))
+    found: dict[str, int] = {}
+    for names, own in zip(_names_of_clones(network), columns(network).values(), strict=True):
+        found.update(zip(names, own, strict=False))  # a clone that is off has no columns
+    return found
 
 
 def _names_of_clones(network: nn.Module) -> list[Sequence[str]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from netclone.cloning.injecting import GraftedModule, columns, modules_of
+from netclone.cloning.injecting import GraftedModule, columns, label_names
 from netclone.errors import DataError
-from netclone.graph.describing import label_names
+from netclone.graph.describing import column_names, described
 from netclone.graph.preparing import preparation
 from netclone.metrics.evaluating import predict as logits_of
 from netclone.models.loading import Note, open_model, silent
@@ -108,9 +108,9 @@ def _owners(network: nn.Module) -> dict[int, str]:
 
 
 def _names(network: nn.Module, count: int) -> tuple[str, ...]:
-    """What the columns are called: the target's as it calls them, then those of each clone."""
-    of_clones: list[str] = []
-    if isinstance(network, fx.GraphModule) and isinstance(network, GraftedModule):
-        for module in modules_of(network).values():
-            of_clones += module.class_names or map(str, module.classes)
-    return (*label_names(network, count - len(of_clones)), *of_clones)
+    """What the columns are called, or their numbers."""
+    if isinstance(network, GraftedModule):
+        known: Sequence[str | None] = label_names(network)
+    else:
+        known = column_names(described(network), count)
+    return tuple(name or str(column) for column, name in enumerate(known or [None] * count))

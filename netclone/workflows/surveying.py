@@ -15,7 +15,7 @@ from netclone.errors import NetcloneError, first_line
 from netclone.files.bundling import is_plain_checkpoint
 from netclone.files.graphdata import unsavable
 from netclone.graph.capturing import capture
-from netclone.graph.describing import label_names
+from netclone.graph.describing import column_names, described
 from netclone.graph.preparing import preparation
 from netclone.graph.tracing import example_input, logits_node, shape_of, trace
 from netclone.models.loading import CHECKPOINTS, PRETRAINED, open_model, weights_digest
@@ -108,7 +108,7 @@ def survey(name: str) -> Survey:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         weights="" if weights is None else f"sha256:{weights_digest(network)}",
         config=preparation(network).as_config(),
-        classes=label_names(network, count),
+        classes=column_names(described(network), count) or tuple(map(str, range(count))),
         positions=() if traced is None else _cuts(traced, candidates(traced)),
         cuts=() if source is None else _cuts(source, candidates(source)),
         unsavable=() if source is None else tuple(unsavable(source.graph)),
