@@ -195,7 +195,7 @@ def named_columns(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
     Examples
     --------
     >>> named_columns(["tench, Tinca tinca", "Grey_Heron"])
-    {'tench, tinca tinca': (0,), 'tench': (0,), 'tinca tinca': (0,), 'grey heron': (1,)}
+    {'tench, tinca tinca': (0,), 'grey heron': (1,), 'tench': (0,), 'tinca tinca': (0,)}
     """
     whole: dict[str, tuple[int, ...]] = {}
     parts: dict[str, tuple[int, ...]] = {}
