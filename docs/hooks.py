@@ -160,6 +160,11 @@ def deployment() -> str:
     return _measured("deployment.json")
 
 
+def serving() -> str:
+    """What a server answers while its clone is swapped, from the committed measurements."""
+    return _measured("serving.json")
+
+
 def _measured(file: str) -> str:
     found = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     lines = [
@@ -302,6 +307,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "fitting": fitting,
     "learning": learning,
     "pruning": pruning,
+    "serving": serving,
     "operators": operators,
     "names": names,
     "zoo": zoo,
