@@ -188,7 +188,29 @@ def test_a_group_that_is_hardly_needed_is_narrower_than_a_multiple(groups, alloc
     """Or a small budget could not be reached in multiples."""
     options = {"method": "magnitude", "keep": 0.3, "budget": "macs", "allocation": allocation}
     kept = {name: (sum(flags), len(flags)) for name, flags in localize(groups, **options, round_to=8).kept}
-    assert all(count % 8 == 0 or count < 4 for count, size in kept.values() if size >= 16)
+    assert all(count % 8 == 0 or count < 8 for count, size in kept.values() if size >= 16)
+
+
+def test_what_all_features_pass_through_is_no_bottleneck():
+    """Whatever the scores say. A residual branch may be as narrow as they do."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3), torch.nn.ReLU()),
+        *(torch.nn.Flatten(), torch.nn.Linear(64 * 4 * 4, 4)),
+    ).eval()
+    groups = channel_groups(plain, torch.randn(2, 3, 8, 8))
+    scores = [torch.linspace(0, 1, 64), torch.linspace(5, 6, 64)]
+    allocation = Allocation(groups, Measure("macs"))
+    assert allocation.least(0.25) == [16, 16]
+    assert int(allocation.flags(scores, 0.25)[0].sum()) == 16
+    assert allocation.least(1e-4) == [1, 1]  # half of such a width would be too much
+    residual = channel_groups(timm.create_model("test_resnet", num_classes=4), torch.randn(2, 3, 64, 64))
+    fewest = dict(
+        zip((group.name for group in residual.groups), Allocation(residual, Measure("macs")).least(0.25), strict=True)
+    )
+    assert fewest["layer1.0.conv1"] == 1 and fewest["conv1.0"] == round(residual["conv1.0"].size / 4)
+    without = Allocation(residual, Measure("macs")).doing_without(["layer1.0.conv1"])
+    assert without.least(0.25)[[group.name for group in residual.groups].index("layer1.0.conv1")] == 0
 
 
 @pytest.mark.parametrize("name", ["round_to", "latency_batch"])

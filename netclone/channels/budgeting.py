@@ -6,12 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from netclone.arguments import Budget, check_choice, check_number
+from netclone.channels.blocks import residual_blocks
 from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outputs
 from netclone.channels.slimming import slim
 from netclone.errors import ArgumentError
@@ -212,8 +214,9 @@ class Allocation:
     def flags(self, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
         """Per group, True for the units of the highest scores that fit into ``keep`` of the budget.
 
-        The best unit of every group that is not in ``without`` always stays. Ties go to the first. Widths are then
-        brought to multiples of ``round_to``, those first that gain the highest scores.
+        The best unit of every group that is not in ``without`` always stays, and more of a group that all features pass
+        through (see :meth:`least`). Ties go to the first. Widths are then brought to multiples of ``round_to``, those
+        first that gain the highest scores.
         """
         sizes = [len(score) for score in scores]
         order = torch.sort(torch.cat([score.detach().cpu() for score in scores]), descending=True, stable=True).indices
@@ -222,11 +225,11 @@ class Allocation:
         ranks = rank.split(sizes)
         places = [part.argsort().argsort() for part in ranks]  # among the units of the same group
 
+        least = self.least(keep)
+
         def widths(count: int) -> list[int]:
-            return [
-                0 if group.name in self.without else max(1, int((part < count).sum()))
-                for group, part in zip(self.groups.groups, ranks, strict=True)
-            ]
+            chosen = [int((part < count).sum()) for part in ranks]
+            return [max(fewest, many) if fewest else 0 for fewest, many in zip(least, chosen, strict=True)]
 
         low, high = 0, len(order)
         while low < high:
@@ -234,6 +237,27 @@ class Allocation:
             low, high = (middle, high) if self.size(widths(middle)) <= keep * self.whole else (low, middle - 1)
         kept = self._in_steps(widths(low), scores, keep)
         return [place < count for place, count in zip(places, kept, strict=True)]
+
+    def least(self, keep: float) -> list[int]:
+        """The fewest units of each group that stay when ``keep`` of the budget does.
+
+        In a residual branch it is one, since the stream goes past it. Through any other group all features pass, and a
+        few channels of it are a bottleneck, whatever their single scores: it keeps at least half of the width that
+        every group would have if all were equally narrow. Where even that is too much, it is one for all.
+        """
+        share = math.sqrt(keep) / 2  # parameters, MACs and time go with the square of the width
+        numbers = [
+            1 if group.name in self._in_branches else max(1, round(share * group.size)) for group in self.groups.groups
+        ]
+        if self.size(numbers) > keep * self.whole:
+            numbers = [1] * len(numbers)
+        pairs = zip(numbers, self.groups.groups, strict=True)
+        return [0 if group.name in self.without else number for number, group in pairs]
+
+    @cached_property
+    def _in_branches(self) -> frozenset[str]:
+        """The groups that only residual branches have."""
+        return frozenset(name for block in residual_blocks(self.groups) for name in block.groups)
 
     def _in_steps(self, kept: list[int], scores: Sequence[Tensor], keep: float) -> list[int]:
         """Widths in multiples of ``round_to``: first all rounded down, then one after another a step up while it fits.

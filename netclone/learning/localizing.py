@@ -96,7 +96,7 @@ def localize(  # noqa: PLR0913 - public
         ``"uniform"``, the same share of each. None: global for ``"local"``, uniform for the other methods.
     round_to
         Keep widths that are multiples of this many channels, such as 8, which most hardware is faster with. Groups of
-        less than twice that many channels are not rounded, nor are those that keep less than half of that.
+        less than twice that many channels are not rounded, nor are those of which only a few are left.
     latency_batch
         Images at a time, for ``budget="latency"``.
     seed
