@@ -736,7 +736,8 @@ def test_modules_that_are_none_or_live_elsewhere():
 def test_targets_that_return_no_logits():
     class Two(InPlace):
         def forward(self, x):
-            return {"a": super().forward(x), "b": x}
+            logits = super().forward(x)
+            return {"a": logits, "b": logits + 1}
 
     class Map(InPlace):
         def forward(self, x):

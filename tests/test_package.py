@@ -88,7 +88,7 @@ def test_only_one_module_knows_each_of_the_special_libraries():
         assert not names & {"pickle", "dill", "cloudpickle"}, module
         assert "matplotlib" not in names or module in ("reporting", "demo", "benchmarking"), module
         assert "sklearn" not in names or module in ("demo", "benchmarking"), module
-        assert "huggingface_hub" not in names or module == "files", module
+        assert "huggingface_hub" not in names or module in ("files", "models"), module
 
 
 @pytest.mark.parametrize(
