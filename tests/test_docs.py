@@ -38,7 +38,7 @@ AFTER_TUTORIAL = [
     and re.search(r"^```(python|bash)$", path.read_text(), re.M)
 ]
 IN_DEFAULT = ("index", "roll-back")  # the code of the other pages is run in the long tier
-INSTALLED = "pip install -e netclone"
+INSTALLED = "pip install -e ../netclone"
 PARSED_ONLY = ("push", "pull")  # they speak to a hub: test_publishing has one
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
