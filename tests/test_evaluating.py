@@ -201,7 +201,7 @@ def test_a_clone_of_all_channels_is_like_its_source_and_a_small_one_less_so() ->
     assert half.similarity is not None and half.similarity < 0.98
     wrong = netclone.evaluate(graft(extracted((4, 1))), data, source=network(6, seed=3)).similarity
     assert wrong is not None and wrong < 0.9
-    assert netclone.evaluate(graft(extracted((4, 1))), data) == replace(whole, similarity=None)
+    assert netclone.evaluate(graft(extracted((4, 1))), data) == replace(whole, similarity=None, new_source=None)
 
 
 def test_similarity_is_counted_on_the_samples_of_the_clone() -> None:

@@ -85,7 +85,7 @@ def test_the_card_says_what_is_known(clone, file, tmp_path):
     assert ["layer3", "layer3", "", "no map"] in rows and ["input", "input", "87.5%", ""] in rows
     assert any(row[0] == "certificate" and f"{clone.certificate:.1e}" in row[1] for row in rows)
     assert any(row[0] == "size" and f"{file.stat().st_size:,} bytes" in row[1] for row in rows)
-    assert ["source (SHA-256)", clone.spec.source_fingerprint] in rows
+    assert ["source's structure (SHA-256)", clone.spec.source_fingerprint] in rows
     for part in ("from_pretrained(", "netclone pull", "2303.10597", "@inproceedings"):
         assert part in card.text
 

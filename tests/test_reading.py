@@ -246,23 +246,6 @@ def check_origin(origin, root, out):
 
 
 @pytest.mark.slow
-def test_a_dry_run_tries_all_of_it_and_writes_nothing(trained, tmp_path):
-    out = tmp_path / "colours.safetensors"
-    words = arguments(trained, out, **{"distill-steps": 50, "at": "auto", "search": "all"})
-    result = CliRunner().invoke(app, [*words, "--dry-run", "--json"])
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
-    assert facts["classes"] == [[3, "red"], [0, "blue"]]
-    assert (facts["images"], facts["old_images"], facts["steps"]) == (12, 12, 50)
-    assert {"layer4", "input"} <= {position["at"] for position in facts["positions"]}
-    assert facts["seconds"].keys() >= {"read the images", "distil, 50 steps"} and min(facts["seconds"].values()) > 0
-    assert facts["memory"] > 24 * 3 * 160 * 160 * 4
-    wrong = CliRunner().invoke(app, [*arguments(trained, out, at="layer9"), "--dry-run"])
-    assert wrong.exit_code == 1 and "layer9" in wrong.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
 def test_from_names_and_folders_to_a_grafted_network(trained, tmp_path):
     out, both = tmp_path / "colours.safetensors", tmp_path / "grafted.safetensors"
     result = CliRunner().invoke(app, [*arguments(trained, out), "--json"])

@@ -49,7 +49,7 @@ _FIELDS = ("path", "label", "column", "probability", "clone", "error")
     help="Say for each image of a folder which class a network predicts, how likely that is, and by which clone.\n\n"
     "All images in the folder and below it are read; what the folders are called does not matter. The probability is "
     "that of the softmax over all columns. Images that cannot be read are listed and do not stop the command.",
-    epilog="Example: netclone predict grafted.safetensors photos --csv > predictions.csv",
+    epilog="Example: netclone predict grafted.safetensors photos --csv",
 )
 def predict(
     model: Model,
