@@ -69,7 +69,7 @@ def test_a_machine_gets_csv_or_json_and_a_person_the_answer_first(root):
     assert list(rows[0]) == ["path", "label", "column", "probability", "clone", "error"]
     assert [row["clone"] for row in rows] == 6 * ["storks"] + [""]
     assert rows[-1]["path"].endswith("broken.png") and "UnidentifiedImageError" in rows[-1]["error"]
-    assert "broken.png' cannot be read" in result.stderr
+    assert "broken.png' cannot be read: UnidentifiedImageError: cannot identify image file\n" in result.stderr
     facts = json.loads(run(*words, "--json").stdout)
     assert [one["path"] for one in facts["images"]] == [row["path"] for row in rows[:-1]]
     assert [one["path"] for one in facts["broken"]] == [rows[-1]["path"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -25,6 +26,7 @@ from netclone.runtime.sharing import ALONE, Workers
 from netclone.runtime.text import suggestion
 
 READERS = ("hfds", "hfids", "tfds", "torch", "wds")  # prefixes of timm's names of data sets
+_OPENED = re.compile(r" <_io\.[^>]*>")  # what Pillow calls an open file: the path stands before it already
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class _Decoded(Dataset[tuple[Tensor, int] | None]):
         except MemoryError:
             raise
         except Exception as error:  # decoders of pictures raise anything
-            why = f"{type(error).__name__}: {first_line(error)}"
+            why = _OPENED.sub("", f"{type(error).__name__}: {first_line(error)}")
             if self.broken is not None:
                 self.broken[self.name(index)] = why
                 return None
