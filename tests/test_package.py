@@ -139,7 +139,7 @@ ELSEWHERE = {
     "cloning.modules": "test_archiving.py",
     **dict.fromkeys(("cloning.planning", "cloning.problem", "cloning.searching"), "test_cloning.py"),
     "errors": "test_package.py",
-    **dict.fromkeys(("files.bundling", "files.provenance"), "test_deploying.py"),
+    "files.bundling": "test_deploying.py",
     "graph.budgets": "test_dry_run.py",
     "graph.holding": "test_injecting.py",
     "graph.cutting": "test_extracting.py",
@@ -149,7 +149,6 @@ ELSEWHERE = {
     "graph.signatures": "test_dry_run.py",
     "models.recipes": "test_checkpoints.py",
     "reporting.page": "test_reporting.py",
-    **dict.fromkeys(("workflows.rehearsing", "workflows.tasks"), "test_reading.py"),
 }
 """Modules whose behaviour is tested under another name, with the file."""
 
