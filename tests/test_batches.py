@@ -193,7 +193,10 @@ WRONG = {
     "labels complex": (lambda: (IMAGES, LABELS.to(torch.complex64)), "labels of batch 0 are torch.complex64"),
     "labels text": (lambda: (IMAGES, ["cat"] * 12), "'cat' is a name, and the .* records no class names; give columns"),
     "one text": (lambda: (IMAGES, "cats"), "labels of batch 0: 'cats' is a name"),
-    "names and numbers": (lambda: (IMAGES[:2], ["cat", 1]), "labels of batch 0: some are names and others are not"),
+    "labels names and numbers": (
+        lambda: (IMAGES[:2], ["cat", 1]),
+        "labels of batch 0: some are names and others are not",
+    ),
     "two kinds of labels": (
         lambda: [{"image": IMAGES, "label": LABELS, "labels": LABELS}],
         "both .labels. and .label.",

@@ -176,6 +176,7 @@ def test_at_the_input_the_whole_slim_source_runs_beside_the_target(tmp_path: Pat
         target_data=samples(3),
         at="input",
         keep=0.4,
+        budget="params",
         method="magnitude",
         epochs=2,
     )

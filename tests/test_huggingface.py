@@ -120,7 +120,7 @@ def test_on_the_command_line_classes_go_from_one_to_another_and_back(tmp_path):
         assert torch.equal(load_model(str(whole))(images)[:, :4], own)
         assert deploying.remove(whole, None, plain) == ()
         assert torch.equal(load_model(str(plain))(images).logits, own)
-    scores, _ = examining.evaluate(str(whole), data, old, source=source)
+    scores = examining.evaluate(str(whole), data, old, source=source).scores
     assert (scores.samples, scores.locality_closed) == (18, 0)
 
 

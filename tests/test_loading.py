@@ -123,7 +123,11 @@ def _unreachable(*args, **kwargs):
         ("timm/vgg17", None, r"timm has no model 'vgg17'; did you mean 'vgg19', 'vgg16' or 'vgg13'\?"),
         ("torchvision/resnet51", None, r"torchvision has no model 'resnet51'; did you mean"),
         ("resnet18", None, r"'resnet18' names no library; did you mean 'timm/resnet18'\?"),
-        ("keras/resnet", None, r"names no library; expected timm/\.\.\., torchvision/\.\.\., hf-hub:"),
+        (
+            "keras/resnet",
+            None,
+            r"names no library; expected timm/\.\.\., torchvision/\.\.\., transformers/\.\.\., hf-hub:",
+        ),
         ("", None, "expected text such as 'timm/resnet18'"),
         (18, None, "got 18, expected text"),
         ("timm/resnet18", 3, "weights: got int, expected 'pretrained', a file, or None"),
@@ -159,7 +163,9 @@ def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "plain.pth")
     with pytest.raises(LoadError, match=r"does not record its architecture \('arch'\)"):
         load_model(str(tmp_path / "plain.pth"))
-    with pytest.raises(LoadError, match=f"for a model that timm saved there, write 'local-dir:{tmp_path}'"):
+    with pytest.raises(
+        LoadError, match=f"for a model that timm or transformers saved there, write 'local-dir:{tmp_path}'"
+    ):
         load_model(str(tmp_path))
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(LoadError, match="tensors"):
