@@ -426,7 +426,14 @@ def test_tuning_takes_the_best_and_keeps_failures_as_values() -> None:
         tune(TUNING["fine-tune"], given, [])
 
 
-@pytest.mark.parametrize("name", [name for name in TUNING if name not in {"UHC", "PCSD", *PROMPTS}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("fine-tune", "DER") else pytest.mark.long)
+        for name in TUNING
+        if name not in {"UHC", "PCSD", *PROMPTS}
+    ],
+)
 def test_a_method_learns_an_easy_task(name: str) -> None:
     """Others are trained in ``test_opponents.py``: these networks have learned nothing that could be passed on."""
     given = replace(problem(), train=samples(60, 2), validation=samples(20, 3))
