@@ -50,6 +50,11 @@ class Job:
         return "|".join([suite.name, str(self.seed), self.setting.name, f"{self.fraction:g}", self.study, self.method])
 
     @property
+    def single(self) -> bool:
+        """Whether there is one image of each class, to learn from and to validate on."""
+        return self.fraction == 1
+
+    @property
     def part(self) -> tuple[str, str, float]:
         """The table that it belongs to."""
         return self.study, self.setting.group, self.fraction

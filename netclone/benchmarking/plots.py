@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,15 +68,29 @@ def _draw_time(results: dict[str, Any], path: Path) -> None:
     )
     named = {row.method: (known(row, "ms"), 100 * known(row, "mean")) for row in timed}
     for row in sorted(timed, key=lambda row: -known(row, "old_lost")):
-        mark = points(_LEAST_MARK + max(0.0, known(row, "old_lost")))
-        axes.plot(*named[row.method], **_style(row.method) | {"ms": mark, "alpha": 0.8, "mec": LIGHT["page"]})
+        mark = {"ms": points(_mark(row)), "alpha": 0.8, "mec": LIGHT["page"]}
+        axes.plot(*named[row.method], **_style(row.method) | mark)
     axes.set_xscale("log", base=2)
     axes.margins(0.12)
     low, high = axes.get_xlim()
     ticks = [2.0**power for power in range(-10, 12) if low <= 2.0**power <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    label(axes, {name: named[name] for name in _telling(results, timed)}, _ours, [[point] for point in named.values()])
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # where the rims are depends on it
+    rims = [rim for row in timed for rim in _rim(axes, named[row.method], _mark(row) / 2)]
+    label(axes, {name: named[name] for name in _telling(results, timed)}, _ours, rims)
     save(sheet, path)
+
+
+def _mark(row: Row) -> float:
+    """The size of a method's mark in pixels."""
+    return _LEAST_MARK + max(0.0, known(row, "old_lost"))
+
+
+def _rim(axes: Axes, point: Point, radius: float) -> list[list[Point]]:
+    """Points around a mark, which no label may cover."""
+    x, y = axes.transData.transform(point)
+    around = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in range(12)]
+    return [[tuple(place)] for place in axes.transData.inverted().transform(around)]
 
 
 def _telling(results: dict[str, Any], table: Sequence[Row]) -> list[str]:

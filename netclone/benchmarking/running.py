@@ -188,7 +188,7 @@ class _Bench:
             chosen = order[: max(5, round(job.fraction * len(order))) if share else int(job.fraction)]
             held = max(1, round(0.2 * len(chosen)))
             validation.append(chosen[:held])
-            train.append(chosen[held:] if held < len(chosen) else chosen)  # one image is both
+            train.append(chosen if job.single else chosen[held:])
         parts = []
         for what, chosen in (("data", torch.cat(train)), ("validation", torch.cat(validation))):
             labels = renamed(self.dataset.labels[chosen], known)
@@ -253,7 +253,7 @@ class _Bench:
 
     def _cloned(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
         """All samples of the clone set, since clone() itself holds a fifth of them out."""
-        parts = [problem.train] if job.fraction == 1 else [problem.train, problem.validation]
+        parts = [problem.train] if job.single else [problem.train, problem.validation]
         images, labels = (torch.cat([getattr(part, what) for part in parts]) for what in ("images", "labels"))
         new = labels >= problem.old
         named = torch.tensor(problem.classes)[labels[new] - problem.old]

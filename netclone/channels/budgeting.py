@@ -34,7 +34,8 @@ _TRIES = 8  # slim networks that are timed, to come near
 class Measure:
     """What a budget counts: ``"params"``, ``"macs"``, ``"channels"``, or ``"latency"`` for a batch of images.
 
-    Widths are kept in multiples of ``round_to``, as :func:`rounded` says. Of several ``workers`` the
+    Widths are kept in multiples of ``round_to``: see :func:`rounded` for equal shares, and :meth:`Allocation.flags` for
+    others. Of several ``workers`` the
     first one's clock counts.
     """
 
@@ -117,8 +118,8 @@ def step_of(group: ChannelGroup, round_to: int) -> int:
 def rounded(group: ChannelGroup, count: int, round_to: int) -> int:
     """A number of a group's units near ``count`` with which it is a multiple of ``round_to`` channels wide.
 
-    A group of less than twice that many channels, or left with less than half of that, stays as it was asked for: a
-    group that is hardly needed must not cost others their channels. The width of a head is its dimensions.
+    A group of less than twice that many channels, or left with less than half of that, stays as it was asked for, so
+    that small shares can be had. The width of a head is its dimensions.
 
     Examples
     --------
@@ -302,7 +303,7 @@ class Allocation:
             size = self.measured(flags)
             if size <= keep * whole:
                 return flags
-            if all(int(flag.sum()) == 1 for flag in flags):
+            if all(int(flag.sum()) <= 1 for flag in flags):
                 _check_reachable(size / whole, keep, self.budget)
             asked *= 0.99 * keep * whole / size
 
