@@ -174,7 +174,8 @@ def _measured(file: str) -> str:
         "|---|---|---|",
     ]
     for what, value, bar in found["rows"]:
-        lines.append(f"| {what} | {value:.3g} | {'' if bar is None else f'{bar:g}'} |")
+        shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        lines.append(f"| {what} | {shown} | {'' if bar is None else f'{bar:g}'} |")
     return "\n".join(lines)
 
 
