@@ -58,14 +58,13 @@ def fastest_in_turn(
     """
     fastest = [float("inf")] * len(calls)
     with torch.no_grad():
-        for number in range(rounds + 2):
+        for _ in range(rounds + 2):  # the first ones warm up, and are never the fastest
             for which, run in enumerate(calls):
                 _wait(images)
                 started = time.perf_counter()
                 run(images)
                 _wait(images)
-                if number >= 2:  # the first two warm up
-                    fastest[which] = min(fastest[which], time.perf_counter() - started)
+                fastest[which] = min(fastest[which], time.perf_counter() - started)
     return tuple(fastest)
 
 
