@@ -29,6 +29,7 @@ def files(tmp_path_factory):
         mask = netclone.localize(groups, method="random", keep=0.5, seed=seed)
         module = netclone.extract(groups, mask, classes=[4, 5], class_names=["heron", "ibis"])
         netclone.save(module, folder / f"{seed}.safetensors")
+    netclone.save(module.with_bias(100.0), folder / "eager.safetensors")
     grafted = netclone.inject(
         target, netclone.load(folder / "0.safetensors"), at="input", name="birds", columns="stable"
     )
@@ -65,8 +66,6 @@ def test_an_answer_is_the_models(files, client, picture):
     assert told["logits"] == want.tolist() and told["column"] == int(want.argmax())
     assert told["label"] == ["ant", "bee", "cat", "heron", "ibis"][told["column"]]
     assert told["clone"] == ("birds" if told["column"] > 2 else None)
-    strict = client.post("/predict", params={"threshold": 1.0}, content=picture).json()
-    assert strict["clone"] is None and strict["column"] == int(want[:3].argmax())
 
 
 def test_a_swap_changes_the_new_logits_and_can_be_taken_back(files, client, picture):
@@ -77,6 +76,15 @@ def test_a_swap_changes_the_new_logits_and_can_be_taken_back(files, client, pict
     assert swapped[:3] == before[:3] and swapped[3:] != before[3:]
     assert client.put("/clones/birds", content=sent[1]).json() == {"clone": "birds", "swaps": 2}
     assert logits(client, picture) == before
+
+
+def test_a_new_class_below_the_threshold_gives_way_to_the_best_old_one(files, client, picture):
+    client.put("/clones/birds", content=(files / "eager.safetensors").read_bytes())
+    told = client.post("/predict", params={"threshold": 0.3}, content=picture).json()
+    assert told["clone"] == "birds" and told["probability"] >= 0.3
+    strict = client.post("/predict", params={"threshold": 1.1}, content=picture).json()
+    assert strict["logits"] == told["logits"] and strict["clone"] is None
+    assert strict["column"] == max(range(3), key=told["logits"].__getitem__)
 
 
 def test_what_cannot_be_done_is_said_and_changes_nothing(client, picture):
