@@ -59,7 +59,7 @@ class Service:
         column = int(probabilities.argmax())
         clone = self.clone_of(column)
         if clone is not None and float(probabilities[column]) < threshold:
-            column = int(probabilities[: self.old].argmax())
+            column = int(logits[: self.old].argmax())  # whose probabilities may all be 0
             clone = None
         confidence = float(probabilities[column])
         self.answered.append((clone, confidence))
