@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
-from netclone.benchmarking import plots, searching
+from netclone.benchmarking import choices, plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.planning import JOINT, REFITS, Job
 from netclone.benchmarking.reporting import _table, markdown
@@ -378,12 +378,12 @@ def test_a_method_that_does_not_apply_has_no_figures_and_did_not_fail() -> None:
 
 def test_what_a_search_tries_beyond_the_learning_rate() -> None:
     def names(method: str) -> list[str]:
-        return [name for name, _ in searching.choices_of(method, (0, 2), all_of_them=True)]
+        return [name for name, _ in choices.choices_of(method, (0, 2), all_of_them=True)]
 
     assert names("LwF") == ["frozen", "distillation", "old_weight"]
     assert names("UHC") == ["frozen"]  # it knows no labels
-    assert set(searching.OPTIONS) | set(searching.DEPTHS) <= set(TUNING) == set(RATES)
-    assert searching.choices_of("DER", (0, 2), all_of_them=False) == [("frozen", ())]
+    assert set(choices.OPTIONS) | set(choices.DEPTHS) <= set(TUNING) == set(RATES)
+    assert choices.choices_of("DER", (0, 2), all_of_them=False) == [("frozen", ())]
 
 
 def test_a_failed_run_is_told_and_not_averaged() -> None:

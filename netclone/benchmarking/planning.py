@@ -19,6 +19,8 @@ REFITS: dict[str, Options] = {
     "refitted and distilled": {},
 }
 """What follows the mask of a slim source: nothing, least squares, or least squares and distillation."""
+BRIEF = ("fine-tune", "LwF", "source as teacher", "RanPAC, both features", "gated ensemble", "fitted gated ensemble")
+"""What is compared in the further settings and clone sets of a suite. In the first, all methods are."""
 
 
 def amount(fraction: float) -> str:
@@ -108,5 +110,7 @@ def planned(suite: Suite, seeds: int, networks: Networks) -> list[Job]:
 
 def _compared(suite: Suite, setting: Setting, fraction: float, seed: int) -> list[Job]:
     ours = [(sized(keep), tuple({**suite.clone, "keep": keep}.items())) for keep in setting.keeps]
-    others = [(name, ()) for name in (*TUNING, *ENSEMBLES, *HEADS, bound(suite))]
+    first = setting is suite.settings[0] and fraction == setting.fractions[0]
+    methods = (*TUNING, *ENSEMBLES, *HEADS) if first else BRIEF
+    others = [(name, ()) for name in (*methods, bound(suite))]
     return [Job("main", setting, fraction, seed, name, options) for name, options in [*ours, *others]]

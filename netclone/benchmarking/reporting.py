@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from netclone.benchmarking.choices import OPTIONS
 from netclone.benchmarking.planning import amount
 from netclone.benchmarking.plots import draw
 from netclone.benchmarking.scores import Gap, Row, Run, gap, heading, known, rows, tables
-from netclone.benchmarking.searching import OPTIONS
 from netclone.errors import ArgumentError
 from netclone.runtime.writing import write_text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import time
@@ -24,9 +23,10 @@ from netclone.baselines import ENSEMBLES, HEADS, TUNING, InapplicableError, Prob
 from netclone.baselines.ensembling import Columns
 from netclone.baselines.frozen import Beside
 from netclone.benchmarking.bars import Bars
+from netclone.benchmarking.choices import OLD_WEIGHTS, choices_of
 from netclone.benchmarking.planning import Job, amount, bound, planned, sized
 from netclone.benchmarking.reporting import write
-from netclone.benchmarking.searching import OLD_WEIGHTS, choices_of, search
+from netclone.benchmarking.searching import search
 from netclone.benchmarking.suites import Options, Suite
 from netclone.benchmarking.training import Networks, Tell, described, find, hashed, renamed
 from netclone.cloning.injecting import inject
@@ -40,8 +40,6 @@ from netclone.metrics.evaluating import evaluate
 from netclone.runtime.dependencies import code_digest
 from netclone.runtime.journal import Journal
 
-GATED = {"gated ensemble", "fitted gated ensemble", *HEADS}
-"""Baselines whose new logits are gated and fitted by the code of a clone's classifier."""
 TIMED, ROUNDS = 32, 5
 """How many images are timed at once, and how often."""
 
@@ -152,7 +150,7 @@ class _Bench:
         """A digest of everything that a run depends on, code included; if it differs, the run is repeated."""
         suite = self.suite
         parts: list[Any] = [
-            _code("cloning" if job.options else "baselines"),
+            _code(job),
             *self.networks.depend_on(),
             suite.old,
             suite.source_knows,
@@ -166,9 +164,8 @@ class _Bench:
                 suite.batch_size,
                 suite.rates.get(job.method),
                 suite.depths,
+                choices_of(job.method, suite.depths, all_of_them=True),
             ]
-        if job.method in GATED:
-            parts.append(_code("gate"))
         parts.append(getattr(suite.augment, "__name__", ""))
         return hashed(*map(str, parts))
 
@@ -404,23 +401,15 @@ def changed(target: nn.Module, model: nn.Module) -> int:
     )
 
 
-@functools.cache
-def _code(kind: str) -> str:
-    """A digest of the code that makes a clone; for a baseline or a gate its own alone, so that its results are kept."""
-    if kind == "cloning":
-        benchmarking = (f"netclone.benchmarking.{name}" for name in ("networks", "searching"))
-        return code_digest("netclone.cloning.method", "netclone.metrics.evaluating", *benchmarking)
-    folder = Path(netclone.__file__).parent
-    if kind == "gate":
-        files = [folder / "learning" / name for name in ("adapting.py", "choosing.py")]
-        return hashed(*(path.read_text(encoding="utf-8") for path in files))
-    files = [
-        folder / "learning" / "data.py",
-        folder / "metrics" / "evaluating.py",
-        *sorted((folder / "baselines").glob("*.py")),
-    ]
-    files += [folder / "benchmarking" / name for name in ("networks.py", "searching.py")]
-    return hashed(*(path.read_text(encoding="utf-8") for path in files))
+def _code(job: Job) -> str:
+    """A digest of the code that makes a clone; for a baseline its own alone, so that the others' results are kept."""
+    common = "netclone.metrics.evaluating", "netclone.benchmarking.networks", "netclone.benchmarking.searching"
+    if job.options:
+        return code_digest("netclone.cloning.method", *common)
+    method = {**TUNING, **ENSEMBLES, **HEADS}.get(job.method, Columns)  # the upper bound is columns of a network
+    own = getattr(method, "func", method).__module__
+    learning = (f"netclone.learning.{name}" for name in ("data", "adapting", "choosing"))
+    return code_digest(own, *common, *learning, within="netclone.baselines")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""code_digest(*modules): a digest of the source of some netclone modules and all netclone modules they import.
+"""code_digest(*modules): a digest of the source of some netclone modules and the netclone modules that they import.
 
 It is part of the key of results that are kept between runs. So a result is computed again if its own code has changed,
 and not if other code has.
@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @functools.cache
-def code_digest(*modules: str) -> str:
-    """SHA-256, as hexadecimal digits, of the source of the modules and of all they import from netclone.
+def code_digest(*modules: str, within: str = "netclone") -> str:
+    """SHA-256, as hexadecimal digits, of the source of the modules and of all they import from ``within``.
 
     Examples
     --------
@@ -31,8 +31,9 @@ def code_digest(*modules: str) -> str:
         found[name] = text = _file(name).read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "netclone":
-                named = [f"{node.module}.{name.name}" for name in node.names]
-                todo += [module for module in (node.module or "", *named) if _file(module).is_file()]
+                named = [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
+                inside = [module for module in named if f"{module}.".startswith(f"{within}.")]
+                todo += [module for module in inside if _file(module).is_file()]
     return hashlib.sha256("\n".join(f"{name}\n{found[name]}" for name in sorted(found)).encode()).hexdigest()
 
 
