@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netclone.baselines import ENSEMBLES, TUNING, InapplicableError, Problem, Recipe, tune
+from netclone.baselines import ENSEMBLES, TUNING, InapplicableError, Problem, Recipe, tune, validated
 from netclone.baselines.expanding import STRETCH, Branch, Expanded
 from netclone.baselines.merging import Merge, Zipped, _folded, _measure_norms
 from netclone.baselines.metalearning import Represented, merlin
 from netclone.baselines.patching import Patched
 from netclone.baselines.pooling import distance
 from netclone.baselines.prompting import Prompted, Similar
+from netclone.baselines.starting import earlier_clones, known, mean_of_others
 from netclone.baselines.unifying import Teacher, counterparts
 from netclone.benchmarking.networks import ResNet
 from netclone.channels.grouping import channel_groups
+from netclone.learning import choosing
+from netclone.learning.adapting import Cached
 from netclone.learning.data import Samples
+from netclone.metrics.evaluating import predict
 
 OLD = 3
 QUICK = Recipe(lr=1e-2, steps=2, batch_size=8)
@@ -73,6 +77,56 @@ def test_a_student_learns_from_the_source_what_its_labels_do_not_say() -> None:
     recipe = Recipe(lr=0.1, steps=80, batch_size=20, distillation=10.0)
     taught = TUNING["source as teacher"](mute, recipe)
     assert accuracy(taught, given) == 1 > accuracy(TUNING["fine-tune"](mute, recipe), given)
+
+
+def sure(count: int, rare: int) -> Problem:
+    """Five classes drawn with the odds ``softmax(x)``; the source claims their third power. New ones are rare."""
+    generator = torch.Generator().manual_seed(0)
+    images = 3 * torch.randn(count, 5, generator=generator)
+    labels = images.softmax(1).multinomial(1, generator=generator).flatten()
+    few = torch.cat([(labels == c).nonzero().flatten()[: rare if c >= OLD else None] for c in range(5)])
+    base = problem()
+    target, source = nn.Sequential(nn.Linear(5, OLD, bias=False)), nn.Sequential(nn.Linear(5, 5, bias=False))
+    with torch.no_grad():
+        target[0].weight.copy_(torch.eye(5)[:OLD])
+        source[0].weight.copy_(3 * torch.eye(5)[[2, 0, 1, 4, 3]])
+    parts = [Samples(images[half], labels[half], "data") for half in (few[::2], few[1::2])]
+    return replace(base, target=target, source=source, train=parts[0], validation=parts[1])
+
+
+def test_a_start_is_the_mean_of_what_earlier_clones_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source is three times too sure. Clones of frequent classes find that, and one of a rare class cannot."""
+    monkeypatch.setattr(choosing, "STEPS", 10)
+    given = sure(400, rare=4)
+    plain, learned = (ENSEMBLES[name](given, QUICK) for name in ("fitted gated ensemble", "learned start"))
+    assert float(plain.classifier.scale) == 1
+    fresh = sure(1200, rare=999).train
+    losses = [-validated(model, fresh, OLD)[1] for model in (plain, learned)]
+    assert losses[1] < losses[0]
+
+    images = torch.cat([given.train.images, given.validation.images])
+    seen = Cached(images, predict(given.target, images), torch.cat([given.train.labels, given.validation.labels]))
+    linear = given.source[0]
+    assert known(linear, seen, given.classes) == {0: 1, 1: 2, 2: 0}
+    found = earlier_clones(plain.classifier, seen, linear, given.classes, 0)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    hidden = [torch.isnan(numbers[-OLD:]).nonzero().flatten().tolist() for numbers in found.values()]
+    assert hidden == [[0], [1], [2], [], []]
+    assert found[3][0] == found[4][0] == 1  # rare ones stay where clones start
+    for column, bias, weight in zip(
+        (3, 4), learned.classifier.linear.bias, learned.classifier.linear.weight, strict=True
+    ):
+        _, expected_bias, expected = mean_of_others(found, column).to(weight).split([1, 1, 5 + OLD])
+        torch.testing.assert_close(torch.cat([bias[None], weight]), torch.cat([expected_bias, expected]))
+
+
+def test_without_another_class_there_is_nothing_to_start_from() -> None:
+    """One new class, and of the others the source takes every image for one and the same."""
+    given = problem()
+    data = replace(given.train, labels=given.train.labels.clamp_max(OLD))
+    alone = replace(given, source=nn.Sequential(nn.Linear(5, 2)), classes=(1,), train=data, validation=data)
+    with pytest.raises(InapplicableError, match="no class that an earlier clone could have been of"):
+        ENSEMBLES["learned start"](alone, QUICK)
 
 
 class Small(nn.Module):

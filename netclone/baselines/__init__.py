@@ -29,6 +29,7 @@ Prompts are for vision transformers. A method that is not made for a target rais
 - pruned ensemble: the same, with a source pruned by magnitude (Li et al., ICLR 2017) to ``problem.keep``.
 - gated ensemble: the new logits are the source's odds on the target's scale, as a clone's at the input before any fit.
 - fitted gated ensemble: the same, fitted as a clone's classifier is, by cross-validation.
+- learned start: the same, from the mean of earlier clones' classifiers (after Peebles et al., G.pt, 2022).
 - ZipIt: both networks, of one architecture, merged up to some stage (Stoica et al., ICLR 2024). Old logits change.
 
 ``HEADS`` train no network. Each is a classifier of all classes over frozen features, the target's, the source's, or
@@ -56,6 +57,7 @@ from netclone.baselines.patching import residual_patches
 from netclone.baselines.pooling import pcsd
 from netclone.baselines.problems import InapplicableError, Method, Problem, Recipe, extended
 from netclone.baselines.prompting import class_prompts, visual_prompts
+from netclone.baselines.starting import learned_start
 from netclone.baselines.training import Trial, Tuned, train, tune, validated
 from netclone.baselines.unifying import unified
 
@@ -81,6 +83,7 @@ ENSEMBLES: dict[str, Method] = {
     "pruned ensemble": pruned_ensemble,
     "gated ensemble": gated_ensemble,
     "fitted gated ensemble": fitted_gated_ensemble,
+    "learned start": learned_start,
     "ZipIt": zipit,
 }
 
@@ -105,6 +108,7 @@ __all__ = [
     "frozen_head",
     "gated_ensemble",
     "kernel_modulation",
+    "learned_start",
     "lora",
     "lwf",
     "merlin",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -146,21 +146,38 @@ def fitted_gated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
 
 
 def _whole_source(problem: Problem, recipe: Recipe, *, fitted: bool) -> nn.Module:
+    return whole_source(problem, recipe, lambda made, seen, linear: None, fitted=fitted)
+
+
+def whole_source(
+    problem: Problem, recipe: Recipe, prepare: Callable[[Classifier, Cached, nn.Linear], None], *, fitted: bool = True
+) -> Beside:
+    """The whole source beside the target, gated as a clone; ``prepare`` may change the classifier before it is fitted.
+
+    It is given the classifier at its closed-form start, all samples, and the source's last layer.
+    """
     streams = Streams(problem, "source")
     linear = Split(problem.source, problem.train.images[:2]).linear
     seen = _seen(problem, streams)
-    order = [*problem.classes, *_rest(problem, linear, seen)]
-    rows = linear.weight.detach()[order], None if linear.bias is None else linear.bias.detach()[order]
     with seeded(recipe.seed, problem.train.images.device):
-        return _beside(problem, streams, nn.Identity(), seen, rows, recipe.seed if fitted else None)
+        made = started(seen, linear, problem.classes, rest(linear, seen, problem.classes))
+        prepare(made, seen, linear)
+        return _beside(streams, nn.Identity(), seen, made, recipe.seed if fitted else None)
 
 
-def _rest(problem: Problem, linear: nn.Linear, seen: Cached) -> list[int]:
-    """For each old class the source's class that its samples are mostly taken for, new ones left out."""
-    others = torch.tensor([c for c in range(linear.out_features) if c not in problem.classes], dtype=torch.long)
+def started(seen: Cached, linear: nn.Linear, classes: Sequence[int], others: Sequence[int]) -> Classifier:
+    """A clone's classifier at its closed-form start, for some classes of a source against others of its classes."""
+    order = [*classes, *others]
+    rows = linear.weight.detach()[order], None if linear.bias is None else linear.bias.detach()[order]
+    return _classifier(seen, len(classes), rows)
+
+
+def rest(linear: nn.Linear, seen: Cached, left_out: Collection[int]) -> list[int]:
+    """For each old class the source's class that its samples are mostly taken for; some are left out."""
+    others = torch.tensor([c for c in range(linear.out_features) if c not in left_out], dtype=torch.long)
     if not len(others):
         return []
-    old = seen.labels < problem.old
+    old = seen.labels < seen.logits.shape[1]
     with torch.no_grad():
         logits = linear(seen.features[old])[:, others.to(seen.features.device)]
     return [int(others[column]) for column in mostly_taken_for(logits, seen.labels[old])]
@@ -206,7 +223,7 @@ def _headed(problem: Problem, head: Head, streams: Streams, seed: int) -> Beside
     rows = temperature * torch.eye(columns).to(seen.logits)[new_first]
     scorer = Scorer(scale, lift, head.solve(head.summary(lifted, seen.labels, columns), strength))
     left = Cached(scores.to(seen.logits), seen.logits, seen.labels)
-    return _beside(problem, streams, scorer, left, (rows, None), seed)
+    return _beside(streams, scorer, left, _classifier(left, len(problem.classes), (rows, None)), seed)
 
 
 def _seen(problem: Problem, streams: Streams) -> Cached:
@@ -218,18 +235,15 @@ def _seen(problem: Problem, streams: Streams) -> Cached:
     return Cached(features, logits, torch.cat([part.labels for part in both]))
 
 
-def _beside(
-    problem: Problem,
-    streams: Streams,
-    scorer: nn.Module,
-    seen: Cached,
-    rows: tuple[Tensor, Tensor | None],
-    seed: int | None,
-) -> Beside:
-    """The target beside a gated classifier of scores, which ``rows`` map to logits, new ones first; no seed: no fit."""
-    made = Classifier(seen.features.shape[1], problem.old, len(problem.classes)).to(seen.logits)
+def _classifier(seen: Cached, classes: int, rows: tuple[Tensor, Tensor | None]) -> Classifier:
+    """A gated classifier of scores, which ``rows`` map to logits, new ones first."""
+    made = Classifier(seen.features.shape[1], seen.logits.shape[1], classes).to(seen.logits)
     made.start(seen.features, seen.logits, *rows)
-    made.requires_grad_(False)
+    return made.requires_grad_(False)
+
+
+def _beside(streams: Streams, scorer: nn.Module, seen: Cached, made: Classifier, seed: int | None) -> Beside:
+    """The target beside a classifier of scores; no seed: it is not fitted."""
     if seed is None:
         return Beside(streams, scorer, made, None)
     choice = choose(made, seen, torch.arange(len(seen), device=seen.labels.device), torch.Generator().manual_seed(seed))
