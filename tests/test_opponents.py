@@ -279,6 +279,20 @@ def test_a_parallel_patch_reads_what_its_block_reads() -> None:
         assert patched(torch.ones(1, 1, 1)).item() == expected
 
 
+def test_a_sum_of_bottlenecks_is_one_patch() -> None:
+    """PeterRec's grouped patch: two bottlenecks of width 1 over eight channels, and one of width 2."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(1, 3, 8, generator=generator)
+    down, up = torch.randn(2, 1, 8, generator=generator), torch.randn(2, 8, 1, generator=generator)
+    grouped = y + sum((y @ a.T).relu() @ b.T for a, b in zip(down, up, strict=True))
+    patched = Patched(nn.Identity(), y)
+    with torch.no_grad():
+        for layer, weight in ((patched.patch[0], torch.cat([*down])), (patched.patch[2], torch.cat([*up], 1))):
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+    torch.testing.assert_close(patched(y), grouped)
+
+
 def test_a_class_has_the_weighted_similarity_of_its_tokens() -> None:
     similar = Similar(torch.tensor([[[2.0, 0.0], [0.0, 3.0]], [[-1.0, 0.0], [-1.0, 0.0]]]), 10.0)
     with torch.no_grad():

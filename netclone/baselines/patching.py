@@ -59,9 +59,14 @@ def residual_patches(problem: Problem, recipe: Recipe, *, parallel: bool = False
     """The extended target with a bottleneck patch at each block, and a new classifier; everything else is frozen.
 
     Blocks are the stages of the target or, if a stage is a plain sequence of blocks, these. A patch follows its block,
-    or, ``parallel``, runs beside it where input and output of the block have one shape. In the paper there is a patch
-    for every dilated convolution of a block, and here one for the whole block. Patches are a quarter as wide as what
-    they read. Old logits change.
+    or, ``parallel``, runs beside it where input and output of the block have one shape. Patches are a quarter as wide
+    as what they read. Old logits change.
+
+    The authors have a patch for every dilated convolution of a block, or for the second alone, and here it is one for
+    the whole block. Their patch is grouped: the sum of 32 bottlenecks. All of these read the same, so they are together
+    one bottleneck of 32 times the width, which is the patch here. Its activation is GELU there and ReLU here. Beside a
+    convolution their patch adds what it reads once more. That changes the network before anything is trained, and is
+    left out.
 
     Raises
     ------
@@ -71,7 +76,9 @@ def residual_patches(problem: Problem, recipe: Recipe, *, parallel: bool = False
         If training diverges.
 
     Reference: Yuan et al., Parameter-Efficient Transfer from Sequential Behaviors for User Modeling and Recommendation
-    (PeterRec, SIGIR 2020, arXiv 2001.04253), section 3.4 (model patches, inserted serially or in parallel).
+    (PeterRec, SIGIR 2020, arXiv 2001.04253), section 3.4 (model patches, inserted serially or in parallel); the
+    authors' code, github.com/fajieyuan/SIGIR2020_peterrec, ``ops.py``: ``get_mp``, ``peter_2mp_serial``,
+    ``peter_2mp_parallel``, ``peter_mp_serial``.
     """
     model = problem.extended_target(recipe)
     last = classifier(model, problem.columns)[1]
