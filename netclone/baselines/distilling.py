@@ -56,7 +56,8 @@ def distilled(problem: Problem, recipe: Recipe) -> nn.Module:
     OutputError
         If target or source does not end in a linear layer.
 
-    Reference: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (arXiv 1503.02531), section 2.
+    Reference: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (arXiv 1503.02531), section 2,
+    equation 1 (softened logits).
     """
     teacher = gated_ensemble(problem, recipe)
 

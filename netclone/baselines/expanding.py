@@ -186,7 +186,8 @@ def der(problem: Problem, recipe: Recipe) -> nn.Module:
         If the target's channels cannot be masked through its parameters.
 
     Reference: Yan et al., DER: Dynamically Expandable Representation for Class Incremental Learning (CVPR 2021, arXiv
-    2103.16788), section 3.
+    2103.16788), section 3. The authors' code, github.com/Rhyssiyan/DER-ClassIL.pytorch, has the auxiliary classifier
+    (``inclearn/convnet/network.py``), and is published without masks.
     """
     target = problem.extended_target(recipe)
     with seeded(recipe.seed, problem.train.images.device):

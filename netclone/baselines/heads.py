@@ -69,7 +69,8 @@ def slda(moments: Moments, shrinkage: float) -> nn.Module:
     taken about the final means, so the order of the samples does not matter. The paper has e = 1e-4.
 
     Reference: Hayes and Kanan, Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis (CVPR
-    Workshops 2020, arXiv 1909.01520), section 3.
+    Workshops 2020, arXiv 1909.01520), section 3; the authors' code, github.com/tyler-hayes/Deep_SLDA,
+    ``SLDA_Model.py``: ``predict``.
     """
     means = moments.means
     within = (moments.squares[0] - (means.T * moments.counts) @ means) / moments.counts.sum()
@@ -86,7 +87,8 @@ def fecam(moments: Moments, gamma: float) -> nn.Module:
     before. The authors' code shrinks twice. Here it is once, and ``g`` is chosen.
 
     Reference: Goswami et al., FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual
-    Learning (NeurIPS 2023, arXiv 2309.14062), section 3.
+    Learning (NeurIPS 2023, arXiv 2309.14062), section 3; the authors' code, github.com/dipamgoswami/FeCAM,
+    ``models/base.py``: ``shrink_cov``, ``normalize_cov``, ``_tukeys_transform``, ``_mahalanobis``.
     """
     means = moments.means
     precisions = []
@@ -110,7 +112,8 @@ def ranpac(moments: Moments, ridge: float) -> nn.Module:
     others. All this is the paper's, but ``W`` has 10,000 columns there.
 
     Reference: McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning (NeurIPS 2023,
-    arXiv 2307.02251), section 4 and algorithm 1.
+    arXiv 2307.02251), section 4 and algorithm 1; the authors' code, github.com/RanPAC/RanPAC, ``RanPAC.py``:
+    ``replace_fc``, ``optimise_ridge_parameter``.
     """
     gram = moments.squares[0] + ridge * torch.eye(moments.squares.shape[1]).to(moments.sums)
     return _linear(torch.linalg.solve(gram, moments.sums.T).T, None)

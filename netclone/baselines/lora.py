@@ -29,7 +29,8 @@ def lora(problem: Problem, recipe: Recipe) -> nn.Module:
     FitError
         If training diverges.
 
-    Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (ICLR 2022, arXiv 2106.09685), section 4.
+    Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (ICLR 2022, arXiv 2106.09685), section
+    4.1, equation 3.
     """
     try:
         from peft import LoraConfig, get_peft_model  # takes seconds to import

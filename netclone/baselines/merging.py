@@ -70,7 +70,8 @@ def zipit(problem: Problem, recipe: Recipe) -> nn.Module:
         If both networks have not the same layers, or some channels cannot be put in another order.
 
     Reference: Stoica et al., ZipIt! Merging Models from Different Tasks without Training (ICLR 2024, arXiv 2305.03053),
-    the parts on the zip operation and on partial zipping.
+    the parts on the zip operation and on partial zipping; the authors' code, github.com/gstoica27/ZipIt,
+    ``matching_functions.py``: ``match_tensors_zipit``.
     """
     pair = [copy.deepcopy(model).eval() for model in (problem.target, problem.source)]
     images = problem.train.images

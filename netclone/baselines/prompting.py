@@ -69,7 +69,8 @@ def visual_prompts(problem: Problem, recipe: Recipe, *, depth: Literal["shallow"
     InapplicableError
         If the target is not made of blocks that mix any number of tokens, or, shallow, of one width.
 
-    Reference: Jia et al., Visual Prompt Tuning (ECCV 2022, arXiv 2203.12119), section 3.2.
+    Reference: Jia et al., Visual Prompt Tuning (ECCV 2022, arXiv 2203.12119), section 3.2; the authors' code,
+    github.com/KMnP/vpt, ``src/models/vit_prompt/vit.py``: ``incorporate_prompt``, ``forward_deep_prompt``.
     """
     model = problem.extended_target(recipe)
     last = classifier(model, problem.columns)[1]
