@@ -74,7 +74,8 @@ def calibrated_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     an old class weighs as much as one on a new class, or as in :func:`netclone.clone`. Of these four fits and the plain
     ensemble, the best on validation is kept.
 
-    Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling.
+    Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017, arXiv 1706.04599), vector scaling:
+    equation 8 with a diagonal matrix.
     """
     return _calibrated(problem, _whole_source(problem))
 
