@@ -305,6 +305,27 @@ def test_a_swap_gives_what_inject_gives_in_that_place_and_back(columns, seed, at
     assert torch.equal(run(grafted), whole)
 
 
+def test_a_tensor_in_two_places_is_one_tensor_after_a_swap():
+    old, better = extracted(1), extracted(5)
+    (name, bias), *_ = ((name, bias) for name, bias in better.body.named_parameters() if name.endswith("bias"))
+    old.body.register_parameter("again", nn.Parameter(bias.detach().clone()))
+    better.body.register_parameter("again", bias)
+    grafted = two(herons=old)
+    replace(grafted, "herons", better)
+    body = grafted.clones["herons"].body
+    assert body.again is body.get_parameter(name) and body.again is not bias and torch.equal(body.again, bias)
+
+
+def test_a_swapped_clone_has_the_mode_of_the_one_before_and_trains_by_itself():
+    grafted, better = two().train(), extracted(5).eval()
+    former = replace(grafted, "herons", better)
+    assert all(part.training for clone in (former, grafted.clones["herons"]) for part in clone.modules())
+    grafted(IMAGES).sum().backward()
+    assert all(parameter.grad is None for parameter in [*better.parameters(), *former.parameters()])
+    assert all(parameter.grad is not None for parameter in grafted.clones["herons"].parameters())
+    assert not any(part.training for part in better.modules())
+
+
 def test_a_clone_that_is_off_stays_off_when_it_is_replaced():
     grafted = two()
     disable(grafted, "herons")

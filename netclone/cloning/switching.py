@@ -12,8 +12,9 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from netclone.cloning.injecting import (
@@ -33,13 +34,14 @@ from netclone.cloning.injecting import (
 )
 from netclone.cloning.modules import CloneModule, Slot, switched_off
 from netclone.errors import AdapterError, ArgumentError
+from netclone.files.spec import CloneSpec
 from netclone.graph.dry_run import is_of_operators
 from netclone.graph.preparing import said_preparation
+from netclone.learning.routing import Router
 from netclone.runtime.entering import entered
 
 _log = logging.getLogger(__package__)
 _ONE_CHANGE = threading.RLock()
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def disable(grafted: nn.Module, *names: str) -> None:
@@ -159,7 +161,8 @@ def replace(grafted: nn.Module, name: str, module: CloneModule, *, allow_mismatc
 
     The model then computes what injecting the new clone in that place gives, to the bit. Calls that run in other
     threads meanwhile see all of the old clone or all of the new one. The swap itself is one assignment; before it, the
-    new clone is checked and copied. If the clone was off, the new one is off.
+    new clone is checked and copied, which takes milliseconds that no call waits for. If the clone was off, the new one
+    is off.
 
     A model compiled by ``torch.compile`` goes on without compiling again if both clones have the same graph, and
     tensors of the same shapes, dtypes and ``requires_grad``, as after a new fit of one clone. Otherwise torch compiles
@@ -214,29 +217,30 @@ def replace(grafted: nn.Module, name: str, module: CloneModule, *, allow_mismatc
     with _ONE_CHANGE:
         present(record_of(model), name)
         old = modules_of(model)[name]
-        check_same_kind(model, module)
         _check_same_classes(name, old, module)
-        _check_same_reads(model, name, module)
-        alike = _alike(old.body, module.body)
-        if not alike:
+        if _reads(module.spec) != _reads(old.spec):
+            _check_same_reads(model, name, module)
+        body = _twin(old.body, module.body, old.training)
+        alike = body is not None
+        if body is None:
+            check_same_kind(model, module)
             if not isinstance(module.body, fx.GraphModule) or not is_of_operators(module.body.graph):
                 raise ArgumentError(
                     "module: its body is not a graph of operators, and only such a clone is known to change nothing "
                     "else; make one with netclone.clone(...) or netclone.extract(...)"
                 )
             check_pure(model, module)
+            body = copy.deepcopy(module.body).train(old.training)
         of_target = ("target_digests", "target_preparation")
         if any(getattr(module.spec, fact) != getattr(old.spec, fact) for fact in of_target):
             tell_mismatch(differences(model, module.spec, said_preparation(model)), allow_mismatch)
-        body = _with_tensors_of(old.body, module.body) if alike else copy.deepcopy(module.body)
-        new = CloneModule(body, module.spec, copy.deepcopy(module.router)).train(old.training)
+        new = _clone_of(body, module.spec, copy.deepcopy(module.router), old.training)
         new.slot = old.slot or new_slot(model, name)
         model._modules[name] = new  # a call reads it once: this is the swap
         if old.class_names != new.class_names:
             tell(model)
         _log.debug("clone '%s' replaced; compiled code %s", name, "stays valid" if alike else "is compiled again")
-    former = CloneModule(old.body, old.spec, old.router).train(old.training)
-    return former
+    return _clone_of(old.body, old.spec, old.router, old.training)
 
 
 def _switch(grafted: nn.Module, names: Sequence[str], *, off: bool) -> None:
@@ -295,39 +299,83 @@ def _check_same_reads(model: GraftedModule, name: str, new: CloneModule) -> None
         )
 
 
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two operator graphs differ in nothing but the values of their tensors."""
-    if not isinstance(one, fx.GraphModule) or not isinstance(other, fx.GraphModule) or one.code != other.code:
-        return False
-    return is_of_operators(other.graph) and _kinds(one) == _kinds(other)
+def _reads(spec: CloneSpec) -> tuple[object, ...]:
+    """What decides where a clone reads a target: two clones that agree in it read the same nodes."""
+    return spec.at, spec.input_shape, spec.feature_node, spec.feature_shape, spec.gate and spec.gate.reads
 
 
-def _kinds(module: nn.Module) -> list[object]:
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return [
-        (name, type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
-        for name, tensor in tensors
-    ]
-
-
-def _with_tensors_of(like: _AnyModule, other: nn.Module) -> _AnyModule:
-    """A module that shares class, graph and code with ``like``, and has a copy of each tensor of ``other``.
-
-    A deep copy of a graph module has a class of its own, and torch compiles again for another class.
-    """
-    made = object.__new__(type(like))
-    made.__dict__.update(like.__dict__)
-    for kind in ("_parameters", "_buffers"):
-        made.__dict__[kind] = {name: _copied(tensor) for name, tensor in getattr(other, kind).items()}
-    made.__dict__["_modules"] = {
-        name: None if part is None else _with_tensors_of(part, cast(nn.Module, other._modules[name]))
-        for name, part in like._modules.items()
-    }
+def _clone_of(body: fx.GraphModule, spec: CloneSpec, router: Router | None, training: bool) -> CloneModule:
+    """A clone of parts, with its own mode and its router's; the body has it already."""
+    made = CloneModule(body, spec, router if router is None else router.train(training))
+    made.training = training
     return made
 
 
-def _copied(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
+def _twin(like: nn.Module, other: nn.Module, training: bool) -> fx.GraphModule | None:
+    """A copy of an operator graph that shares class, graph and code with ``like``; None unless only values differ.
+
+    A deep copy of a graph module has a class of its own, and torch compiles again for another class.
+    """
+    if not isinstance(like, fx.GraphModule) or not isinstance(other, fx.GraphModule) or like.code != other.code:
         return None
-    values = tensor.detach().clone()
+    if not is_of_operators(other.graph):
+        return None
+    with torch.no_grad():  # a copy takes no part in the gradients of what it is a copy of
+        return cast("fx.GraphModule | None", _with_tensors_of(like, other, training, {}))
+
+
+def _with_tensors_of(
+    like: nn.Module, other: nn.Module, training: bool, copies: dict[int, Tensor | None]
+) -> nn.Module | None:
+    """``like`` with a copy of each tensor of ``other``; None if these have other names or are of other kinds.
+
+    One walk over both, since a swap waits for it. ``copies`` holds those that are made, by what they are copies of.
+    """
+    made: nn.Module = object.__new__(type(like))
+    state = made.__dict__
+    state.update(like.__dict__)
+    state["training"] = training
+    for kind in ("_parameters", "_buffers"):
+        there = other.__dict__[kind]
+        if like.__dict__[kind].keys() != there.keys():
+            return None
+        state[kind] = {}
+        for name, tensor in like.__dict__[kind].items():
+            given = there[name]
+            if not _of_one_kind(tensor, given):
+                return None
+            if id(given) not in copies:
+                copies[id(given)] = None if given is None else _copied(given)
+            state[kind][name] = copies[id(given)]
+    if like._modules.keys() != other._modules.keys():
+        return None
+    state["_modules"] = {}
+    for name, part in like._modules.items():
+        inner = other._modules[name]
+        if part is None or inner is None:
+            if part is not inner:
+                return None
+            state["_modules"][name] = None
+        elif (twin := _with_tensors_of(part, inner, training, copies)) is None:
+            return None
+        else:
+            state["_modules"][name] = twin
+    return made
+
+
+def _of_one_kind(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (
+        type(one) is type(other)
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+        and one.device == other.device
+        and one.requires_grad == other.requires_grad
+    )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    values = tensor.clone()
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
