@@ -6,8 +6,9 @@
 networks and keeps them, ``planning`` lists the runs, ``running`` carries them out, ``reporting`` writes the results.
 """
 
+from netclone.benchmarking.pretrained import with_weights
 from netclone.benchmarking.reporting import report
 from netclone.benchmarking.running import run
 from netclone.benchmarking.suites import SUITES, Suite, in_development, suite_named
 
-__all__ = ["SUITES", "Suite", "in_development", "report", "run", "suite_named"]
+__all__ = ["SUITES", "Suite", "in_development", "report", "run", "suite_named", "with_weights"]

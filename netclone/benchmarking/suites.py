@@ -22,6 +22,10 @@ from netclone.learning.neighbourhoods import Augment, mirrored
 Options = dict[str, Any]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5)
+"""The mean and the deviation that the suites zoo and vit normalise images with, as their source expects it."""
+ZOO_SIZE = 128
+"""The width of the images of the suites zoo and vit."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Network:
-    """A network: built for a number of classes and a seed, and then trained, or loaded with given weights."""
+    """A network: built for a number of classes and a seed, and then trained, or loaded with given weights.
+
+    With ``read`` it is what that gives for some rows of its classifier, and ``weights`` is only a name for it.
+    """
 
     name: str
     build: Callable[[int, int], nn.Module]
     training: Training | None = None
     weights: str | None = None
+    read: Callable[[tuple[int, ...]], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,9 +194,8 @@ def _cifar100(folder: Path) -> Dataset:
 
 def _tiny_imagenet(folder: Path) -> Dataset:
     """Ten classes of Tiny-ImageNet as they are, 64 pixels wide; labels count from 0."""
-    halves = (0.5, 0.5, 0.5)
     with np.load(needed(folder, "tiny_imagenet_10c_64.npz"), allow_pickle=False) as file:
-        return _dataset(file, (halves, halves))
+        return _dataset(file, (HALVES, HALVES))
 
 
 def _cifar10(folder: Path) -> Dataset:
@@ -197,11 +204,12 @@ def _cifar10(folder: Path) -> Dataset:
 
 def _zoo(folder: Path) -> Dataset:
     """Ten classes of Tiny-ImageNet, enlarged from 64 to 128 pixels."""
-    halves = (0.5, 0.5, 0.5)
     with np.load(needed(folder, "tiny_imagenet_10c_64.npz"), allow_pickle=False) as file:
-        dataset = _dataset(file, (halves, halves))
+        dataset = _dataset(file, (HALVES, HALVES))
         columns = tuple(int(index) for index in file["in1k_index"])
-    sized = [F.interpolate(x, size=(128, 128), mode="bicubic", align_corners=False) for x in _pictures(dataset)]
+    sized = [
+        F.interpolate(x, size=(ZOO_SIZE, ZOO_SIZE), mode="bicubic", align_corners=False) for x in _pictures(dataset)
+    ]
     return Dataset(sized[0], dataset.labels, sized[1], dataset.test_labels, columns)
 
 

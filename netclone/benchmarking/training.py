@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.suites import Dataset, Network, Suite, needed
 from netclone.metrics.evaluating import predict
+from netclone.runtime.digests import content_digest
 from netclone.runtime.writing import write_file
 
 Tell = Callable[[str, int, int], None]
@@ -36,6 +37,7 @@ class Networks:
         )
         self._built: dict[tuple[str, int], nn.Module] = {}
         self._logits: dict[int, Tensor] = {}
+        self._digests: dict[str, str] = {}
 
     def source(self, seed: int) -> nn.Module:
         """The network that knows the new classes, and mostly the old ones, too."""
@@ -68,13 +70,15 @@ class Networks:
     def depend_on(self) -> list[str]:
         """All that the networks depend on: data, training and given weights."""
         both = (self.suite.source, self.suite.target)
-        weights = [_weights_digest(self.folder, network) for network in both]
+        weights = [self._weights_digest(network) for network in both]
         return [self.data_digest, *map(described, both), *weights]
 
     def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
         """A network with given weights, or trained ones from the cache, or trained now."""
         if (role, seed) not in self._built:
-            if network.weights is not None:
+            if network.read is not None:
+                model, about = self._read(network, classes)
+            elif network.weights is not None:
                 model, about = self._given(network, network.weights, seed)
             else:
                 model, about = self._trained(role, network, seed, classes)
@@ -87,6 +91,22 @@ class Networks:
         model = network.build(max(1, _rows(weights)), seed)
         model.load_state_dict(weights)
         return model, {"name": network.name, "weights": file, "seconds": None}
+
+    def _read(self, network: Network, classes: tuple[int, ...] | None) -> tuple[nn.Module, dict[str, Any]]:
+        assert network.read is not None
+        columns = self.dataset.columns
+        model = network.read(columns if classes is None else tuple(columns[label] for label in classes))
+        return model, {"name": network.name, "weights": network.weights, "seconds": None}
+
+    def _weights_digest(self, network: Network) -> str:
+        """A digest of a network's given weights; empty for one that is trained here."""
+        if network.read is not None:
+            if network.name not in self._digests:
+                self._digests[network.name] = content_digest(network.weights, network.read((0,)).state_dict())
+            return self._digests[network.name]
+        if network.weights is None:
+            return ""
+        return hashlib.sha256(needed(self.folder, network.weights).read_bytes()).hexdigest()
 
     def _trained(
         self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None
@@ -143,13 +163,6 @@ def hashed(*parts: str) -> str:
 def _rows(weights: dict[str, Tensor]) -> int:
     """The number of classes: the rows of the last matrix."""
     return [len(tensor) for tensor in weights.values() if tensor.dim() == 2][-1]
-
-
-def _weights_digest(folder: Path, network: Network) -> str:
-    """A digest of a network's given weights; empty for one that is trained here."""
-    if network.weights is None:
-        return ""
-    return hashlib.sha256(needed(folder, network.weights).read_bytes()).hexdigest()
 
 
 def _cached(path: Path, model: nn.Module) -> float | None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from netclone.cli.application import CHECK, app, print_next, print_written, reported, shown
+from netclone.errors import ArgumentError
 
 Suite = Literal[
     "digits",
@@ -44,6 +45,14 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to run: 0, 1, 2, ...")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("netclone-bench"),
     cache: Annotated[Path | None, typer.Option(help="Folder for trained networks. Default: cache in --out.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="With vit: an ImageNet network as the target, instead of a small one that is trained. For example "
+            "timm/vit_tiny_patch16_224@FILE.safetensors.",
+        ),
+    ] = None,
     development: Annotated[
         bool, typer.Option("--development", help="Score on held-out training images instead of the test split.")
     ] = False,
@@ -61,6 +70,7 @@ def bench(
             report,
             run,
             suite_named,
+            with_weights,
         )
 
         modules = suite == modularising.MODULES.name
@@ -72,9 +82,15 @@ def bench(
             command = f"netclone bench {suite} --seeds {seeds} {options}" + " --development" * development
             change = in_development if development else lambda chosen: chosen
             if modules:
+                if weights is not None:
+                    raise ArgumentError("weights: the suite modules has given networks; only vit takes weights")
                 chosen = replace(modularising.MODULES, base=change(modularising.MODULES.base))
                 modularising.run(chosen, data, out, seeds=seeds, cache=cache, console=console, command=command)
             else:
-                run(change(suite_named(suite)), data, out, seeds=seeds, cache=cache, console=console, command=command)
+                asked = suite_named(suite)
+                if weights is not None:
+                    asked = with_weights(asked, weights)
+                    command += f" --weights {shlex.quote(asked.target.name)}"
+                run(change(asked), data, out, seeds=seeds, cache=cache, console=console, command=command)
         print_written(console, out / "results.json", out / "results.md", more=" and plots")
         print_next("read the tables", shlex.quote(str(out / "results.md")))
