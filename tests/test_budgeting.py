@@ -29,7 +29,9 @@ def size(model, budget, image):
     return counter.macs
 
 
-@pytest.mark.parametrize(("budget", "keep"), [("params", 0.4), ("params", 0.8), ("macs", 0.5)])
+@pytest.mark.parametrize(
+    ("budget", "keep"), [("params", 0.4), pytest.param("params", 0.8, marks=pytest.mark.long), ("macs", 0.5)]
+)
 def test_the_slim_network_uses_up_its_budget_and_no_more(groups, budget, keep):
     image = torch.randn(1, 3, 160, 160)
     whole = size(groups.graph_module, budget, image)

@@ -68,7 +68,9 @@ def same(a: list[object], b: list[object]) -> bool:
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(p, marks=() if p == "CNN into CNN" else pytest.mark.long) for p in PAIRS]
+)
 def test_a_clone_fits_injects_and_comes_out_again(pair: str) -> None:
     source_name, target_name, at = PAIRS[pair]
     source, target = network(source_name, 5), network(target_name, 3)
@@ -363,8 +365,8 @@ def test_clones_of_two_sources_share_a_target_made_for_it_or_one_after_the_other
     assert torch.equal(outputs[0, 1][:, 2:], outputs[1, 0][:, 2:].roll(2, 1))
 
 
-@pytest.mark.parametrize("at", ["layer2", "input"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("at", ["layer2", pytest.param("input", marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")  # it is weak, and says so
 def test_very_few_samples_are_enough_to_make_a_clone(at: str, count: int) -> None:
     source, target = network("test_efficientnet", 4), network("test_resnet", 2)

@@ -267,7 +267,11 @@ def test_how_the_target_wants_its_images_and_calls_its_classes_is_kept(zoo, tmp_
             assert run("inject", out, folder / "gulls-2.safetensors", "--out", out).exit_code == 0
 
 
-@pytest.mark.parametrize("options", [{"global_pool": "max"}, {"output_stride": 8, "stem_width": 24}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"global_pool": "max"}, pytest.param({"output_stride": 8, "stem_width": 24}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_a_target_of_other_options_comes_back_from_its_file(zoo, tmp_path, options):
     folder, _, _ = zoo
     model = timm.create_model("test_resnet", num_classes=4, **options).eval()

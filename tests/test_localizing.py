@@ -80,7 +80,7 @@ def disagreement(source, masked, classes):
 # ---------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("classes", [(0, 3, 8), (5, 7)])
+@pytest.mark.parametrize("classes", [(0, 3, 8), pytest.param((5, 7), marks=pytest.mark.long)])
 def test_a_learned_mask_agrees_with_the_source_better_than_its_start_and_than_chance(source, groups, classes):
     def measured(method, seed):
         mask = localize(groups, clone_set(classes), classes=classes, method=method, seed=seed)
