@@ -27,6 +27,9 @@ from netclone.runtime.sharing import ALONE, Workers
 NEAR = 0.95
 """A measured time of at least so much of what was asked for is near enough; nearer than that a clock does not say."""
 
+BREADTH = 0.85
+"""The least width of a group that all features pass through, as a share of that of equally narrow groups."""
+
 _TRIES = 8  # slim networks that are timed, to come near
 
 
@@ -243,10 +246,10 @@ class Allocation:
         """The fewest units of each group that stay when ``keep`` of the budget does.
 
         In a residual branch it is one, since the stream goes past it. Through any other group all features pass, and a
-        few channels of it are a bottleneck, whatever their single scores: it keeps at least half of the width that
-        every group would have if all were equally narrow. Where even that is too much, it is one for all.
+        few channels of it are a bottleneck, whatever their single scores: it keeps at least most (``BREADTH``) of the
+        width that every group would have if all were equally narrow. Where even that is too much, it is one for all.
         """
-        share = math.sqrt(keep) / 2  # parameters, MACs and time go with the square of the width
+        share = math.sqrt(keep) * BREADTH  # parameters, MACs and time go with the square of the width
         numbers = [
             1 if group.name in self._in_branches else max(1, round(share * group.size)) for group in self.groups.groups
         ]
