@@ -7,12 +7,13 @@ import itertools
 import pytest
 import timm
 import torch
+from timm.data import CustomDatasetInfo
 from torch import nn
 
 from netclone import CloneModule, CloneSpec, inject, remove, trace
 from netclone.errors import CloneNameError
 from netclone.graph.capturing import capture
-from netclone.graph.describing import NAMES, described
+from netclone.graph.describing import NAMES, described, widened
 
 IMAGES = torch.zeros(2, 3, 64, 64)
 LABELS = ["crow", "gull", "tern", "wren"]
@@ -144,3 +145,14 @@ def test_a_target_that_only_export_takes_has_them_too():
     grafted = inject(Branching(), clone_of(5, 7), example_inputs=IMAGES)
     assert grafted.num_classes == 6
     assert remove(grafted).num_classes == 4
+
+
+def test_a_target_of_imagenet_names_its_columns_for_timm():
+    described = widened({"num_classes": 1000, "pretrained_cfg": {}}, 1000, ["heron"])
+    assert described["pretrained_cfg"]["label_names"][:2] == ["tench", "goldfish"]
+    assert described["pretrained_cfg"]["label_names"][-1] == "heron"
+    cfg = {"label_names": {"0": "crow", "1": "gull"}, "label_descriptions": {"crow": "black", "gull": "white"}}
+    wide = widened({"num_classes": 2, "pretrained_cfg": cfg}, 2, ["heron"])["pretrained_cfg"]
+    assert wide["label_names"] == ["crow", "gull", "heron"]
+    info = CustomDatasetInfo(wide["label_names"], wide["label_descriptions"])
+    assert [info.index_to_description(column) for column in range(3)] == ["black", "white", "heron"]

@@ -23,7 +23,7 @@ from netclone.files.archiving import path_of
 from netclone.files.graphdata import check_keys, check_list, shown
 from netclone.files.options import SAID, checked_architecture, checked_config, checked_options
 from netclone.files.provenance import Event, log_from_data, log_to_data
-from netclone.graph.describing import facts_about
+from netclone.graph.describing import facts_about, given_names
 from netclone.graph.preparing import preparation
 from netclone.runtime.digests import content_digest
 from netclone.runtime.text import is_plain_text
@@ -214,7 +214,8 @@ def log_of(path: str | os.PathLike[str]) -> tuple[Event, ...]:
 def config_of(network: nn.Module) -> dict[str, object]:
     """The preprocessing of a network's images and its class names, as a bundle stores them."""
     config = preparation(network).as_config()
-    labels = facts_about(network).get("label_names")
+    facts = facts_about(network)
+    labels = given_names(facts, len(facts.get("label_names") or ()))
     return config | ({"label_names": list(labels)} if labels else {})
 
 

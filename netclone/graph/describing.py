@@ -78,7 +78,8 @@ def describe(graph: fx.GraphModule, values: Mapping[str, object]) -> None:
 def widened(values: Mapping[str, object], own: int, added: Sequence[str | None]) -> dict[str, object]:
     """A network's descriptive attributes once clones have added their columns: more classes, with their names.
 
-    Class names always match the columns: if one of them has no name, the result has none.
+    Class names always match the columns: if one of them has no name, the result has none. Those of ImageNet, which timm
+    knows by their number alone, are written out.
 
     Parameters
     ----------
@@ -100,10 +101,14 @@ def widened(values: Mapping[str, object], own: int, added: Sequence[str | None])
     configs = {id(cfg): cfg for cfg in (wide.get("pretrained_cfg"), wide.get("default_cfg")) if isinstance(cfg, dict)}
     for cfg in configs.values():  # timm's two configs are one object
         cfg["num_classes"] = wide["num_classes"]
-        labels = cfg.pop("label_names", None)
-        known = isinstance(labels, (list, tuple)) and len(labels) == own
-        if known and None not in added:
-            cfg["label_names"] = type(labels)([*labels, *added])
+        given = given_names(cfg, own)
+        described = cfg.pop("label_descriptions", None)
+        labels = given or column_names(values, own)
+        cfg.pop("label_names", None)
+        if len(labels) == own and None not in added:
+            cfg["label_names"] = [*labels, *added]
+            if given and isinstance(described, dict):  # timm wants one for every name
+                cfg["label_descriptions"] = {str(name): str(name) for name in added} | described
     return wide
 
 
@@ -120,15 +125,34 @@ def column_names(values: Mapping[str, object], own: int) -> tuple[str, ...]:
     ('goldfish', 'great white shark')
     """
     cfg = values.get("pretrained_cfg")
-    given = cfg.get("label_names") if isinstance(cfg, Mapping) else None
-    if given and len(given) == own:
-        return tuple(map(str, given))
+    if given := given_names(cfg if isinstance(cfg, Mapping) else {}, own):
+        return given
     if values.get("num_classes") != own:
         return ()
-    info = _of_imagenet(SimpleNamespace(**values))
-    if info is None:
-        return ()
-    return tuple(info.index_to_description(column).partition(",")[0] for column in range(own))
+    return _first_names(own) if _of_imagenet(SimpleNamespace(**values)) is not None else ()
+
+
+@functools.cache
+def _first_names(count: int) -> tuple[str, ...]:
+    """The first name of each class of the ImageNet that has so many."""
+    info = _of_imagenet({"num_classes": count})
+    assert info is not None
+    return tuple(info.index_to_description(column).partition(",")[0] for column in range(count))
+
+
+def given_names(facts: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """The names in ``label_names``, a list or, as timm also has it, names by their column; empty if not all are there.
+
+    Examples
+    --------
+    >>> given_names({"label_names": {"1": "gull", "0": "crow"}}, 2)
+    ('crow', 'gull')
+    """
+    given = facts.get("label_names")
+    if isinstance(given, Mapping):
+        by_column = {str(column): name for column, name in given.items()}
+        given = [by_column[str(column)] for column in range(count) if str(column) in by_column]
+    return tuple(map(str, given)) if given and len(given) == count else ()
 
 
 def _of_imagenet(network: object) -> ImageNetInfo | None:
@@ -178,9 +202,8 @@ def columns_by_name(facts: Mapping[str, Any], classes: int | None = None) -> dic
     ((0,), (134, 517))
     """
     classes = facts.get("num_classes") if classes is None else classes
-    given = facts.get("label_names")
-    if given and len(given) == classes:
-        return named_columns(map(str, given))
+    if classes is not None and (given := given_names(facts, classes)):
+        return named_columns(given)
     info = _of_imagenet({"num_classes": classes})
     if info is None:
         return {}
