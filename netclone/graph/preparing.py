@@ -162,7 +162,7 @@ def prepared_as(network: nn.Module, images: Mapping[str, object]) -> None:
         return
     about = dict(facts_about(network))
     if "input_size" in images:  # timm's recommendation for testing belongs to other weights
-        for name in ("test_input_size", "pool_size", "test_pool_size"):
+        for name in ("test_input_size", "test_crop_pct", "pool_size", "test_pool_size"):
             about.pop(name, None)
     values = {
         name: tuple(cast("list[float]", value)) if name in ("input_size", "mean", "std") else value
