@@ -138,6 +138,7 @@ ELSEWHERE = {
     "cloning.method": "test_cloning.py",
     "cloning.modules": "test_archiving.py",
     **dict.fromkeys(("cloning.planning", "cloning.problem", "cloning.searching"), "test_cloning.py"),
+    "cloning.target_features": "test_timm.py",
     "errors": "test_package.py",
     "files.bundling": "test_deploying.py",
     "graph.budgets": "test_dry_run.py",

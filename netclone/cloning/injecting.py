@@ -26,6 +26,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from netclone.arguments import check_choice
 from netclone.cloning.modules import CloneModule, Slot
+from netclone.cloning.target_features import HEAD, forward_features, forward_head, get_classifier
 from netclone.cloning.verifying import check_bits
 from netclone.errors import (
     AdapterError,
@@ -526,6 +527,9 @@ _VIEWS: dict[str, Callable[[GraftedModule], Any]] = {
     "columns": columns,
     "label_names": label_names,
     "own": lambda grafted: tuple(own_nodes(grafted)),
+    "forward_features": lambda grafted: forward_features(grafted, own_nodes(grafted)),
+    "forward_head": lambda grafted: forward_head(grafted, own_nodes(grafted)),
+    "get_classifier": lambda grafted: get_classifier(grafted, modules_of(grafted)),
 }
 
 
@@ -862,6 +866,7 @@ def _write(result: fx.GraphModule, old: fx.Graph, record: _Record) -> None:
         tell(cast(GraftedModule, result))
     else:
         del result.meta[_RECORD]
+        result.meta.pop(HEAD, None)
         describe(result, copy.deepcopy(record.attributes))
 
 

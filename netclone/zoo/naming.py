@@ -24,8 +24,10 @@ _KINDS = (
 def known() -> dict[str, str]:
     """Every name, with its family: the module of its library that defines it."""
     found: dict[str, str] = {}
-    for family in timm.list_modules():
-        found |= {f"timm/{name}": f"timm/{family}" for name in timm.list_models(module=family)}
+    for name in timm.list_models():
+        module = timm.models.model_entrypoint(name).__module__
+        if module.startswith("timm."):  # anyone may register networks, as netclone.timm does
+            found[f"timm/{name}"] = f"timm/{module.rpartition('.')[2]}"
     for name in models.list_models():
         if kind(f"torchvision/{name}") in _KINDS:
             module = models.get_model_builder(name).__module__.removeprefix("torchvision.models.")
