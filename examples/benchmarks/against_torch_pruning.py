@@ -1,29 +1,33 @@
-"""netclone and Torch-Pruning on the same networks.
+"""netclone and another pruning library, Torch-Pruning or torch-kirigami, on the same networks.
 
-    python examples/benchmarks/against_torch_pruning.py FILE.json [NAME...]
+    python examples/benchmarks/against_torch_pruning.py FILE.json [NAME...] [--tool torch-kirigami]
 
-    pip install torch-pruning
+    pip install torch-pruning torch-kirigami
 
 Each library slims each network by half of the channels that it takes, by magnitude, in a process of its own, which has
 one thread, 180 s and 18 GB for all it does. As many run at a time as torch has threads (OMP_NUM_THREADS). A network
 passes if the slim one runs on another batch size, returns finite logits of the right shape and has fewer parameters,
-and with netclone if masked and slim are one function, too (1e-9, float64): Torch-Pruning has nothing to compare with.
+and with netclone if masked and slim are one function, too (1e-9, float64): the others have nothing to compare with.
 The seconds are a processor's, of slimming alone. Either library has slimmed a small network before. netclone works in
-float64 here, Torch-Pruning in float32.
+float64 here, the others in float32.
 
 Torch-Pruning is given what its example timm_models/prune_timm_models.py (4c2f113) gives it: the classifier is not
 pruned, it is told how many heads attention has, traces attention unfused, and num_heads and head_dim of attention are
 set after pruning. Beyond the example: so is attn_dim, which newer timm has; classifiers that are convolutions are told;
 attention is fused again for timing; and networks without a classifier may return fewer columns.
 
-Where both pass, netclone slims once more, to at most the MACs that Torch-Pruning left (through norms where these cannot
-be reached otherwise: Torch-Pruning always takes such channels), and the two are timed in turn, in float32.
+torch-kirigami is asked as its tutorial does (docs/getting-started.md, 0.2.1): all candidates that it finds, half of the
+channels of each axis, by magnitude. What the network returns stays, as it is by default.
+
+Where both pass, netclone slims once more, to at most the MACs that the other left (through norms where these cannot be
+reached otherwise: Torch-Pruning always takes such channels), and the two are timed in turn, in float32.
 
 Without names: the smallest network of each of timm's families.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import gc
 import importlib.metadata
@@ -31,7 +35,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +58,6 @@ from netclone.zoo.building import CLASSES
 
 RATIO, SECONDS, MEGABYTES, REPEATS = 0.5, 180.0, 18000.0, 9
 WITHIN = 0.05  # latencies are compared where the two networks' MACs are as near as this
-LIBRARIES = ("netclone", "torch-pruning")
 
 
 def ours(name: str) -> dict[str, Any]:
@@ -73,8 +77,9 @@ def ours(name: str) -> dict[str, Any]:
     return {"seconds": seconds, "error": error, **facts}
 
 
-def theirs(name: str) -> dict[str, Any]:
-    """Torch-Pruning."""
+def theirs(name: str, *, tool: str) -> dict[str, Any]:
+    """The other library."""
+    pruned = TOOLS[tool]
     pruned(*small())
     network = prepared(name, torch.float32)
     started = time.process_time()
@@ -86,10 +91,10 @@ def theirs(name: str) -> dict[str, Any]:
     return {"seconds": seconds, **checked(slim, got, want, network)}
 
 
-def both(name: str) -> dict[str, Any]:
+def both(name: str, *, tool: str) -> dict[str, Any]:
     """Latency of the two slim networks with the same MACs, as a ratio."""
     network = prepared(name, torch.float32)
-    slim = pruned(network.model, network.images(1))
+    slim = TOOLS[tool](network.model, network.images(1))
     share = left(slim, network)["macs"]
     module, through_norms = at_macs(share, network)
     image = network.images(1)
@@ -129,7 +134,7 @@ def at_macs(share: float, network: zoo.Network) -> tuple[nn.Module, bool]:
         return extract(groups, localize(groups, method="magnitude", keep=share, budget="macs")), True
 
 
-def pruned(model: nn.Module, image: Tensor) -> nn.Module:
+def by_torch_pruning(model: nn.Module, image: Tensor) -> nn.Module:
     """A copy of the network, slimmed by Torch-Pruning."""
     import torch_pruning
 
@@ -158,6 +163,24 @@ def pruned(model: nn.Module, image: Tensor) -> nn.Module:
     for module in fused:
         module.fused_attn = True
     return model
+
+
+def by_torch_kirigami(model: nn.Module, image: Tensor) -> nn.Module:
+    """A copy of the network, slimmed by torch-kirigami."""
+    from torch_kirigami import DependencyGraph
+    from torch_kirigami.pruning import ChannelRatio, Greedy, Magnitude, Pruner
+
+    model = copy.deepcopy(model)
+    pruner = Pruner(model, graph=DependencyGraph.build(model, args=(image,)))
+    found = pruner.discover_candidates()
+    pruner.prune(found, budget=ChannelRatio(RATIO), strategy=Greedy(Magnitude(p=2)))  # in place
+    return model
+
+
+TOOLS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
+    "torch-pruning": by_torch_pruning,
+    "torch-kirigami": by_torch_kirigami,
+}
 
 
 def layer(attention: nn.Module) -> Any:
@@ -198,7 +221,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def main() -> int:
     console = Console(width=110)
-    chosen = [f"timm/{name}" if "/" not in name else name for name in sys.argv[2:]]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--tool", choices=TOOLS, default="torch-pruning")
+    asked = parser.parse_args()
+    libraries = ("netclone", asked.tool)
+    chosen = [f"timm/{name}" if "/" not in name else name for name in asked.names]
     if not chosen:
         chosen = list(zoo.smallest(zoo.names(["*"])))
     limits = zoo.Limits(seconds=SECONDS, memory_mb=MEGABYTES, processes=torch.get_num_threads())
@@ -208,15 +237,20 @@ def main() -> int:
             "netclone": netclone.__version__,
             "torch": torch.__version__,
             "timm": timm.__version__,
-            "torch-pruning": importlib.metadata.version("torch-pruning"),
+            asked.tool: importlib.metadata.version(asked.tool),
         },
         "networks": {name: {} for name in chosen},
     }
     networks = record["networks"]
-    for title, task in (*zip(LIBRARIES, (ours, theirs), strict=True), ("both", both)):
+    tasks: dict[str, Callable[[str], dict[str, Any]]] = {
+        "netclone": ours,
+        asked.tool: partial(theirs, tool=asked.tool),
+        "both": partial(both, tool=asked.tool),
+    }
+    for title, task in tasks.items():
         names = chosen
         if title == "both":
-            names = [name for name in chosen if all(networks[name][library]["passed"] for library in LIBRARIES)]
+            names = [name for name in chosen if all(networks[name][library]["passed"] for library in libraries)]
         for outcome in track(zoo.each(task, names, limits), title, len(names), console=console):
             networks[outcome.name][title] = {
                 "passed": outcome.value is not None,
@@ -225,7 +259,7 @@ def main() -> int:
                 **(outcome.value or {}),
             }
     table = Table("", "passed", "stopped", "worst, s", "median, s", title=f"{len(chosen)} networks")
-    for title in LIBRARIES:
+    for title in libraries:
         results = [network[title] for network in networks.values()]
         times = [result["seconds"] for result in results if result["passed"]]
         stopped = sum(result["reason"].startswith("stopped: ") for result in results)
@@ -237,12 +271,12 @@ def main() -> int:
             f"{statistics.median(times or [0]):.1f}",
         )
     console.print(table)
-    pairs = [tuple(network[library] for library in LIBRARIES) for network in networks.values()]
+    pairs = [tuple(network[library] for library in libraries) for network in networks.values()]
     times = [own["seconds"] / other["seconds"] for own, other in pairs if own["passed"] and other["passed"]]
     if times:
         record["time"] = spread(times)
         console.print(
-            f"Time of slimming, netclone's over Torch-Pruning's, {len(times)} networks: "
+            f"Time of slimming, netclone's over {asked.tool}'s, {len(times)} networks: "
             f"median {statistics.median(times):.2f}, {min(times):.2f} to {max(times):.2f}"
         )
     measured = [network["both"] for network in networks.values() if network.get("both", {}).get("passed")]
@@ -250,10 +284,10 @@ def main() -> int:
     if near:
         record["latency"] = {**spread(near), "further_apart": len(measured) - len(near)}
         console.print(
-            f"Latency of netclone's slim network over Torch-Pruning's, MACs within {WITHIN:.0%}, {len(near)} networks: "
+            f"Latency of netclone's slim network over {asked.tool}'s, MACs within {WITHIN:.0%}, {len(near)} networks: "
             f"median {statistics.median(near):.2f}, {min(near):.2f} to {max(near):.2f}"
         )
-    Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    asked.file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
