@@ -27,11 +27,12 @@ class Modulator(nn.Module):
 def kernel_modulation(problem: Problem, recipe: Recipe) -> nn.Module:
     """The extended target with every kernel scaled, and a new classifier; everything else is frozen.
 
-    The paper's modulators are small networks with about 1.4% of the weights. Here a layer's modulator is the cheapest
-    that still treats each kernel separately: a factor per output channel times a factor per input channel. It has 0.3%
-    of the weights of a 3x3 convolution with 64 channels, and 1.4% with 16. Linear layers count as convolutions of size
-    1. The factors start at one and are multiplied into the kernels at the end, so the result is a plain module of the
-    target's kind. Old logits change.
+    From the paper's abstract is that light modulators, which have another 1.4% of the weights, adapt the kernels of all
+    layers. Their form was not at hand. Here a layer's modulator is the cheapest that still treats each kernel
+    separately: a factor per output channel times a factor per input channel. It has 0.3% of the weights of a 3x3
+    convolution with 64 channels, and 1.4% with 16. Linear layers count as convolutions of size 1. The factors start at
+    one and are multiplied into the kernels at the end, so the result is a plain module of the target's kind. Old logits
+    change.
 
     Raises
     ------
