@@ -1,5 +1,6 @@
 """A grafted network is written and read in Python, whatever its target's constructor was told."""
 
+import hashlib
 import json
 
 import pytest
@@ -8,8 +9,9 @@ import timm
 import torch
 import torchvision
 
-from netclone import ArgumentError, clones, extract, inject, load_model, localize, remove, save_grafted
+from netclone import ArgumentError, clones, extract, inject, load_model, localize, remove, replace, save, save_grafted
 from netclone.errors import ArchiveError, LoadError
+from netclone.files.bundling import log_of
 from netclone.graph.preparing import preparation
 from netclone.graph.tracing import same_bits
 from netclone.runtime.digests import content_digest
@@ -43,6 +45,39 @@ def test_what_is_written_is_read_as_it_was(module, name, options, tmp_path):
         assert same_bits(found(IMAGES), grafted(IMAGES))
         assert same_bits(remove(remove(found, "a"))(IMAGES), target(IMAGES))
     assert clones(found) == ("a", "b")
+
+
+def test_its_log_goes_on_as_that_of_the_commands(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    path, of_clone = tmp_path / "grafted.safetensors", tmp_path / "a.safetensors"
+    save(module, of_clone)
+    digest = hashlib.sha256(of_clone.read_bytes()).hexdigest()
+    target = timm.create_model("test_resnet", num_classes=4).eval()
+    save_grafted(inject(inject(target, module, at="input", name="a"), module, at="input", name="b"), path, by="Ada L.")
+    first = log_of(path)
+    assert [(one.action, one.clone, one.by, one.sha256) for one in first] == [
+        ("inject", "a", "Ada L.", digest),
+        ("inject", "b", "Ada L.", digest),
+    ]
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    grafted = load_model(str(path))
+    save_grafted(grafted, tmp_path / "again.safetensors")  # nothing was done
+    assert log_of(tmp_path / "again.safetensors") == first
+    replace(grafted, "b", module.with_bias(0.5))
+    save_grafted(inject(remove(grafted, "a"), module, at="input", name="c"), path)
+    assert log_of(path)[:2] == first
+    assert [(one.date, one.action, one.clone, one.by) for one in log_of(path)[2:]] == [
+        ("1970-01-02", "remove", "a", ""),
+        ("1970-01-02", "remove", "b", ""),
+        ("1970-01-02", "inject", "b", ""),
+        ("1970-01-02", "inject", "c", ""),
+    ]
+    left = load_model(str(path))
+    save_grafted(inject(remove(remove(left, "b")), module, at="input", name="d"), path)
+    assert [(one.action, one.clone) for one in log_of(path)[6:]] == [("remove", "b"), ("remove", "c"), ("inject", "d")]
+    with pytest.raises(ArgumentError, match="by: got"):
+        save_grafted(left, tmp_path / "never.safetensors", by="two\nlines")
+    assert not (tmp_path / "never.safetensors").exists()
 
 
 def test_a_file_says_the_size_of_images_that_the_target_was_made_for(module, tmp_path):

@@ -16,7 +16,7 @@ ONE = Event("inject", "herons", "2026-11-26", "herons.safetensors", "0" * 64, "A
 def test_the_day_is_that_of_source_date_epoch(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert today() == "1970-01-01"
-    assert event("remove", "x", b"", "1").date == "1970-01-01"
+    assert event("remove", "x", "").date == "1970-01-01"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
     with pytest.raises(ArgumentError, match="SOURCE_DATE_EPOCH: the environment says 'soon'"):
         today()
@@ -31,7 +31,7 @@ def test_who_is_a_name_in_one_line(by):
 def test_nobody_is_named_who_did_not_say_so(monkeypatch):
     for name in ("USER", "LOGNAME", "USERNAME"):
         monkeypatch.setenv(name, "somebody")
-    assert checked_by(None) == "" and event("inject", "x", b"", "1").by == ""
+    assert checked_by(None) == "" and event("inject", "x", "").by == ""
 
 
 def test_a_log_comes_back():

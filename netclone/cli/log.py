@@ -18,12 +18,12 @@ from netclone.runtime.text import as_plain_text
 @app.command(
     rich_help_panel=SEE,
     help="List which clones were injected into a grafted network's file, and which were removed again, and when.\n\n"
-    "netclone inject and netclone remove keep this log in the file, also when the last clone is gone. Like all of a "
-    "file it is what the file claims: it is no signature.",
+    "netclone inject, netclone remove and, in Python, save_grafted keep this log in the file. It stays when the last "
+    "clone is gone. Like all of a file it is what the file claims: it is no signature.",
     epilog="Example: netclone log grafted.safetensors",
 )
 def log(
-    file: Annotated[Path, typer.Argument(help="A file that netclone inject or netclone remove wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file that netclone inject, netclone remove or save_grafted wrote.")],
     as_json: Json = False,
 ) -> None:
     """Print the log of a file."""

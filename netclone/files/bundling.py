@@ -22,7 +22,7 @@ from netclone.errors import ArchiveError, CloneNameError
 from netclone.files.archiving import path_of
 from netclone.files.graphdata import check_keys, check_list, shown
 from netclone.files.options import SAID, checked_architecture, checked_config, checked_options
-from netclone.files.provenance import Event, log_from_data, log_to_data
+from netclone.files.provenance import Event, History, log_from_data, log_to_data, sha256
 from netclone.graph.describing import facts_about, given_names
 from netclone.graph.preparing import preparation
 from netclone.runtime.digests import content_digest
@@ -59,8 +59,8 @@ class Bundle:
     """A target, named as ``"timm/..."`` (or another of the libraries), with its tensors, and its clones in order.
 
     ``options`` are those of its constructor, as data: what :func:`checked_options` lets pass. ``config`` is how it
-    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`). ``log`` is what the
-    commands have done to the file, as far as that is known.
+    wants its images and what its classes are called, by timm's names (those in :data:`CONFIG`). ``log`` is what was
+    done to the file, as far as that is known; :meth:`logged` continues it.
     """
 
     architecture: str
@@ -69,6 +69,16 @@ class Bundle:
     config: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     log: tuple[Event, ...] = ()
+
+    @property
+    def history(self) -> History:
+        """The log, and which clones are there."""
+        return History(self.log, {packed.name: sha256(packed.archive) for packed in self.clones})
+
+    def logged(self, since: History, *, files: Mapping[str, str] | None = None, by: str = "") -> Bundle:
+        """The bundle with a log of what became of a file of that history, as :meth:`History.until` writes it."""
+        archives = {packed.name: packed.archive for packed in self.clones}
+        return replace(self, log=since.until(archives, files=files, by=by))
 
     def without(self, name: str | None) -> Bundle:
         """The bundle without a clone; ``name`` may be None where there is only one.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from importlib.metadata import version
 
 from netclone.errors import ArchiveError, ArgumentError
 from netclone.files.graphdata import check_keys, check_list, shown
@@ -88,9 +89,46 @@ def is_absolute_path(text: str) -> bool:
     return _ABSOLUTE.match(text) is not None
 
 
-def event(action: str, clone: str, archive: bytes, version: str, *, file: str = "", by: str = "") -> Event:
-    """What is done today to a clone whose file has this content."""
-    return Event(action, clone, today(), file, hashlib.sha256(archive).hexdigest(), by, version)
+def event(action: str, clone: str, digest: str, *, file: str = "", by: str = "") -> Event:
+    """What is done today to a clone whose file has this digest."""
+    return Event(action, clone, today(), file, digest, by, version("netclone"))
+
+
+@dataclass(frozen=True)
+class History:
+    """What a grafted network's file tells of itself: its log, and the digests of the clones that it held, by name."""
+
+    log: tuple[Event, ...] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
+
+    def until(
+        self, archives: Mapping[str, bytes], *, files: Mapping[str, str] | None = None, by: str = ""
+    ) -> tuple[Event, ...]:
+        """The log, continued until a file holds the clones with these archives, by name.
+
+        A clone that has gone was removed today, one that has come was injected today, and one whose archive is another
+        was both. ``files`` are the names of the files that clones came from, and ``by`` is who did it.
+
+        Examples
+        --------
+        >>> first = History().until({"herons": b"1"}, files={"herons": "herons.safetensors"}, by="Ada")
+        >>> then = History(first, {"herons": sha256(b"1")}).until({"ibises": b"2"})
+        >>> [(one.action, one.clone, one.file, one.by) for one in then]
+        [('inject', 'herons', 'herons.safetensors', 'Ada'), ('remove', 'herons', '', ''), ('inject', 'ibises', '', '')]
+        """
+        now = {name: sha256(archive) for name, archive in archives.items()}
+        gone = [event("remove", name, was, by=by) for name, was in self.held.items() if now.get(name) != was]
+        come = [
+            event("inject", name, is_now, file=(files or {}).get(name, ""), by=by)
+            for name, is_now in now.items()
+            if self.held.get(name) != is_now
+        ]
+        return *self.log, *gone, *come
+
+
+def sha256(archive: bytes) -> str:
+    """The digest of a clone's file, as ``sha256sum`` prints it."""
+    return hashlib.sha256(archive).hexdigest()
 
 
 def log_to_data(log: Sequence[Event]) -> list[dict[str, object]]:
@@ -108,7 +146,7 @@ def log_from_data(value: object) -> tuple[Event, ...]:
 
     Examples
     --------
-    >>> one = event("inject", "herons", b"", "0.1.0")
+    >>> one = event("inject", "herons", sha256(b""))
     >>> log_from_data(log_to_data([one])) == (one,)
     True
     """
@@ -119,7 +157,7 @@ def log_from_data(value: object) -> tuple[Event, ...]:
 
 
 def _event(value: object) -> Event:
-    data = check_keys(value, [field.name for field in fields(Event)], "an entry of the log")
+    data = check_keys(value, [one.name for one in fields(Event)], "an entry of the log")
     for name, item in data.items():
         if not is_plain_text(item) or len(item) > MOST_LETTERS or is_absolute_path(item):
             raise ArchiveError(f"log: '{name}' has an invalid value, {shown(item)}")

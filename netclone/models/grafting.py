@@ -17,12 +17,13 @@ from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, LoadError, PositionError
 from netclone.files.bundling import Bundle, Packed, config_of, write_bundle
 from netclone.files.options import checked_options
+from netclone.files.provenance import History, checked_by
 from netclone.graph.capturing import FACTS
 from netclone.graph.describing import described, facts_about
 from netclone.graph.modes import QUICK
 from netclone.graph.tracing import position, same_bits
+from netclone.models.loading import HISTORY, told_size
 from netclone.models.loading import grafted as built
-from netclone.models.loading import told_size
 
 
 def save_grafted(
@@ -32,11 +33,14 @@ def save_grafted(
     target: nn.Module | None = None,
     architecture: str | None = None,
     options: Mapping[str, Any] | None = None,
+    by: str | None = None,
 ) -> None:
     """Write a grafted network to one file, as ``netclone inject`` does; :func:`netclone.load_model` reads it.
 
     The file holds the name of the target's architecture, its constructor's options, its tensors, and its clones as
-    :func:`netclone.save` writes them. It is written only if reading it gives the same logits to the bit.
+    :func:`netclone.save` writes them. It is written only if reading it gives the same logits to the bit. It also holds
+    a log, which ``netclone log`` lists: of what was injected and removed on which day, and when the network was read
+    from such a file, of what that one says. A clone whose tensors have changed since was removed and injected.
 
     Parameters
     ----------
@@ -52,11 +56,14 @@ def save_grafted(
     options
         Arguments of its constructor, such as ``{"pad_type": "same"}``: text, numbers, true, false and lists. May be
         left out for networks of timm and transformers, which record them.
+    by
+        Who does it, for the log. None: the log does not say.
 
     Raises
     ------
     ArgumentError
-        If ``grafted`` holds no clones, ``target`` is not its target, or the architecture is not known.
+        If ``grafted`` holds no clones, ``target`` is not its target, the architecture is not known, or ``by`` is no
+        name in one line.
     ArchiveError
         If a clone or an option may not be stored in a file, or the file cannot be written.
     LoadError
@@ -81,7 +88,7 @@ def save_grafted(
         raise ArgumentError(
             "grafted: it was composed and has no target; write each clone with netclone.save, and compose them again"
         )
-    names, own = clones(grafted), grafted
+    names, own, who = clones(grafted), grafted, checked_by(by)
     packed = []
     for name in names:
         module = cast(CloneModule, grafted.get_submodule(name))
@@ -102,7 +109,7 @@ def save_grafted(
         clones=tuple(packed),
         config=config_of(network) | told_size(network, made),
         options=checked_options({name: value for name, value in made.items() if name != "num_classes"}),
-    )
+    ).logged(grafted.meta.get(HISTORY, History()), by=who)
     check_comes_back(bundle, grafted, Path(path))
     write_bundle(bundle, path)
 

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import timm
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from netclone.cloning.injecting import Seat, graft
@@ -34,6 +34,9 @@ SOURCES = ("hf-hub", "local-dir")  # timm's own prefixes
 _MOST_BESIDE = 2**26  # numbers of a head for other classes than a file's, at most
 _LEAST = 2**14  # numbers that any tensor counts for: making one takes time, however small it is
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+HISTORY = "netclone_history"
+"""Where a grafted graph that was read from a file holds what the file tells of itself, in its ``meta``."""
+
 PRETRAINED = "pretrained"
 """The weights that the library itself supplies, which it may have to download."""
 
@@ -462,6 +465,8 @@ def grafted(bundle: Bundle, path: Path, **options: Any) -> Opened:
             seat=Seat("packed" if packed.first is None else "stable", packed.first, packed.off),
             check=last,
         )
+    if isinstance(network, fx.GraphModule):
+        network.meta[HISTORY] = bundle.history
     return Opened(network, bundle.architecture, bundle.options)
 
 

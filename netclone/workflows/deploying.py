@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from netclone.files.bundling import (
     write_bundle,
 )
 from netclone.files.inspecting import classes_of
-from netclone.files.provenance import MOST_LETTERS, checked_by, event, today
+from netclone.files.provenance import MOST_LETTERS, checked_by, today
 from netclone.learning.neighbourhoods import mirrored
 from netclone.models.grafting import check_comes_back
 from netclone.models.loading import Note, checked_images, clone_in, open_model, silent
@@ -227,7 +226,7 @@ def inject(
     else:
         log = log_of(target) if is_plain_checkpoint(target) else ()
         bundle = Bundle(opened.architecture, network.state_dict(), (), config_of(network), opened.options, log)
-    given = opened.preparation
+    given, history = opened.preparation, bundle.history
     for file, name in zip(files, called, strict=True):
         packed = Packed(name, at, _content(file))
         module = clone_in(packed)
@@ -238,9 +237,10 @@ def inject(
         tell_mismatch(differing, allow_mismatch)
         tell_same_names(before, module, allow_mismatch)
         packed = replace(packed, first=seat_of(network, packed.name).first)
-        done = event("inject", name, packed.archive, version("netclone"), file=_plain(file.name), by=who)
-        bundle = replace(bundle, clones=(*bundle.clones, packed), log=(*bundle.log, done))
+        bundle = replace(bundle, clones=(*bundle.clones, packed))
     assert isinstance(network, fx.GraphModule)
+    came_from = {name: _plain(file.name) for file, name in zip(files, called, strict=True)}
+    bundle = bundle.logged(history, files=came_from, by=who)
     check_comes_back(bundle, network, out)
     if write:
         write_bundle(bundle, out)
@@ -262,11 +262,7 @@ def remove(file: Path, name: str | None, out: Path, *, by: str | None = None) ->
         If the file holds no grafted network, or not this clone.
     """
     who, before = checked_by(by), read_bundle(file)
-    bundle = before.without(name)
-    left = {packed.name for packed in bundle.clones}
-    [gone] = [packed for packed in before.clones if packed.name not in left]
-    done = event("remove", gone.name, gone.archive, version("netclone"), by=who)
-    bundle = replace(bundle, log=(*bundle.log, done))
+    bundle = before.without(name).logged(before.history, by=who)
     write_bundle(bundle, out)
     return tuple(packed.name for packed in bundle.clones)
 
