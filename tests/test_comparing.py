@@ -34,11 +34,12 @@ def test_old_classes_may_lie_on_both_sides_of_the_new() -> None:
 
 def test_classes_counted_by_hand() -> None:
     before = torch.tensor([0, 0, 0, 1, 1, 1, 0])
-    assert by_class(LABELS, before, TAKEN, new=[2, 3]) == (
-        OfClass(0, False, 2, 1.0, 0.5),
-        OfClass(1, False, 1, 0.0, 1.0),
-        OfClass(2, True, 3, 0.0, pytest.approx(2 / 3)),
-        OfClass(3, True, 1, 0.0, 1.0),
+    of_source = torch.tensor([True, False, False, True])
+    assert by_class(LABELS, before, TAKEN, [2, 3], of_source) == (
+        OfClass(0, False, 2, 1.0, 0.5, 1.0),
+        OfClass(1, False, 1, 0.0, 1.0, 0.5),
+        OfClass(2, True, 3, 0.0, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(1 / 3)),
+        OfClass(3, True, 1, 0.0, 1.0, 1.0, 1.0),
     )
 
 

@@ -115,14 +115,44 @@ def browser(tmp_path_factory: pytest.TempPathFactory):
 def test_figures_are_those_of_evaluate(made: Made, written: Report, text: str) -> None:
     scores = written.score_of
     want = netclone.evaluate(made.grafted, made.data, reference=made.target, source=made.source)
-    assert scores["grafted"] == replace(want, new_source=None)  # the source's figures are not on the page
+    assert scores["grafted"] == want and want.new_source is not None
     removed = netclone.evaluate(netclone.remove(made.grafted), made.data, old=range(5), new=range(5, 8))
     assert scores["before"] == scores["removed"] == removed
-    for name, *cells in Tables(text).found["scores"][1:]:
+    rows = {name: cells for name, *cells in Tables(text).found["scores"][1:]}
+    assert rows.pop("source")[1] == percent(want.new_source)
+    made_with = made.module.scores
+    assert rows.pop("held out")[:2] == [percent(made_with["old"]), percent(made_with["new"])]
+    for name, cells in rows.items():
         got = scores[name]
         assert cells[:4] == [percent(got.old), percent(got.new), percent(got.all), percent(got.locality_open)]
         assert cells[5] == percent(got.calibration_error)
     assert f"<strong>{scores['grafted'].similarity:.3f}</strong>" in text
+
+
+def test_classes_have_recall_precision_and_that_of_the_source(made: Made, written: Report, text: str) -> None:
+    images, labels = made.data[0]
+    with torch.no_grad():
+        taken, known = made.grafted.eval()(images).argmax(1), made.source(images).argmax(1)
+    head, *rows = Tables(text).found["classes"]
+    assert head[3:] == ["recall before", "recall", "change", "precision", "source’s recall"]  # noqa: RUF001
+    for one, row in zip(written.classes, rows, strict=True):
+        own, as_it = labels == one.column, taken == one.column
+        assert one.grafted == pytest.approx(float((taken[own] == one.column).double().mean()))
+        precision = float(own[as_it].double().mean()) if as_it.any() else None
+        source = float((known[own] == one.column).double().mean()) if one.is_new else None
+        assert (one.precision, one.source) == (pytest.approx(precision), pytest.approx(source))
+        assert (row[4], row[6], row[7]) == (percent(one.grafted), percent(precision), percent(source))
+
+
+@pytest.mark.parametrize(("bias", "said"), [(0.0, True), (0.5, False)])
+def test_held_out_figures_far_from_these_are_said(made: Made, tmp_path: Path, bias: float, said: bool) -> None:
+    """A bias moves the accuracies, so with one there is nothing to compare them with."""
+    module = made.module.with_spec(scores=(("old", -1.0), ("new", made.module.scores["new"])), bias=bias)
+    found = report(netclone.inject(made.target, module, name="digits"), made.data, tmp_path / "far.html")
+    text = found.path.read_text(encoding="utf-8")
+    assert ("Old classes: -100.0% on images held out when the clone was made, " in text) is said
+    assert ("held out" in [row[0] for row in Tables(text).found["scores"]]) is said
+    assert ("are far apart" in text) is said
 
 
 def test_costs_are_those_of_the_networks(made: Made, written: Report, text: str) -> None:
@@ -253,7 +283,7 @@ def test_a_clone_between_others(made: Made, tmp_path: Path) -> None:
     assert found.differing == 0 and found.compared == 40 * 8
     want = netclone.evaluate(both, data, old=found.old, new=found.new, source=made.source, name="digits")
     own = {"locality_closed": None, "old_before": None}  # against the target's own logits, which evaluate was not given
-    assert replace(found.score_of["grafted"], **own) == replace(want, new_source=None)
+    assert replace(found.score_of["grafted"], **own) == want
     assert found.score_of["grafted"].locality_closed == 0
     left = netclone.remove(both, "digits")(images).argmax(1)  # columns 5, 6 and 7 are the second clone's now
     right = left == torch.where(data[0][1] >= 8, data[0][1] - 3, torch.where(data[0][1] >= 5, -1, data[0][1]))
@@ -409,6 +439,8 @@ def test_opens_with_no_error_no_request_and_nothing_cut_off(
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith("data:")] == [written.path.resolve().as_uri()]
     assert browser.run("document.documentElement.scrollWidth") <= width
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert browser.run(f"{tables}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)") == []
     assert browser.run("[...document.images].every(image => image.naturalWidth > 0)")
     assert browser.run("document.title") == written.title
     brightness = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")

@@ -74,7 +74,8 @@ def evaluate(
 ) -> None:
     """Evaluate, and print scores and cost."""
     with reported():
-        from netclone.workflows import examining  # slow to import, and not needed to show help
+        from netclone.metrics import held_out  # slow to import, and not needed to show help
+        from netclone.workflows import examining
 
         with Bars(Console(stderr=True)) as bars:
             found = examining.evaluate(
@@ -108,10 +109,7 @@ def evaluate(
             return
         _print(found, Console())
         for kind, (promised, now) in apart.items():
-            note(
-                f"{kind} classes: {percent(promised)} on images held out when the clone was made, {percent(now)} on "
-                "these. Either these images differ from those that it was made from, or there were too few"
-            )
+            note(held_out.said(kind, promised, now))
         if found.target is not None and data is not None and target_data is not None:
             words = ["--data", shlex.quote(data), "--target-data", shlex.quote(target_data), "--out report.html"]
             print_next("see which images changed", "netclone report", shlex.quote(model), *words)

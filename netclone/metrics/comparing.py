@@ -24,13 +24,20 @@ class Confusion:
 
 @dataclass(frozen=True)
 class OfClass:
-    """A class: its column, its number of samples, and its accuracy without and with the clone."""
+    """A class: its column, its number of samples, and shares in [0, 1].
+
+    ``before`` and ``grafted`` are its recall without and with the clone: the share of its samples that are predicted as
+    it. ``precision``, with the clone, is the share of the samples predicted as it that are its; None if there is none.
+    ``source`` is the source's recall; None for a class that is not the clone's, or without a source.
+    """
 
     column: int
     is_new: bool
     samples: int
     before: float
     grafted: float
+    precision: float | None
+    source: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,27 @@ def confusion(labels: Tensor, predicted: Tensor, old: Sequence[int], new: Sequen
     return Confusion(tuple(shown), tuple(tuple(row) for row in counts.tolist()), others)
 
 
-def by_class(labels: Tensor, before: Tensor, grafted: Tensor, new: Sequence[int]) -> tuple[OfClass, ...]:
-    """Every class that has samples, from labels ``(N,)`` and predictions ``(N,)``, in order of its column."""
+def by_class(
+    labels: Tensor, before: Tensor, grafted: Tensor, new: Sequence[int], of_source: Tensor | None = None
+) -> tuple[OfClass, ...]:
+    """Every class that has samples, from labels ``(N,)`` and predictions ``(N,)``, in order of its column.
+
+    ``of_source (M,)`` says which of the samples of new classes the source gets right, in their order.
+
+    Examples
+    --------
+    >>> found = by_class(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1]), new=[1])
+    >>> [(one.column, one.grafted, one.precision) for one in found]
+    [(0, 0.0, None), (1, 1.0, 0.6666666666666666)]
+    """
+    of_new = torch.isin(labels, torch.tensor(list(new)))
     found = []
     for column in labels.unique().tolist():
-        own = labels == column
-        right = [float((taken[own] == column).double().mean()) for taken in (before, grafted)]
-        found.append(OfClass(column, column in new, int(own.sum()), *right))
+        own, taken = labels == column, grafted == column
+        recall = [float((predicted[own] == column).double().mean()) for predicted in (before, grafted)]
+        precision = float(own[taken].double().mean()) if bool(taken.any()) else None
+        known = None if of_source is None or column not in new else float(of_source[own[of_new]].double().mean())
+        found.append(OfClass(column, column in new, int(own.sum()), recall[0], recall[1], precision, known))
     return tuple(found)
 
 

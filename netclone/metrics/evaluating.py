@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ from netclone.errors import ArgumentError, CloneNameError, DataError, OutputErro
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
 from netclone.graph.outputs import Output, logits_of
+from netclone.graph.timing import fastest_in_turn
 from netclone.learning.data import Batches, Samples, streamed, taken_by
 from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
@@ -85,8 +87,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters; MACs and median latency in ms of one forward pass on the given input; bytes of a clone's file.
+    """Parameters; MACs and latency in ms of one forward pass on the given input; bytes of a clone's file.
 
+    :func:`cost` gives the median latency of many runs, :func:`costs` the fastest of several networks in turn.
     ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for anything but a CloneModule.
     """
 
@@ -184,9 +187,7 @@ def evaluate(  # noqa: PLR0913 - public
         if source is not None and cloned is not None:
             wanted = _of_source(source, cloned, samples, batch_size, workers, output)
             likeness.append(wanted[:, list(cloned.classes)])
-            asked = torch.tensor(cloned.classes, device=wanted.device)
-            numbers = samples.labels[cloned.own(samples.labels)] - cloned.columns.start
-            known_to_source.append(wanted.argmax(1) == asked[numbers])
+            known_to_source.append(_right(wanted, cloned, samples.labels))
     given, known_labels = torch.cat(logits), torch.cat(labels)
     width = given.shape[1]
     own = tuple(own_columns(cast(fx.GraphModule, model))) if of_clones else tuple(range(width))
@@ -231,7 +232,7 @@ def score(
     known
         The reference's logits ``(M, columns)`` for the M samples of old classes, for ``locality_closed``.
     similarity
-        The result of :func:`similarity`.
+        The result of :func:`beside_source`.
     gates
         The columns of each clone that has a gate. What it does not see has logits of minus infinity there.
 
@@ -356,6 +357,28 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     )
 
 
+def costs(networks: Mapping[str, tuple[nn.Module, Sequence[Tensor]]]) -> dict[str, Cost]:
+    """The cost of networks, each on its own inputs; each latency is the fastest of several runs, of all in turn.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(4, 2)
+    >>> sorted(costs({"one": (layer, [torch.zeros(1, 4)]), "two": (layer, [torch.zeros(1, 4)])}))
+    ['one', 'two']
+    """
+    found = {name: cost(network, *inputs, repeats=1) for name, (network, inputs) in networks.items()}
+    with contextlib.ExitStack() as modes:
+        for network, _ in networks.values():
+            modes.enter_context(in_eval_mode(network))
+        calls = [lambda _, run=network, given=inputs: run(*given) for network, inputs in networks.values()]
+        waited = next((inputs[0] for _, inputs in networks.values()), torch.zeros(()))
+        fastest = fastest_in_turn(calls, waited)
+    return {
+        name: replace(one, latency_ms=1000 * seconds)
+        for (name, one), seconds in zip(found.items(), fastest, strict=True)
+    }
+
+
 def _archive_bytes(module: CloneModule) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clone.safetensors")
@@ -408,10 +431,12 @@ def _calibration_error(logits: Tensor, right: Tensor) -> float:
     return sum(gaps) / len(logits)
 
 
-def similarity(
+def beside_source(
     model: nn.Module, name: str | None, source: nn.Module, samples: Samples, logits: Tensor, batch_size: int = 64
-) -> float | None:
-    """``Scores.similarity`` of a clone and its source, from the grafted model's logits ``(N, columns)``.
+) -> tuple[float | None, Tensor]:
+    """``Scores.similarity`` of a clone and its source, and which samples ``(M,)`` of its classes the source gets right.
+
+    ``logits`` are the grafted model's ``(N, columns)``.
 
     Raises
     ------
@@ -420,9 +445,10 @@ def similarity(
     """
     cloned = _cloned(model, _columns_of_clones(model), name)
     if cloned is None:
-        return None
-    wanted = _of_source(source, cloned, samples, batch_size, ALONE)[:, list(cloned.classes)]
-    return _likeness(logits, samples.labels, cloned, wanted)
+        return None, torch.zeros(0, dtype=torch.bool)
+    wanted = _of_source(source, cloned, samples, batch_size, ALONE)
+    alike = _likeness(logits, samples.labels, cloned, wanted[:, list(cloned.classes)])
+    return alike, _right(wanted, cloned, samples.labels)
 
 
 @dataclass(frozen=True)
@@ -464,6 +490,12 @@ def _of_source(
             f"from classes {cloned.classes}; give the network that it was cloned from, or name another clone"
         )
     return wanted
+
+
+def _right(wanted: Tensor, cloned: _Cloned, labels: Tensor) -> Tensor:
+    """Which samples ``(M,)`` of the cloned classes the source gets right, over all of its classes."""
+    asked = torch.tensor(cloned.classes, device=wanted.device)
+    return wanted.argmax(1) == asked[labels[cloned.own(labels)] - cloned.columns.start]
 
 
 def _likeness(logits: Tensor, labels: Tensor, cloned: _Cloned, wanted: Tensor) -> float | None:

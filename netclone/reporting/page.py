@@ -27,12 +27,13 @@ from netclone.metrics.evaluating import (
     Bin,
     Cost,
     Scores,
-    cost,
+    beside_source,
+    costs,
     predict,
     reliability,
     score,
-    similarity,
 )
+from netclone.metrics.held_out import far_apart, held_out, said
 from netclone.metrics.skipping import Point, at_threshold, seen_whole, skipping, ungated
 from netclone.metrics.trading import TradeOff, trades
 from netclone.reporting.layout import Layout, lay_out
@@ -75,10 +76,11 @@ class Picture:
 class Report:
     """The content of a page about a clone.
 
-    ``labels`` names every column. ``new`` are the clone's columns, ``old`` all others. ``scores``
-    and ``costs`` are by network. ``compared`` old logits of the grafted network were compared bit by bit with those of
-    the network after removal, and ``differing`` of them differ. ``classes`` are those whose accuracy changed most, if
-    there are more than the page shows, out of ``classes_seen``. ``gate`` is what the clone's gate does, and
+    ``labels`` names every column. ``new`` are the clone's columns, ``old`` all others. ``scores`` and ``costs`` are by
+    network. ``held_out`` are the accuracies that were measured when the clone was made, and ``far_apart`` says in words
+    which of them differ from those of now. ``compared`` old logits of the grafted network were compared bit by bit with
+    those of the network after removal, and ``differing`` of them differ. ``classes`` are those whose recall changed
+    most, if there are more than the page shows, out of ``classes_seen``. ``gate`` is what the clone's gate does, and
     ``skipping`` what it would do if it skipped fewer or more images; None and empty without a gate. ``trade`` is what
     another bias of the clone would do; None if the images are of one kind alone.
     """
@@ -95,6 +97,8 @@ class Report:
     others: tuple[str, ...]
     spec: CloneSpec
     scores: tuple[tuple[str, Scores], ...]
+    held_out: tuple[tuple[str, float], ...]
+    far_apart: tuple[str, ...]
     compared: int
     differing: int
     costs: tuple[tuple[str, Cost], ...]
@@ -258,9 +262,13 @@ def _gathered(
     known = torch.zeros_like(logits)
     known[:, list(old)] = left
     is_old = torch.isin(labels, torch.tensor(old))
-    alike = None if source is None else similarity(grafted, name, source, samples, logits.to(samples.images.device))
+    alike, of_source = None, None
+    if source is not None:
+        alike, of_source = beside_source(grafted, name, source, samples, logits.to(samples.images.device))
     gates = () if module.router is None else (new,)
     after = score(logits, labels, old=old, new=new, known=known[is_old], similarity=alike, gates=gates)
+    if of_source is not None and len(of_source):
+        after = replace(after, new_source=float(of_source.double().mean()))
     place = torch.empty(width, dtype=labels.dtype)  # of a column once the clone's are moved to the end
     place[[*old, *new]] = torch.arange(width, dtype=labels.dtype)
     kept, gone = range(len(old)), range(len(old), width)
@@ -276,14 +284,19 @@ def _gathered(
     device = image.device
     shapes = [shape for shape in (module.spec.input_shape, module.spec.feature_shape) if shape is not None]
     inputs = [torch.zeros(1, *shape, dtype=image.dtype, device=device) for shape in shapes]
-    costs = [("target", cost(removed, image)), ("grafted", cost(ungated(grafted), image))]
-    costs += [("clone", cost(module.ungated(), *inputs))]
-    costs += [] if source is None else [("source", cost(source, image))]
+    networks = {
+        "target": (removed, [image]),
+        "grafted": (ungated(grafted), [image]),
+        "clone": (module.ungated(), inputs),
+    }
+    networks |= {} if source is None else {"source": (source, [image])}
+    measured = costs(networks)
     tell("report", 4, _STEPS)
 
+    promised = held_out(module)
     taken = torch.tensor(old)[given.argmax(1)]
     predicted = logits.argmax(1)
-    every = by_class(labels, taken, predicted, new)
+    every = by_class(labels, taken, predicted, new, None if of_source is None else of_source.cpu())
     shown = sorted(every, key=lambda one: (not one.is_new, -abs(one.grafted - one.before), one.column))[:MOST_CLASSES]
     changed = sorted(changes(labels, given, logits, old), key=lambda change: (-change.gain, change.index))
     helped = [change for change in changed if change.label in new and change.gain >= _LEAST_CHANGE][:MOST_PICTURES]
@@ -302,9 +315,11 @@ def _gathered(
         others=tuple(other for other in clones(grafted) if other != name),
         spec=module.spec,
         scores=scores,
+        held_out=tuple(promised.items()),
+        far_apart=tuple(said(kind, *both) for kind, both in far_apart(promised, after).items()),
         compared=given.numel(),
         differing=_differing(given, left),
-        costs=tuple(costs),
+        costs=tuple(measured.items()),
         layers=rows(module, MOST_LAYERS),
         layout=lay_out(grafted, name, image),
         confusion=confusion(labels, predicted, old, new, MOST_CONFUSED),

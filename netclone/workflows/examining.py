@@ -15,10 +15,10 @@ from netclone.cloning.injecting import GraftedModule, columns, modules_of
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import Preparation, converted, preparation
-from netclone.graph.timing import fastest_in_turn
 from netclone.graph.tracing import example_input
-from netclone.metrics.evaluating import Cost, Scores, cost
+from netclone.metrics.evaluating import Cost, Scores, costs
 from netclone.metrics.evaluating import evaluate as netclone_evaluate
+from netclone.metrics.held_out import far_apart, held_out
 from netclone.metrics.skipping import ungated
 from netclone.models.loading import Note, load_model, open_model, open_target, silent
 from netclone.models.reading import Pictures, read
@@ -147,13 +147,8 @@ class Evaluation:
 
     @property
     def far_apart(self) -> dict[str, tuple[float, float]]:
-        """Accuracies that differ from those promised by more than :data:`FAR`: what was promised, and what it is."""
-        found = {"old": self.scores.old, "new": self.scores.new}
-        return {
-            kind: (promised, now)
-            for kind, promised in self.promised.items()
-            if (now := found[kind]) is not None and abs(now - promised) > FAR
-        }
+        """Accuracies that are far from those promised, as :func:`netclone.metrics.held_out.far_apart` finds them."""
+        return far_apart(self.promised, self.scores)
 
 
 def evaluate(
@@ -214,21 +209,9 @@ def evaluate(
     networks = {"cost": ungated(subject.network) if isinstance(subject.network, GraftedModule) else subject.network}
     networks |= {"target": subject.target} if grafted else {}
     networks |= {} if compared is None else {"source": compared}
-    costs = _costs(networks, example_input(subject.target)[:1].to(subject.device))
-    return Evaluation(scores, costs["cost"], costs.get("target"), costs.get("source"), _promised(subject.network, name))
-
-
-FAR = 0.05
-"""Accuracies further apart than this are said to be: more than chance explains with a few hundred images."""
-
-
-def _costs(networks: Mapping[str, nn.Module], image: Tensor) -> dict[str, Cost]:
-    """The cost of networks for one image; each latency is the fastest of several runs, of all networks in turn."""
-    fastest = fastest_in_turn(list(networks.values()), image)
-    return {
-        name: replace(cost(network, image, repeats=1), latency_ms=1000 * seconds)
-        for (name, network), seconds in zip(networks.items(), fastest, strict=True)
-    }
+    image = example_input(subject.target)[:1].to(subject.device)
+    found = costs({role: (network, [image]) for role, network in networks.items()})
+    return Evaluation(scores, found["cost"], found.get("target"), found.get("source"), _promised(subject.network, name))
 
 
 def _promised(network: nn.Module, name: str | None) -> dict[str, float]:
@@ -236,8 +219,7 @@ def _promised(network: nn.Module, name: str | None) -> dict[str, float]:
     clones = modules_of(network) if isinstance(network, GraftedModule) else {}
     if name is None and len(clones) != 1:
         return {}
-    scores = clones[name or next(iter(clones))].scores
-    return {kind: scores[kind] for kind in ("old", "new") if kind in scores}
+    return held_out(clones[name or next(iter(clones))])
 
 
 def _new(network: nn.Module, model: str, pictures: Pictures, target: nn.Module | None) -> Pictures:
