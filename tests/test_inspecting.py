@@ -71,7 +71,7 @@ def test_a_gate_is_told(file):
     assert facts(found)["gate"] == ""
     gate = Gate((("global_pool", (96,)),), 0.5, 0.031)
     told = facts(replace(found, spec=replace(found.spec, gate=gate)))["gate"]
-    assert told == "skips 50% of old images and 3% of new ones (cross-validated); reads global_pool"
+    assert told == "50% of old images and 97% of new ones are sent to the clone (cross-validated); reads global_pool"
 
 
 def test_what_fewer_bits_changed_is_shown(file, tmp_path):

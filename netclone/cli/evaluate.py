@@ -146,7 +146,7 @@ def _print(found: Evaluation, console: Console) -> None:
         "open locality": percent(scores.locality_open) and f"{percent(scores.locality_open)} of old images go to new",
         "closed locality": percent(scores.locality_closed)
         and f"{percent(scores.locality_closed)} of old images change among old classes",
-        "calibration error": f"{scores.calibration_error:.3f}",
+        "calibration error": percent(scores.calibration_error),
         "similarity to the source": "" if scores.similarity is None else f"{scores.similarity:.3f}",
         "sent to the clone": percent(scores.sent_old)
         and f"{percent(scores.sent_old)} of old images, {percent(scores.sent_new)} of new ones",

@@ -264,7 +264,7 @@ def show(inspection: Inspection, console: Console) -> None:
         console.print(table)
     if spec.search:
         table = Table("position", "source cut behind", title="Positions tried", title_justify="left")
-        table.add_column("score", justify="right")
+        table.add_column("validation", justify="right")
         table.add_column("rejected because")
         for tried in spec.search:
             score = "" if tried.score is None else f"{tried.score:.1%}"
@@ -274,7 +274,8 @@ def show(inspection: Inspection, console: Console) -> None:
 
 def _gate(gate: Gate) -> str:
     reads = ", ".join(node for node, _ in gate.reads)
-    return f"skips {gate.skipped:.0%} of old images and {gate.missed:.0%} of new ones (cross-validated); reads {reads}"
+    sent = f"{1 - gate.skipped:.0%} of old images and {1 - gate.missed:.0%} of new ones are sent to the clone"
+    return f"{sent} (cross-validated); reads {reads}"
 
 
 def _fits(spec: CloneSpec) -> dict[str, dict[str, float]]:
