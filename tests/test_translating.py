@@ -1,8 +1,10 @@
-"""netclone export: ONNX and torch.export's archive of grafted networks compute what the network computes."""
+"""netclone export: what is written for other runtimes computes what the network computes, or is not written."""
 
 import json
 import logging
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -18,7 +20,7 @@ from netclone.cli import app
 from netclone.errors import ArchiveError, ArgumentError, TraceError
 from netclone.graph.tracing import same_bits
 from netclone.workflows import translating
-from netclone.workflows.translating import to_int8_onnx, to_onnx, to_pt2
+from netclone.workflows.translating import to_aoti, to_int8_onnx, to_onnx, to_openvino, to_pt2
 
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
 
@@ -107,6 +109,127 @@ def test_without_onnxscript_it_says_how_to_get_it(tmp_path, monkeypatch):
         to_onnx(nn.Flatten(), tmp_path / "model.onnx", torch.randn(2, 3, 8, 8))
 
 
+class Tiny(nn.Module):
+    """Logits (N, 3) of images (N, 3, 8, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.linear(self.conv(images).relu().mean((2, 3)))
+
+
+def few(count=2):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def test_given_images_are_compared_on_too(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(translating, "predict", lambda model, images: (seen.append(images), model(images).detach())[1])
+    to_pt2(Tiny(), tmp_path / "model.pt2", few(), few(11))
+    assert [len(images) for images in seen] == [1, 3, 8, 3] and torch.equal(torch.cat(seen[2:]), few(11))
+
+
+# AOTInductor
+
+
+@pytest.mark.long  # the compiler takes its time
+def test_a_compiled_package_computes_the_same_for_any_batch(tmp_path):
+    model = Tiny().train()
+    done = to_aoti(model, tmp_path / "model.pt2", few(), few(11))
+    assert done.difference < 1e-5 and done.bytes == (tmp_path / "model.pt2").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"] and model.training
+    run = torch._inductor.aoti_load_package(str(tmp_path / "model.pt2"))
+    for count in (1, 2, 5):
+        with torch.no_grad():
+            torch.testing.assert_close(run(few(count)), model(few(count)), rtol=0, atol=1e-5)
+
+
+def test_without_a_compiler_it_says_what_is_missing(tmp_path, monkeypatch):
+    def none():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    with pytest.raises(
+        ArgumentError, match=r"aoti needs a C\+\+ compiler, and torch finds none: install g\+\+ or clang"
+    ):
+        to_aoti(Tiny(), tmp_path / "model.pt2", few())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(to_aoti, ".pt2"), (to_openvino, ".xml")])
+def test_a_name_that_the_runtime_would_not_read_is_refused(write, suffix, tmp_path):
+    with pytest.raises(ArgumentError, match=f"out: got 'model.bin', expected a name that ends in '{suffix}': "):
+        write(Tiny(), tmp_path / "model.bin", few())
+
+
+# OpenVINO. It is no part of the test extra: what stands for it here writes two files and runs the exported program.
+
+
+def stand_in(computed=lambda logits: logits):
+    named = SimpleNamespace(get_tensor=lambda: SimpleNamespace(set_names=lambda names: None))
+
+    def convert(program):
+        return SimpleNamespace(program=program, reshape=lambda shape: None, inputs=[named], outputs=[named])
+
+    def store(converted, file, compress_to_fp16):
+        assert compress_to_fp16 is False
+        stored[str(file)] = converted.program.module()
+        Path(file).write_text("graph")
+        Path(file).with_suffix(".bin").write_text("weights")
+
+    def load(file, device, options):
+        assert (device, options) == ("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda images: {"logits": computed(stored[str(file)](torch.from_numpy(images)).detach()).numpy()}
+
+    stored = {}
+    core = SimpleNamespace(compile_model=load)
+    return SimpleNamespace(convert_model=convert, save_model=store, Core=lambda: core)
+
+
+def test_both_files_of_openvino_are_written_once_they_compute_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", stand_in())
+    done = to_openvino(Tiny(), tmp_path / "model.xml", few(), few(11))
+    assert done.difference == 0 and done.bytes == len("graph") + len("weights")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.xml": "graph",
+        "model.bin": "weights",
+    }
+
+
+def test_neither_file_of_openvino_is_written_if_it_computes_something_else(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", stand_in(lambda logits: logits + 1))
+    with pytest.raises(TraceError, match=r"to: openvino: logits of the file differ by .*; nothing was written"):
+        to_openvino(Tiny(), tmp_path / "model.xml", few())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("old", [None, "old weights"])
+def test_if_one_file_of_openvino_cannot_be_written_the_other_stays(old, tmp_path, monkeypatch):
+    if old is not None:
+        (tmp_path / "model.bin").write_text(old)
+    write = translating.write_file
+
+    def failing(path, content):
+        if path.suffix == ".xml":
+            raise ArchiveError("no room")
+        write(path, content)
+
+    monkeypatch.setitem(sys.modules, "openvino", stand_in())
+    monkeypatch.setattr(translating, "write_file", failing)
+    with pytest.raises(ArchiveError, match="no room"):
+        to_openvino(Tiny(), tmp_path / "model.xml", few())
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+def test_without_openvino_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ArgumentError, match=r"openvino needs openvino, .*: pip install 'netclone\[openvino\]'"):
+        to_openvino(Tiny(), tmp_path / "model.xml", few())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there_is_told_before_the_work(tmp_path):
     with pytest.raises(ArchiveError, match="there is no folder"):
         to_onnx(nn.Flatten(), tmp_path / "none" / "model.onnx", torch.randn(2, 3, 8, 8))
@@ -184,6 +307,8 @@ def test_the_command_calibrates_with_a_folder(tmp_path):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert 0 <= facts["agreement"] <= 1 and facts["bytes"] == (tmp_path / "m.onnx").stat().st_size
-    for wrong in (["--int8"], ["--data", str(tmp_path / "images")]):
+    for wrong in (["--int8"], ["--int8", "--data", str(tmp_path / "images"), "--to", "pt2"]):
         result = CliRunner().invoke(app, [*asked, *wrong])
         assert result.exit_code == 1 and "--int8 goes with --to onnx and with --data" in result.stderr
+    result = CliRunner().invoke(app, [*asked, "--data", str(tmp_path / "images"), "--json"])
+    assert result.exit_code == 0 and "agreement" not in json.loads(result.stdout)

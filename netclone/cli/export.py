@@ -31,15 +31,17 @@ from netclone.cli.application import (
 from netclone.errors import ArgumentError
 from netclone.runtime.text import as_plain_text
 
-Format = Literal["onnx", "pt2"]
+Format = Literal["onnx", "pt2", "aoti", "openvino"]
 """File formats that other runtimes read."""
 
 
 @app.command(
     rich_help_panel=SHIP,
-    help="Write a network, with its clones, for other runtimes: as ONNX, or as an archive of torch.export (.pt2).\n\n"
-    "The exported network takes batches of any size. The file is written only if it gives the same logits: ONNX in "
-    "onnxruntime, to 1e-4 of the largest logit; the archive in torch, to the bit.\n\n"
+    help="Write a network, with its clones, for other runtimes.\n\n"
+    "onnx: for ONNX runtimes. pt2: an archive of torch.export. aoti: a package that AOTInductor compiled for this kind "
+    "of CPU (.pt2). openvino: for OpenVINO, FILE.xml with the weights beside it in FILE.bin.\n\n"
+    "The exported network takes batches of any size. The file is written only if it gives the same logits: to 1e-4 of "
+    "the largest logit, the archive of torch.export to the bit. Name images in --data to compare on them, too.\n\n"
     "With --int8 the ONNX file computes in int8, calibrated on every second image of --data. The others measure how "
     "often it still takes an image for the same class.",
     epilog="Example: netclone export grafted.safetensors --to onnx --out grafted.onnx",
@@ -49,7 +51,9 @@ def export(
     to: Annotated[Format, typer.Option(help="Format of the file.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the ONNX file; needs --data.")] = False,
-    data: Annotated[str | None, typer.Option(help=f"Images to calibrate --int8 with: {IMAGES}.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"Images to compare on, and to calibrate --int8 with: {IMAGES}.")
+    ] = None,
     split: Split = "validation",
     img_size: ImgSize = None,
     mean: Mean = None,
@@ -64,17 +68,18 @@ def export(
     with reported():
         from netclone.graph.preparing import preparation  # slow to import, and not needed to show help
         from netclone.models.loading import load_model
-        from netclone.workflows.translating import some_images, to_int8_onnx, to_onnx, to_pt2
+        from netclone.workflows.translating import WRITERS, some_images, to_int8_onnx
 
-        if int8 != (data is not None) or (int8 and to != "onnx"):
+        if int8 and (data is None or to != "onnx"):
             raise ArgumentError("int8: --int8 goes with --to onnx and with --data, images to calibrate with")
         with Console(stderr=True).status(Text(f"Exporting {model}")):
             images = images_of(img_size, mean, std, interpolation, crop_pct)
             network = load_model(model, use_ema=use_ema, images=images)
-            if data is not None:
-                done = to_int8_onnx(network, out, some_images(network, data, split))
+            some = None if data is None else some_images(network, data, split)
+            if int8 and some is not None:
+                done = to_int8_onnx(network, out, some)
             else:
-                done = (to_onnx if to == "onnx" else to_pt2)(network, out)
+                done = WRITERS[to](network, out, images=some)
         if as_json:
             facts = {"file": str(out), "to": to, "bytes": done.bytes, "difference": done.difference}
             print_json(facts if done.agreement is None else {**facts, "agreement": done.agreement})

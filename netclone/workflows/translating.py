@@ -1,4 +1,4 @@
-"""to_onnx, to_int8_onnx and to_pt2: export a network, grafted or not, for other runtimes."""
+"""to_onnx, to_int8_onnx, to_pt2, to_aoti and to_openvino: export a network, grafted or not, for other runtimes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netclone.cloning.injecting import GraftedModule
-from netclone.errors import ArgumentError, DataError, OutputError, TraceError, first_line
+from netclone.errors import ArchiveError, ArgumentError, DataError, OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
 from netclone.graph.preparing import preparation
 from netclone.graph.tracing import example_input
@@ -25,10 +25,11 @@ from netclone.metrics.skipping import ungated
 from netclone.models.reading import read
 from netclone.runtime.writing import check_place, write_file
 
-TOLERANCE = {"onnx": 1e-4, "pt2": 0.0}
+TOLERANCE, OF_PT2 = 1e-4, 0.0
 """How far an exported file's logits may differ from the network's, as a share of the largest logit.
 
-A clone with a gate computes on smaller batches than a file, so that its rounding may differ: it is taken as ONNX is.
+torch.export's archive runs the network's own operators. A clone with a gate computes on smaller batches than a file, so
+that its rounding may differ: its archive is taken as the other formats are.
 """
 
 Run = Callable[[Tensor], Tensor]
@@ -37,7 +38,7 @@ Run = Callable[[Tensor], Tensor]
 _CALIBRATED = 8  # images at a time
 
 BATCHES = (1, 3)
-"""Batch sizes that an exported file is tried with; it is exported with another one."""
+"""Sizes of batches of noise that an exported file is tried with; it is exported with another one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class Translation:
     agreement: float | None = None
 
 
-def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
+def to_onnx(
+    model: nn.Module,
+    path: Path,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    images: Tensor | None = None,
+) -> Translation:
     """Write a network as ONNX, for any batch size, and compare the logits that onnxruntime computes from it.
 
     The graph takes ``images (N, C, H, W)`` and returns ``logits (N, classes)``. The weights are in the file.
@@ -62,6 +68,8 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
     ----------
     example_inputs
         A batch of images. May be left out if the model records their size.
+    images
+        Images ``(N, C, H, W)`` to compare the logits on, beside batches of noise.
 
     Raises
     ------
@@ -82,7 +90,7 @@ def to_onnx(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor]
     check_place(path)
     plain, example = _prepared(model, example_inputs)
     content = _onnx(plain, example)
-    difference = _compared(plain, example, _onnxruntime(content), "onnx")
+    difference = _compared(plain, example, _onnxruntime(content), "onnx", images)
     write_file(path, content)
     return Translation(path, len(content), difference)
 
@@ -191,13 +199,20 @@ def _onnx(plain: nn.Module, example: Tensor) -> bytes:
     return content
 
 
-def to_pt2(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] | None = None) -> Translation:
+def to_pt2(
+    model: nn.Module,
+    path: Path,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    images: Tensor | None = None,
+) -> Translation:
     """Write a network as an archive of torch.export, for any batch size, and compare the logits of the file.
 
     Parameters
     ----------
     example_inputs
         A batch of images. May be left out if the model records their size.
+    images
+        Images ``(N, C, H, W)`` to compare the logits on, beside batches of noise.
 
     Raises
     ------
@@ -218,17 +233,162 @@ def to_pt2(model: nn.Module, path: Path, example_inputs: Tensor | tuple[Tensor] 
     check_place(path)
     plain, example = _prepared(model, example_inputs)
     buffer = io.BytesIO()
+    program = _program(plain, example, "pt2")
     with _quiet():
         try:
-            program = torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             torch.export.save(program, buffer)
             buffer.seek(0)
             back = torch.export.load(buffer).module()
         except Exception as error:  # of torch's exporter
             raise TraceError(f"to: pt2: {type(error).__name__}: {first_line(error)}") from error
-    difference = _compared(plain, example, back, "pt2", TOLERANCE["onnx" if _has_gate(model) else "pt2"])
+    difference = _compared(plain, example, back, "pt2", images, TOLERANCE if _has_gate(model) else OF_PT2)
     write_file(path, buffer.getvalue())
     return Translation(path, len(buffer.getvalue()), difference)
+
+
+def to_aoti(
+    model: nn.Module,
+    path: Path,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    images: Tensor | None = None,
+) -> Translation:
+    """Write a network as a package of AOTInductor, compiled for this kind of CPU, and compare the logits of the file.
+
+    ``torch._inductor.aoti_load_package`` runs it for any batch size, in Python and, with the same name, in C++.
+
+    Parameters
+    ----------
+    example_inputs, images
+        As for :func:`to_onnx`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no C++ compiler, the name does not end in ``.pt2``, or an example is needed.
+    TraceError
+        If the network cannot be exported or compiled, or the file gives other logits.
+    ArchiveError
+        If the file cannot be written.
+
+    Reference: torch ``aoti_compile_and_package``.
+    """
+    _check_suffix(path, ".pt2", "torch loads a package only from a file that is called so")
+    _check_compiler()
+    check_place(path)
+    plain, example = _prepared(model, example_inputs)
+    program = _program(plain, example, "aoti")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.pt2")
+        with _silent(), torch.no_grad():
+            try:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+                run = torch._inductor.aoti_load_package(str(file))
+            except Exception as error:  # of torch's compiler and of the one for C++
+                raise TraceError(f"to: aoti: {type(error).__name__}: {first_line(error)}") from error
+        difference = _compared(plain, example, run, "aoti", images)
+        content = file.read_bytes()
+    write_file(path, content)
+    return Translation(path, len(content), difference)
+
+
+def to_openvino(
+    model: nn.Module,
+    path: Path,
+    example_inputs: Tensor | tuple[Tensor] | None = None,
+    images: Tensor | None = None,
+) -> Translation:
+    """Write a network for OpenVINO, as ``model.xml`` with its weights beside it in ``model.bin``, and compare.
+
+    The model takes ``images (N, C, H, W)`` and returns ``logits (N, classes)``, for any batch size, in float32.
+
+    Parameters
+    ----------
+    example_inputs, images
+        As for :func:`to_onnx`.
+
+    Raises
+    ------
+    ArgumentError
+        If openvino is not installed, the name does not end in ``.xml``, or an example is needed.
+    TraceError
+        If the network cannot be exported, or the files give other logits.
+    ArchiveError
+        If a file cannot be written; neither is then changed.
+
+    Reference: OpenVINO ``convert_model``, ``save_model``.
+    """
+    _check_suffix(path, ".xml", "OpenVINO finds the weights beside it, in a file of the same name in .bin")
+    weights = path.with_suffix(".bin")
+    try:
+        import openvino
+    except ImportError as error:
+        raise ArgumentError(
+            "to: openvino needs openvino, which is missing: pip install 'netclone[openvino]'"
+        ) from error
+    check_place(path)
+    check_place(weights)
+    plain, example = _prepared(model, example_inputs)
+    program = _program(plain, example, "openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, path.name)
+        with _silent():
+            try:
+                converted = openvino.convert_model(program)
+                converted.reshape([-1, *example.shape[1:]])
+                converted.inputs[0].get_tensor().set_names({"images"})
+                converted.outputs[0].get_tensor().set_names({"logits"})
+                openvino.save_model(converted, file, compress_to_fp16=False)
+                loaded = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            except Exception as error:  # of openvino, which has many
+                raise TraceError(f"to: openvino: {type(error).__name__}: {first_line(error)}") from error
+        difference = _compared(
+            plain, example, lambda given: torch.from_numpy(loaded(given.numpy())["logits"]), "openvino", images
+        )
+        parts = file.read_bytes(), file.with_suffix(".bin").read_bytes()
+    before = weights.read_bytes() if weights.exists() else None
+    write_file(weights, parts[1])
+    try:
+        write_file(path, parts[0])
+    except ArchiveError:
+        weights.unlink() if before is None else write_file(weights, before)
+        raise
+    return Translation(path, sum(map(len, parts)), difference)
+
+
+WRITERS = {"onnx": to_onnx, "pt2": to_pt2, "aoti": to_aoti, "openvino": to_openvino}
+"""What writes a format, by its name on the command line."""
+
+
+def _check_suffix(path: Path, suffix: str, why: str) -> None:
+    if path.suffix != suffix:
+        raise ArgumentError(f"out: got '{path.name}', expected a name that ends in '{suffix}': {why}")
+
+
+def _check_compiler() -> None:
+    """Raise unless there is a C++ compiler that torch would use.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ArgumentError(
+            "to: aoti needs a C++ compiler, and torch finds none: install g++ or clang, or name one in CXX"
+        ) from error
+
+
+def _program(plain: nn.Module, example: Tensor, kind: str) -> torch.export.ExportedProgram:
+    """A network as torch exports it, for any batch size."""
+    with _quiet():
+        try:
+            return torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        except Exception as error:  # of torch's exporter
+            raise TraceError(f"to: {kind}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _prepared(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None) -> tuple[nn.Module, Tensor]:
@@ -254,22 +414,28 @@ def _has_gate(model: nn.Module) -> bool:
 
 
 def _compared(
-    model: nn.Module, example: Tensor, run: Run | None, kind: str, tolerance: float = TOLERANCE["onnx"]
+    model: nn.Module,
+    example: Tensor,
+    run: Run | None,
+    kind: str,
+    images: Tensor | None = None,
+    tolerance: float = TOLERANCE,
 ) -> float | None:
-    """max |logits of the file - logits| / max |logits| over batches of other sizes than the example's."""
+    """max |logits of the file - logits| / max |logits| over batches of other sizes than the example's, and images."""
     if run is None:
         return None
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for size in BATCHES:
-        images = torch.randn(size, *example.shape[1:], generator=generator).to(example.dtype)
+    batches = [torch.randn(size, *example.shape[1:], generator=generator).to(example.dtype) for size in BATCHES]
+    for batch in (*batches, *(() if images is None else images.split(_CALIBRATED))):
+        size = len(batch)
         try:
-            want = predict(model, images)
+            want = predict(model, batch)
         except (DataError, OutputError) as error:
             raise TraceError(f"to: {kind}: the network does not run with a batch of {size}: {error}") from error
         try:
             with torch.no_grad():
-                got = run(images)
+                got = run(batch)
         except Exception as error:  # of any runtime
             raise TraceError(
                 f"to: {kind}: the file does not run with a batch of {size}: {first_line(error)}"
@@ -298,9 +464,16 @@ def _difference(got: Tensor, want: Tensor) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Capture as :func:`isolated` does, silently."""
+    with isolated(), _silent():
+        yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
     """Silence the exporters' warnings about their internals; the result is checked anyway."""
     before = logging.root.manager.disable
-    with isolated(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
