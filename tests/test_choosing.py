@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,25 @@ def test_a_lower_loss_that_costs_accuracy_does_not_count() -> None:
     assert found.fit == NO_FIT
 
 
+@pytest.mark.parametrize(("gated", "fits"), [(True, False), (False, True)])
+def test_a_formula_stays_unless_a_fit_is_surely_more_accurate(
+    gated: bool, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a start that is no formula, a lower loss at the same accuracy is enough."""
+    cached = samples(100)
+    made = classifier(cached)
+    made.gated = gated
+
+    def surer(rows: Any, start: Any, tried: Any, fold: Any) -> dict[str, Tensor]:
+        """The same answers from every candidate, surer after a fit."""
+        return {NO_FIT: rows.outputs(start) / 4, **dict.fromkeys(tried, rows.outputs(start) / 2)}
+
+    monkeypatch.setattr(choosing, "_left_out", surer)
+    found = chosen(made, cached)
+    assert len(set(dict(found.scores).values())) == 1
+    assert (found.fit != NO_FIT) == fits
+
+
 @settings(max_examples=10, deadline=None)
 @given(count=st.integers(1, 40), noise=st.floats(0.1, 5), scale=st.floats(0.1, 3), seed=st.integers(0, 99))
 def test_what_is_chosen_is_never_worse_than_no_fit_on_what_was_left_out(
@@ -94,6 +114,7 @@ def test_what_is_chosen_is_never_worse_than_no_fit_on_what_was_left_out(
     for values, better in ((dict(found.losses), -1), (dict(found.scores), 1)):
         assert list(values) == [NO_FIT, *(FITS if count >= 25 else ())]  # of five classes
         assert better * values[found.fit] >= better * values[NO_FIT]
+        assert found.fit == NO_FIT or values[found.fit] != values[NO_FIT]
     assert dict(found.scores)[found.fit] == pytest.approx(cached.over_kinds(found.right.double()))
 
 

@@ -26,7 +26,7 @@ FITS: dict[str, float | None] = {
 }
 """What may be fitted: scale and bias alone, or the linear part too, whose weights have a prior of this deviation."""
 PRIOR = 1.0  # the deviation of scale and bias from where they start
-SURE = 1.0  # standard errors by which the loss of a fit has to be lower than that of no fit
+SURE = 1.0  # standard errors by which a fit has to be better than no fit, in its loss and in its accuracy
 STEPS = 100  # of L-BFGS at most
 
 
@@ -205,13 +205,13 @@ def choose(
     outputs = _left_out(rows, start, tried, folds(rows.labels, rows.shows, generator))
     losses = {name: rows.by_sample(rows.losses(out) * rows.weights(OLD_WEIGHT)) for name, out in outputs.items()}
     right = {name: out.argmax(1) == rows.labels for name, out in outputs.items()}
-    scores = {name: float(rows.by_sample(hit * rows.weights(1.0)).mean()) for name, hit in right.items()}
+    hits = {name: rows.by_sample(hit * rows.weights(1.0)) for name, hit in right.items()}
     means = {name: float(loss.mean()) for name, loss in losses.items()}
 
     def counts(name: str) -> bool:
-        gain = losses[NO_FIT] - losses[name]
-        error = gain.std(unbiased=False) / len(gain) ** 0.5
-        return bool(gain.mean() > SURE * error) and scores[name] >= scores[NO_FIT]
+        gained = hits[name] - hits[NO_FIT]
+        right_as_often = _surely_positive(gained) if classifier.gated else bool(gained.mean() >= 0)
+        return right_as_often and _surely_positive(losses[NO_FIT] - losses[name])
 
     fit = min([NO_FIT, *filter(counts, tried)], key=means.__getitem__)
     if fit != NO_FIT:
@@ -219,7 +219,13 @@ def choose(
         with torch.no_grad():
             for part, number in zip((classifier.scale, linear.bias, linear.weight), vars(found).values(), strict=True):
                 part.copy_(number)
-    return Choice(fit, tuple(scores.items()), tuple(means.items()), right[fit])
+    scores = tuple((name, float(hit.mean())) for name, hit in hits.items())
+    return Choice(fit, scores, tuple(means.items()), right[fit])
+
+
+def _surely_positive(gains: Tensor) -> bool:
+    """Whether the mean is above zero by more than its standard error."""
+    return bool(gains.mean() > SURE * gains.std(unbiased=False) / len(gains) ** 0.5)
 
 
 def _parts(cached: Cached) -> tuple[Tensor, Tensor, Tensor]:
