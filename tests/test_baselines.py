@@ -406,6 +406,13 @@ def test_a_pruned_source_is_within_its_budget() -> None:
     assert 0.2 * whole < sum(p.numel() for p in model.new.parameters()) <= given.keep * whole
 
 
+@pytest.mark.parametrize("name", [name for name in ENSEMBLES if name != "ZipIt"])
+def test_a_source_of_the_new_classes_alone_may_stand_beside(name: str) -> None:
+    """As in the paper's protocol: the labels of the clone set are not the source's."""
+    given = replace(problem(), source=network("test_efficientnet", NEW), classes=tuple(range(NEW)))
+    assert ENSEMBLES[name](given, QUICK)(given.validation.images).shape == (10, OLD + NEW)
+
+
 def test_tuning_takes_the_best_and_keeps_failures_as_values() -> None:
     given = problem()
     recipes = [replace(QUICK, lr=1e-5), replace(QUICK, frozen=99), replace(QUICK, lr=1e18), Recipe(lr=3e-3, steps=30)]
