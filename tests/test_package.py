@@ -148,6 +148,7 @@ ELSEWHERE = {
     "graph.preparing": "test_checkpoints.py",
     "graph.recurrent": "test_exporting.py",
     "graph.signatures": "test_dry_run.py",
+    "metrics.held_out": "test_examining.py",
     "models.recipes": "test_checkpoints.py",
     "reporting.page": "test_reporting.py",
 }
