@@ -279,6 +279,12 @@ def test_a_parallel_patch_reads_what_its_block_reads() -> None:
         assert patched(torch.ones(1, 1, 1)).item() == expected
 
 
+def test_no_patch_runs_beside_where_no_block_returns_what_it_reads() -> None:
+    with pytest.raises(InapplicableError, match="parallel patches: no block of Small returns the shape that it reads"):
+        TUNING["parallel patches"](pictures(), QUICK)
+    assert TUNING["residual patches"](pictures(), QUICK)(pictures().train.images).shape == (20, 5)
+
+
 def test_a_sum_of_bottlenecks_is_one_patch() -> None:
     """PeterRec's grouped patch: two bottlenecks of width 1 over eight channels, and one of width 2."""
     generator = torch.Generator().manual_seed(0)

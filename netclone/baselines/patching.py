@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netclone.baselines.finetuning import stages
-from netclone.baselines.problems import Problem, Recipe, classifier
+from netclone.baselines.problems import InapplicableError, Problem, Recipe, classifier
 from netclone.baselines.training import seeded, train_on
 from netclone.errors import ArgumentError
 from netclone.metrics.evaluating import predict
@@ -72,6 +72,8 @@ def residual_patches(problem: Problem, recipe: Recipe, *, parallel: bool = False
     ------
     ArgumentError
         If no block of the target returns a feature map or tokens.
+    InapplicableError
+        If patches are to run in parallel, and no block returns the shape that it reads.
     FitError
         If training diverges.
 
@@ -82,9 +84,14 @@ def residual_patches(problem: Problem, recipe: Recipe, *, parallel: bool = False
     """
     model = problem.extended_target(recipe)
     last = classifier(model, problem.columns)[1]
-    outputs = _outputs(model, blocks(model), problem.train.images[:1])
+    outputs, alike = _outputs(model, blocks(model), problem.train.images[:1])
     if not outputs:
         raise ArgumentError(f"residual_patches: no block of {type(model).__name__} returns (N, C, H, W) or (N, T, C)")
+    if parallel and not alike:
+        raise InapplicableError(
+            f"parallel patches: no block of {type(model).__name__} returns the shape that it reads, as a block "
+            "with a patch beside it has to"
+        )
     patches = []
     with seeded(recipe.seed, problem.train.images.device):
         for path, output in outputs.items():
@@ -109,13 +116,17 @@ def _blocks(path: str, module: nn.Module) -> dict[str, nn.Module]:
     return {p: block for name, part in parts for p, block in _blocks(f"{path}.{name}", part).items()}
 
 
-def _outputs(model: nn.Module, chosen: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    """Each module's output for some images, if it is a feature map or tokens."""
-    seen: dict[str, Tensor] = {}
+def _outputs(
+    model: nn.Module, chosen: dict[str, nn.Module], images: Tensor
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Each module's output for some images, if it is a feature map or tokens, and those that read the same shape."""
+    seen, alike = dict[str, Tensor](), set[str]()
 
     def keep(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() in (3, 4):
             seen[path] = output
+            if inputs and isinstance(inputs[0], Tensor) and inputs[0].shape == output.shape:
+                alike.add(path)
 
     hooks = [module.register_forward_hook(partial(keep, path)) for path, module in chosen.items()]
     try:
@@ -123,4 +134,4 @@ def _outputs(model: nn.Module, chosen: dict[str, nn.Module], images: Tensor) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: torch.empty_like(output) for path, output in seen.items()}
+    return {path: torch.empty_like(output) for path, output in seen.items()}, frozenset(alike)
