@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEIGHT = 340  # of a panel, in pixels of a page
+_MOST_LABELS = 16  # of methods; of more than these, only those that tell most are named
 _LEAST_MARK = 6  # of a method that loses nothing, in pixels; it grows by one for each point that is lost
 
 
@@ -179,7 +180,9 @@ def _draw_old_new(results: dict[str, Any], path: Path) -> None:
                 seeds.append([(old, new)])
             axes.plot(*point, **_style(method))
         axes.margins(0.08)
-        _label(axes, results, named, seeds)
+        telling = _telling(results, shown) if len(shown) > _MOST_LABELS else list(named)
+        others = [[point] for method, point in named.items() if method not in telling]
+        _label(axes, results, {method: named[method] for method in telling}, [*seeds, *others])
     save(sheet, path)
 
 
@@ -228,5 +231,6 @@ def _draw_search(results: dict[str, Any], path: Path) -> None:
 
 def _title(results: dict[str, Any], group: str, fraction: float) -> str:
     new = [setting["new"] for setting in results["settings"]["settings"] if setting["group"] == group]
-    words = "one class at a time" if len(new) > 1 else f"{len(new[0])} classes at once"
+    at_once = f"{len(new[0])} classes at once" if len(new[0]) > 1 else "one class"
+    words = "one class at a time" if len(new) > 1 else at_once
     return f"{results['suite']}, {words}, from {amount(fraction)}"
