@@ -17,6 +17,7 @@ from netclone.arguments import Budget, Method, MixedPrecision, Search, words
 from netclone.benchmarking.suites import SUITES
 from netclone.cli import app
 from netclone.cli.application import main, reported
+from netclone.cli.export import Format
 from netclone.errors import ArgumentError, WeakDataWarning
 from netclone.graph.tracing import trace
 
@@ -156,7 +157,7 @@ CHOICES = {
     "clone --method": words(Method),
     "clone --search": words(Search),
     "clone --mixed-precision": words(MixedPrecision),
-    "export --to": ("onnx", "pt2"),
+    "export --to": words(Format),
 }
 
 
