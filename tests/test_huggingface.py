@@ -101,7 +101,14 @@ BGR = {
 }
 
 
-def test_on_the_command_line_classes_go_from_one_to_another_and_back(tmp_path):
+OTHER_WAY = [pair for pair in zip(MODELS, [*MODELS][1:] + [*MODELS][:1], strict=True) if pair != ("resnet", "vit")]
+"""Each of the eight kinds once as source and once as target."""
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("resnet", "vit"), *(pytest.param(*pair, marks=pytest.mark.long) for pair in OTHER_WAY)]
+)
+def test_on_the_command_line_classes_go_from_one_to_another_and_back(source, target, tmp_path):
     others = ("ant", "bee", "cat", "dog")
     for split in ("train", "validation"):
         for number, name in enumerate(["Grey_Heron", "ibis", "raven", "gull", *others]):
@@ -111,7 +118,7 @@ def test_on_the_command_line_classes_go_from_one_to_another_and_back(tmp_path):
                 pixels = torch.rand(3, 40, 36, generator=torch.Generator().manual_seed(7 * number + index))
                 to_pil_image(pixels).save(folder / f"{index}.png")
     data, old = str(tmp_path / "new"), str(tmp_path / "old")
-    source, target = saved(tmp_path / "s", "resnet", BGR), saved(tmp_path / "t", "vit", VIT, seed=1, names=others)
+    source, target = saved(tmp_path / "s", source, BGR), saved(tmp_path / "t", target, VIT, seed=1, names=others)
     file, whole, plain = (tmp_path / f"{name}.safetensors" for name in ("herons", "grafted", "plain"))
     options = {"epochs": 1, "distill_steps": 0, "at": "input", "keep": 0.9, "method": "magnitude"}
     module = deploying.clone(source, target, "Grey_Heron,ibis", data, file, target_data=old, **options)
