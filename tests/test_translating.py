@@ -312,3 +312,20 @@ def test_the_command_calibrates_with_a_folder(tmp_path):
         assert result.exit_code == 1 and "--int8 goes with --to onnx and with --data" in result.stderr
     result = CliRunner().invoke(app, [*asked, "--data", str(tmp_path / "images"), "--json"])
     assert result.exit_code == 0 and "agreement" not in json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "message"),
+    [
+        ("openvino", "model.onnx", "expected a name that ends in '.xml'"),
+        ("aoti", "model.bin", "expected a name that ends in '.pt2'"),
+        ("onnx", "nowhere/model.onnx", "nowhere"),
+    ],
+)
+def test_the_command_refuses_a_file_before_it_loads_the_network(to, out, message, tmp_path, monkeypatch):
+    def load(*args, **options):
+        pytest.fail("the network was loaded")
+
+    monkeypatch.setattr("netclone.models.loading.load_model", load)
+    result = CliRunner().invoke(app, ["export", "timm/test_resnet", "--to", to, "--out", str(tmp_path / out)])
+    assert result.exit_code == 1 and message in "".join(result.stderr.split("\n")), result.stderr

@@ -68,10 +68,11 @@ def export(
     with reported():
         from netclone.graph.preparing import preparation  # slow to import, and not needed to show help
         from netclone.models.loading import load_model
-        from netclone.workflows.translating import WRITERS, some_images, to_int8_onnx
+        from netclone.workflows.translating import WRITERS, check_format, some_images, to_int8_onnx
 
         if int8 and (data is None or to != "onnx"):
             raise ArgumentError("int8: --int8 goes with --to onnx and with --data, images to calibrate with")
+        check_format(to, out)
         with Console(stderr=True).status(Text(f"Exporting {model}")):
             images = images_of(img_size, mean, std, interpolation, crop_pct)
             network = load_model(model, use_ema=use_ema, images=images)

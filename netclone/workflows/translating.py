@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import logging
 import tempfile
@@ -177,25 +178,19 @@ def some_images(network: nn.Module, data: str, split: str, most: int = 128) -> T
 
 def _onnx(plain: nn.Module, example: Tensor) -> bytes:
     """A network as ONNX, which takes ``images`` and gives ``logits``, for any batch size."""
-    try:
-        import onnxscript  # noqa: F401  what torch exports with
-    except ImportError as error:
-        raise ArgumentError("to: onnx needs onnxscript, which is missing: pip install 'netclone[onnx]'") from error
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                plain,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["images"],
-                output_names=["logits"],
-                verbose=False,
-            )
-            assert program is not None
-            content: bytes = program.model_proto.SerializeToString()
-        except Exception as error:  # of torch's exporter and of protobuf, which holds no more than 2 GiB
-            raise TraceError(f"to: onnx: {type(error).__name__}: {first_line(error)}") from error
+    _check_package("onnxscript", "onnx")  # what torch exports with
+    with _quiet(), _converting("onnx"):  # protobuf holds no more than 2 GiB
+        program = torch.onnx.export(
+            plain,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
+        content: bytes = program.model_proto.SerializeToString()
     return content
 
 
@@ -234,13 +229,10 @@ def to_pt2(
     plain, example = _prepared(model, example_inputs)
     buffer = io.BytesIO()
     program = _program(plain, example, "pt2")
-    with _quiet():
-        try:
-            torch.export.save(program, buffer)
-            buffer.seek(0)
-            back = torch.export.load(buffer).module()
-        except Exception as error:  # of torch's exporter
-            raise TraceError(f"to: pt2: {type(error).__name__}: {first_line(error)}") from error
+    with _quiet(), _converting("pt2"):
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        back = torch.export.load(buffer).module()
     difference = _compared(plain, example, back, "pt2", images, TOLERANCE if _has_gate(model) else OF_PT2)
     write_file(path, buffer.getvalue())
     return Translation(path, len(buffer.getvalue()), difference)
@@ -272,19 +264,14 @@ def to_aoti(
 
     Reference: torch ``aoti_compile_and_package``.
     """
-    _check_suffix(path, ".pt2", "torch loads a package only from a file that is called so")
-    _check_compiler()
-    check_place(path)
+    check_format("aoti", path)
     plain, example = _prepared(model, example_inputs)
     program = _program(plain, example, "aoti")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.pt2")
-        with _silent(), torch.no_grad():
-            try:
-                torch._inductor.aoti_compile_and_package(program, package_path=str(file))
-                run = torch._inductor.aoti_load_package(str(file))
-            except Exception as error:  # of torch's compiler and of the one for C++
-                raise TraceError(f"to: aoti: {type(error).__name__}: {first_line(error)}") from error
+        with _silent(), torch.no_grad(), _converting("aoti"):
+            torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+            run = torch._inductor.aoti_load_package(str(file))
         difference = _compared(plain, example, run, "aoti", images)
         content = file.read_bytes()
     write_file(path, content)
@@ -317,30 +304,21 @@ def to_openvino(
 
     Reference: OpenVINO ``convert_model``, ``save_model``.
     """
-    _check_suffix(path, ".xml", "OpenVINO finds the weights beside it, in a file of the same name in .bin")
+    check_format("openvino", path)
+    import openvino  # an extra, which is there
+
     weights = path.with_suffix(".bin")
-    try:
-        import openvino
-    except ImportError as error:
-        raise ArgumentError(
-            "to: openvino needs openvino, which is missing: pip install 'netclone[openvino]'"
-        ) from error
-    check_place(path)
-    check_place(weights)
     plain, example = _prepared(model, example_inputs)
     program = _program(plain, example, "openvino")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, path.name)
-        with _silent():
-            try:
-                converted = openvino.convert_model(program)
-                converted.reshape([-1, *example.shape[1:]])
-                converted.inputs[0].get_tensor().set_names({"images"})
-                converted.outputs[0].get_tensor().set_names({"logits"})
-                openvino.save_model(converted, file, compress_to_fp16=False)
-                loaded = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            except Exception as error:  # of openvino, which has many
-                raise TraceError(f"to: openvino: {type(error).__name__}: {first_line(error)}") from error
+        with _silent(), _converting("openvino"):
+            converted = openvino.convert_model(program)
+            converted.reshape([-1, *example.shape[1:]])
+            converted.inputs[0].get_tensor().set_names({"images"})
+            converted.outputs[0].get_tensor().set_names({"logits"})
+            openvino.save_model(converted, file, compress_to_fp16=False)
+            loaded = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         difference = _compared(
             plain, example, lambda given: torch.from_numpy(loaded(given.numpy())["logits"]), "openvino", images
         )
@@ -357,6 +335,36 @@ def to_openvino(
 
 WRITERS = {"onnx": to_onnx, "pt2": to_pt2, "aoti": to_aoti, "openvino": to_openvino}
 """What writes a format, by its name on the command line."""
+
+
+def check_format(kind: str, path: Path) -> None:
+    """Raise unless a file of this format can be written here: before a network is loaded for it.
+
+    Raises
+    ------
+    ArgumentError
+        If a package or a compiler is missing, or the file's name is not one that the format can have.
+    ArchiveError
+        If there is no such folder, or it cannot be written to.
+    """
+    if kind == "onnx":
+        _check_package("onnxscript", "onnx")
+    if kind == "aoti":
+        _check_suffix(path, ".pt2", "torch loads a package only from a file that is called so")
+        _check_compiler()
+    if kind == "openvino":
+        _check_suffix(path, ".xml", "OpenVINO finds the weights beside it, in a file of the same name in .bin")
+        _check_package("openvino", "openvino")
+        check_place(path.with_suffix(".bin"))
+    check_place(path)
+
+
+def _check_package(name: str, kind: str) -> None:
+    """Raise unless a package of ours that a format needs can be imported; the extra has the format's name."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ArgumentError(f"to: {kind} needs {name}, which is missing: pip install 'netclone[{kind}]'") from error
 
 
 def _check_suffix(path: Path, suffix: str, why: str) -> None:
@@ -384,11 +392,17 @@ def _check_compiler() -> None:
 
 def _program(plain: nn.Module, example: Tensor, kind: str) -> torch.export.ExportedProgram:
     """A network as torch exports it, for any batch size."""
-    with _quiet():
-        try:
-            return torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        except Exception as error:  # of torch's exporter
-            raise TraceError(f"to: {kind}: {type(error).__name__}: {first_line(error)}") from error
+    with _quiet(), _converting(kind):
+        return torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+@contextmanager
+def _converting(kind: str) -> Iterator[None]:
+    """Raise a TraceError that names the format for any error of a converter, of which each has its own."""
+    try:
+        yield
+    except Exception as error:
+        raise TraceError(f"to: {kind}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _prepared(model: nn.Module, example_inputs: Tensor | tuple[Tensor] | None) -> tuple[nn.Module, Tensor]:
