@@ -26,7 +26,7 @@ FITS: dict[str, float | None] = {
 }
 """What may be fitted: scale and bias alone, or the linear part too, whose weights have a prior of this deviation."""
 PRIOR = 1.0  # the deviation of scale and bias from where they start
-SURE = 1.0  # standard errors by which a fit has to be better than no fit, in its loss and in its accuracy
+SURE = 2.0  # standard errors by which a fit has to be better than no fit, in its loss and in its accuracy
 STEPS = 100  # of L-BFGS at most
 
 
@@ -171,9 +171,10 @@ def choose(
 
     Each candidate is a convex problem: the cross entropy over old and new logits, and a normal prior about the
     classifier as it starts. It is solved without one fold of the samples after the other, and judged on the fold left
-    out. A fit counts if its loss there is lower than that of no fit by a standard error, and its balanced accuracy is
-    not lower. The one of the lowest loss is solved on all samples. If none counts, the classifier stays as it starts.
-    A gated classifier does so, too, where a new class has fewer samples than there are folds, or the old ones together.
+    out. A fit counts if its loss there is lower than that of no fit by two standard errors, and its balanced accuracy
+    is not lower. Where the classifier starts from a formula (``gated``), it has to be higher by two standard errors,
+    too. The fit of the lowest loss is solved on all samples. If none counts, the classifier stays as it starts. A gated
+    one does so, too, where a new class has fewer samples than there are folds, or the old ones together.
 
     Parameters
     ----------
@@ -224,7 +225,7 @@ def choose(
 
 
 def _surely_positive(gains: Tensor) -> bool:
-    """Whether the mean is above zero by more than its standard error."""
+    """Whether the mean is above zero by more than two of its standard errors."""
     return bool(gains.mean() > SURE * gains.std(unbiased=False) / len(gains) ** 0.5)
 
 
