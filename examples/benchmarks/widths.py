@@ -8,6 +8,8 @@ batches of 32, and the narrow VGG16 of the suite `modules`, trained here, slimme
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import sys
 from pathlib import Path
 from typing import cast
@@ -23,11 +25,14 @@ import netclone
 from netclone.arguments import Budget, Sharing
 from netclone.benchmarking.modularising import MODULES
 from netclone.benchmarking.networks import train_network
+from netclone.channels import budgeting
 from netclone.channels.budgeting import Allocation
 from netclone.graph.counting import MacCounter
 from netclone.graph.timing import relative_time
 
 VEHICLES = (0, 1, 8, 9)
+BREADTHS = (0.5, 0.7, 0.85)
+"""Least widths that are compared, as shares of the width that all groups would have if they were equally narrow."""
 
 
 def attention() -> list[Row]:
@@ -71,7 +76,7 @@ def macs(model: nn.Module, images: Tensor) -> int:
 
 
 def bottlenecks(asked: argparse.Namespace) -> list[Row]:
-    """Accuracy on four classes of a slim plain network, refitted: with a least width, without, with equal shares."""
+    """Accuracy on four classes of a slim plain network, refitted: with least widths, without one, with equal shares."""
     network, data = MODULES.sources[1], MODULES.base.load(asked.data)
     assert network.training is not None
     source = network.build(10, 0)
@@ -89,21 +94,19 @@ def bottlenecks(asked: argparse.Namespace) -> list[Row]:
         return 100 * float(((logits if columns is None else logits[:, columns]).argmax(1) == labels).double().mean())
 
     rows: list[Row] = [("VGG16, narrow, whole: accuracy on four classes, %", accuracy(source, VEHICLES), None)]
+    ways: list[tuple[str, Sharing, object]] = [
+        (f"with a least width of {breadth}", "global", mock.patch.object(budgeting, "BREADTH", breadth))
+        for breadth in BREADTHS
+    ]
     one_each = mock.patch.object(Allocation, "least", lambda self, keep: [1] * len(self.groups.groups))
-    with_least = mock.patch.object(Allocation, "least", Allocation.least)
-    ways: tuple[tuple[str, Sharing, object], ...] = (
-        ("with a least width", "global", with_least),
-        ("without one", "global", one_each),
-        ("equal shares", "uniform", with_least),
-    )
-    for keep in (0.25, 0.5):
-        for words, allocation, patch in ways:
-            with cast("mock._patch[object]", patch):
-                mask = netclone.localize(
-                    groups, samples, classes=VEHICLES, method="taylor", budget="macs", keep=keep, allocation=allocation
-                )
-            module = netclone.extract(groups, mask, classes=VEHICLES, reconstruct=samples)
-            rows.append((f"VGG16, narrow, {keep:.0%} of the MACs, {words}: the same, %", accuracy(module), None))
+    ways += [("without one", "global", one_each), ("equal shares", "uniform", contextlib.nullcontext())]
+    for keep, (words, allocation, changed) in itertools.product((0.5, 0.25, 0.125), ways):
+        with cast("contextlib.AbstractContextManager[object]", changed):
+            mask = netclone.localize(
+                groups, samples, classes=VEHICLES, method="taylor", budget="macs", keep=keep, allocation=allocation
+            )
+        module = netclone.extract(groups, mask, classes=VEHICLES, reconstruct=samples)
+        rows.append((f"VGG16, narrow, {keep:.1%} of the MACs, {words}: the same, %", accuracy(module), None))
     return rows
 
 
