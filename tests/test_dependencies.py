@@ -39,12 +39,12 @@ def test_what_is_imported_matters_even_from_within_a_function_and_nothing_else(p
 
 
 def test_only_what_lies_within_is_followed(package):
-    before = code_digest("netclone.part.low", "netclone.top", within="netclone.part")
+    before = code_digest("netclone.part.low", "netclone.top", within=("netclone.part",))
     for changed, matters in (("middle.py", False), ("beside.py", False), ("part/low.py", True)):
         code_digest.cache_clear()
         with (package / changed).open("a") as file:
             file.write("# another line\n")
-        assert (code_digest("netclone.part.low", "netclone.top", within="netclone.part") != before) == matters
+        assert (code_digest("netclone.part.low", "netclone.top", within=("netclone.part",)) != before) == matters
 
 
 def test_order_and_repetition_do_not_matter(package):

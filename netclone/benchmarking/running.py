@@ -402,14 +402,13 @@ def changed(target: nn.Module, model: nn.Module) -> int:
 
 
 def _code(job: Job) -> str:
-    """A digest of the code that makes a clone; for a baseline its own alone, so that the others' results are kept."""
+    """A digest of the code that makes a clone; for a baseline of what it uses alone, so that others' results are kept."""
     common = "netclone.metrics.evaluating", "netclone.benchmarking.networks", "netclone.benchmarking.searching"
     if job.options:
         return code_digest("netclone.cloning.method", *common)
     method = {**TUNING, **ENSEMBLES, **HEADS}.get(job.method, Columns)  # the upper bound is columns of a network
     own = getattr(method, "func", method).__module__
-    learning = (f"netclone.learning.{name}" for name in ("data", "adapting", "choosing"))
-    return code_digest(own, *common, *learning, within="netclone.baselines")
+    return code_digest(own, *common, within=("netclone.baselines", "netclone.learning"))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @functools.cache
-def code_digest(*modules: str, within: str = "netclone") -> str:
-    """SHA-256, as hexadecimal digits, of the source of the modules and of all they import from ``within``.
+def code_digest(*modules: str, within: tuple[str, ...] = ("netclone",)) -> str:
+    """SHA-256, as hexadecimal digits, of the source of the modules and of all they import from the packages ``within``.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def code_digest(*modules: str, within: str = "netclone") -> str:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "netclone":
                 named = [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
-                inside = [module for module in named if f"{module}.".startswith(f"{within}.")]
+                inside = [module for module in named if any(f"{module}.".startswith(f"{one}.") for one in within)]
                 todo += [module for module in inside if _file(module).is_file()]
     return hashlib.sha256("\n".join(f"{name}\n{found[name]}" for name in sorted(found)).encode()).hexdigest()
 
