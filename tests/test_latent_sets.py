@@ -30,6 +30,13 @@ def test_a_set_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
+def test_features_of_the_target_stand_beside_logits_of_any_width(tmp_path: Path) -> None:
+    given = TENSORS | {"target_features": torch.randn(6, 3), "logits": torch.randn(6, 4)}
+    write_latents(SPEC, "", given, tmp_path / "set")
+    read = read_latents(tmp_path / "set")[2]
+    assert read.keys() == given.keys() and all(torch.equal(read[name], tensor) for name, tensor in given.items())
+
+
 def test_damage_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "set"
     with pytest.raises(ArchiveError, match="no such file"):
@@ -51,18 +58,22 @@ def test_damage_and_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "tensors", "message"),
     [
-        ({"format_version": 2}, {}, "newer netclone"),
+        ({"format_version": 3}, {}, "newer netclone"),
         ({"format_version": 0}, {}, "format 0"),
         ({"body": 3}, {}, "expected a digest"),
         ({"more": 1}, {}, "more"),
         ({"spec": {}}, {}, "classes"),
         ({}, {"extra": torch.zeros(1)}, "expected features, labels, logits"),
         ({}, {"labels": torch.arange(6)}, "labels run from 0 to 5, of 5 columns"),
-        ({}, {"labels": torch.arange(5)}, "not features, labels and logits"),
-        ({}, {"labels": torch.zeros(6)}, "expected floats and int64"),
-        ({}, {"logits": torch.zeros(6, 4)}, "not features, labels and logits"),
+        ({}, {"labels": torch.arange(5)}, "not features, labels and logits \\(3,\\) of one set"),
+        ({}, {"labels": torch.zeros(6)}, "expected floats, and int64 labels"),
+        ({}, {"logits": torch.zeros(6, 4)}, "not features, labels and logits \\(3,\\) of one set"),
         ({}, {"logits": torch.zeros(5, 3)}, "of other samples"),
         ({}, {"features": torch.full((6, 5), torch.nan)}, "not finite"),
+        ({"format_version": 2}, {}, "expected features, labels, logits, target_features"),
+        ({"format_version": 2}, {"target_features": torch.zeros(6, 4)}, "and target_features \\(3,\\) of one set"),
+        ({"format_version": 2}, {"target_features": torch.zeros(5, 3)}, "of other samples"),
+        ({"format_version": 1}, {"target_features": torch.zeros(6, 3)}, "expected features, labels, logits"),
     ],
 )
 def test_a_file_that_says_what_cannot_be_is_refused_under_a_valid_digest(

@@ -104,6 +104,13 @@ def test_at_the_input_a_refit_finds_what_clone_found(source: nn.Module, target: 
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")
+@pytest.mark.parametrize("at", POSITIONS)
+def test_one_sample_of_a_class_is_enough(at: str, modules: dict[str, netclone.CloneModule], target: nn.Module) -> None:
+    few = netclone.latents(modules[at], target, [(NEW[0][0][:5], NEW[0][1][:5])], target_data=OLD)
+    assert netclone.refit(modules[at], few, epochs=1).classes == tuple(CLASSES)
+
+
 def test_what_is_kept_is_what_adapter_or_classifier_read(
     modules: dict[str, netclone.CloneModule], target: nn.Module
 ) -> None:

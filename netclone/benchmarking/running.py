@@ -402,7 +402,7 @@ def changed(target: nn.Module, model: nn.Module) -> int:
 
 
 def _code(job: Job) -> str:
-    """A digest of the code that makes a clone; for a baseline of what it uses alone, so that others' results are kept."""
+    """A digest of the code that makes a clone; for a baseline of what it uses alone: other results are kept."""
     common = "netclone.metrics.evaluating", "netclone.benchmarking.networks", "netclone.benchmarking.searching"
     if job.options:
         return code_digest("netclone.cloning.method", *common)

@@ -191,6 +191,7 @@ def clone(  # noqa: PLR0913 - public
         problem = Problem.of(target, groups, (new, old), chosen, recipe=recipe, run=run, seed=seed, output=output)
         if old is not None:
             check_agreement(problem.logits[: len(old)], old, sorted(set(old.labels.tolist())), "target")
+        problem = replace(problem, joint=budget != "params")  # its classifier is no small part of a small source
         check_source(groups, chosen)
         plan = planned(problem, at, source_at)
         given = mask is not None

@@ -43,6 +43,7 @@ class Problem:
     recipe: Recipe
     run: Run
     seed: int
+    joint: bool = True  # whether a classifier may read the target's features too, for which it needs more parameters
 
     @classmethod
     def of(

@@ -26,10 +26,11 @@ from netclone.graph.describing import named_columns
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
-from netclone.graph.tracing import INPUT, position, trace
+from netclone.graph.tracing import INPUT, logits_node, position, shape_of, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import Batches, check_taken, gather, in_batches
+from netclone.learning.joint import Scorer, enough, fit_joint
 from netclone.learning.stepping import Loop
 from netclone.runtime.digests import content_digest
 from netclone.runtime.entering import entered
@@ -54,6 +55,8 @@ class Latents:
         The target's logits ``(N, K)``.
     labels
         Columns of the grafted network ``(N,)``: the target's classes, then the cloned ones.
+    target_features
+        What the target's last layer reads ``(N, G)``, if the clone's classifier reads it, too.
     """
 
     spec: CloneSpec
@@ -61,6 +64,7 @@ class Latents:
     features: Tensor
     logits: Tensor
     labels: Tensor
+    target_features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,13 +78,16 @@ class Latents:
             If the other belongs to another clone, position or target.
         """
         _check_same(self.spec, self.body, other)
-        parts = (
-            torch.cat([mine, theirs.to(mine.dtype)])
-            for mine, theirs in (
-                (getattr(self, name), getattr(other, name)) for name in ("features", "logits", "labels")
-            )
+        mine, theirs = self.tensors, other.tensors
+        return Latents(
+            self.spec, self.body, **{name: torch.cat([mine[name], theirs[name].to(mine[name].dtype)]) for name in mine}
         )
-        return Latents(self.spec, self.body, *parts)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is of each sample, by name."""
+        found = {"features": self.features, "logits": self.logits, "labels": self.labels}
+        return found if self.target_features is None else {**found, "target_features": self.target_features}
 
     def save(self, path: str | os.PathLike[str], dtype: LatentDtype | None = None) -> None:
         """Write the set to one ``.safetensors`` file, whole or not at all.
@@ -97,8 +104,9 @@ class Latents:
         """
         if dtype is not None:
             check_choice(dtype, LatentDtype, "dtype")
-        features = self.features if dtype is None else self.features.to(torch.bfloat16)
-        write_latents(self.spec, self.body, {"features": features, "logits": self.logits, "labels": self.labels}, path)
+        rounded = () if dtype is None else ("features", "target_features")
+        tensors = {name: part.to(torch.bfloat16) if name in rounded else part for name, part in self.tensors.items()}
+        write_latents(self.spec, self.body, tensors, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Latents:
@@ -110,7 +118,8 @@ class Latents:
             If the file is missing, damaged, or no latent clone set.
         """
         spec, body, tensors = read_latents(path)
-        return cls(spec, body, tensors["features"].to(tensors["logits"].dtype), tensors["logits"], tensors["labels"])
+        kept = {name: part if name == "labels" else part.to(tensors["logits"].dtype) for name, part in tensors.items()}
+        return cls(spec, body, **kept)
 
 
 @entered()
@@ -174,8 +183,7 @@ def latents(
     known = dict(module.spec.target_digests)
     if known and known.get(dtype_name(traced)) != numbers_digest(traced):
         raise TargetError("target: its weights are not those that the clone was fitted to; give that network")
-    assert module.spec.feature_shape is not None
-    (old,) = module.spec.feature_shape
+    (old,) = shape_of(logits_node(traced)) or (0,)
     columns = {c: old + i for i, c in enumerate(module.classes)}
     images, labels = new.images, torch.tensor([columns[label] for label in new.labels.tolist()])
     if target_data is not None:
@@ -188,7 +196,11 @@ def latents(
         node = position(traced, str(module.at)).name
         features = features_at(traced, images, [node], batch_size)[node]
     logits = in_batches(traced, images, batch_size)
-    return Latents(module.spec, _body_digest(module, trunk), features.contiguous(), logits, labels.to(logits.device))
+    made = Latents(module.spec, _body_digest(module, trunk), features.contiguous(), logits, labels.to(logits.device))
+    if not _is_joint(module):
+        return made
+    node = position(traced, str(module.spec.feature_node)).name
+    return replace(made, target_features=features_at(traced, images, [node], batch_size)[node].contiguous())
 
 
 @entered()
@@ -239,22 +251,29 @@ def refit(
     _check_same(module.spec, _body_digest(module, trunk), latents)
     torch.default_generator.manual_seed(seed)
     place = next(trunk.parameters()).device
-    cached = Cached(*(tensor.to(place) for tensor in (latents.features, latents.logits, latents.labels)))
-    train, held_out = (cached[rows] for rows in split(cached.labels, validation, torch.Generator().manual_seed(seed)))
+    features = [part.to(place) for part in (latents.features, latents.target_features) if part is not None]
+    side_by_side = features[0] if len(features) == 1 else torch.cat(features, 1)
+    cached = Cached(side_by_side, latents.logits.to(place), latents.labels.to(place))
+    parts = split(cached.labels, validation, torch.Generator().manual_seed(seed))
+    train, held_out = (cached[rows] for rows in parts)
+    shows = torch.cat(parts)  # the one sample of a class is in both
     closed = module.at == INPUT
     adapter: nn.Module = nn.Identity() if closed else for_gradients(trunk)
     seen = train.features if closed else in_batches(trunk, train.features, batch_size)
-    classifier = _started(module, seen, train.logits)
-    branch = Branch(adapter, nn.Identity(), classifier)
+    found: dict[str, Tensor] = {}
+    if _is_joint(module):
+        branch, train, held_out, found = _scored_again(module, train, held_out, shows, seed)
+    else:
+        branch = Branch(adapter, nn.Identity(), _started(module, seen, train.logits))
     loop = Loop(batch_size=batch_size, generator=torch.Generator().manual_seed(seed))
     calibrate = "calibration" not in json.loads(dict(module.spec.recipe).get("without", "[]"))
     choice: Choice | None = None
     if closed and epochs:
-        shows = torch.arange(len(cached), device=cached.labels.device)
         score, choice = fit_classifier(branch, train, held_out, shows, calibrate=calibrate, loop=loop)
     else:
         score = fit(branch, train, held_out, epochs=epochs, calibrate=calibrate, loop=loop)
-    found = {f"classifier.{name}": tensor for name, tensor in classifier.state_dict().items()}
+    place_of = "classifier.gate" if _is_joint(module) else "classifier"
+    found |= {f"{place_of}.{name}": tensor for name, tensor in branch.classifier.state_dict().items()}
     found |= {name: tensor for name, tensor in adapter.state_dict().items() if module.part_of(name) == "adapter"}
     made = copy.deepcopy(module.body)
     with torch.no_grad():
@@ -311,6 +330,35 @@ def _started(module: CloneModule, seen: Tensor, logits: Tensor) -> Classifier:
     made = Classifier(seen.shape[1], logits.shape[1], len(module.classes), both).to(tensors["mean"])
     made.start(seen, logits, tensors.get("source.weight"), tensors.get("source.bias"))
     return made
+
+
+def _is_joint(module: CloneModule) -> bool:
+    """Whether the classifier reads the target's features (see :mod:`netclone.learning.joint`)."""
+    return any(name.startswith("classifier.scorer.") for name in module.parts["classifier"])
+
+
+def _scored_again(
+    module: CloneModule, train: Cached, held_out: Cached, shows: Tensor, seed: int
+) -> tuple[Branch, Cached, Cached, dict[str, Tensor]]:
+    """The gate of a joint classifier to fit, its samples, and the tensors of a scorer that is fitted to them.
+
+    Of too few samples, or without old ones, the clone's own scorer stays.
+    """
+    assert module.spec.feature_shape is not None
+    (width,) = module.spec.feature_shape
+    tensors = {name.removeprefix("classifier."): tensor.detach() for name, tensor in module.parts["classifier"].items()}
+    classes, old = len(module.classes), train.logits.shape[1]
+    both = tensors["gate.mean"].numel() > classes + old
+    labels = torch.cat([train.labels, held_out.labels])
+    if enough(labels, shows, old):
+        joint = fit_joint(train, held_out, width, shows, classes=classes, both=both, seed=seed)
+        found = {f"classifier.scorer.{name}": tensor for name, tensor in joint.scorer.state_dict().items()}
+        return joint.branch, joint.train, joint.held_out, found
+    scorer = Scorer(tensors["scorer.projections.weight"], tensors["scorer.rows.weight"])
+    train, held_out = (replace(part, features=scorer(part.features)) for part in (train, held_out))
+    gate = Classifier(classes + old, old, classes, both).to(train.logits)
+    gate.start(train.features, train.logits, tensors["gate.source.weight"], None)
+    return Branch(nn.Identity(), nn.Identity(), gate), train, held_out, {}
 
 
 def _body_digest(module: CloneModule, trunk: fx.GraphModule) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from netclone.cloning.extracting import Slimmed, module_of
 from netclone.cloning.modules import CloneModule
@@ -16,7 +16,7 @@ from netclone.cloning.problem import Problem
 from netclone.errors import NetcloneError
 from netclone.files.spec import Candidate
 from netclone.graph.capturing import FACTS, capture, fingerprint
-from netclone.graph.cutting import classifier_rows
+from netclone.graph.cutting import classifier_rows, features_node
 from netclone.graph.functionalizing import in_place_again
 from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import said_preparation
@@ -25,6 +25,7 @@ from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import in_batches
+from netclone.learning.joint import JointBranch, JointClassifier, enough, fit_joint, last_layer
 
 BRIEF = 25  # steps, for each candidate position
 
@@ -35,11 +36,12 @@ class _Fit:
 
     place: Place
     module: CloneModule
-    branch: Branch
+    branch: nn.Module  # what becomes the clone's graph
     trained: Branch  # the same adapter and classifier, and a body for gradients, or none if its outputs are known
     train: Cached
     held_out: Cached
     shows: Tensor  # the sample that each row of train, and then of held_out, shows
+    second: tuple[fx.Node, Tensor]  # the target's node that the classifier reads, and its value for one image
     choice: Choice | None = None  # what of the classifier was fitted, where there was something to choose
 
     @property
@@ -160,20 +162,59 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
         train = replace(train, features=features)
         held_out = replace(held_out, features=in_batches(branch, held_out.features, *by))
     shows = torch.cat([problem.shows[samples], problem.shows[problem.validation]])
-    return _Fit(place, module, whole, trained, train, held_out, shows)
+    second = logits_node(problem.target), problem.logits[:1]
+    made = _Fit(place, module, whole, trained, train, held_out, shows, second)
+    return _jointly(problem, made, samples) or made
+
+
+def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
+    """The candidate with a classifier of old and new classes, where the source knows the new ones alone.
+
+    None: the source knows others, the classifier is not all that is fitted, the target's features are not known, or
+    there are too few samples.
+    """
+    features, rows = features_node(problem.target), classifier_rows(problem.target, range(problem.logits.shape[1]))
+    alone = problem.joint and not problem.rest and "calibration" not in problem.recipe.without
+    labels = torch.cat([made.train.labels, made.held_out.labels])
+    if not alone or not made.closed or features is None or rows is None:
+        return None
+    if not enough(labels, made.shows, problem.logits.shape[1]):
+        return None
+    read = [
+        features_at(problem.target, problem.images[index], [features.name], problem.batch_size, problem.workers)
+        for index in (samples, problem.validation)
+    ]
+    train, held_out = (
+        replace(part, features=torch.cat([part.features, seen[features.name]], 1))
+        for part, seen in zip((made.train, made.held_out), read, strict=True)
+    )
+    example = read[0][features.name][:1]
+    own = made.trained.classifier
+    joint = fit_joint(
+        train, held_out, example.shape[1], made.shows, classes=own.classes, both=own.both, seed=problem.seed
+    )
+    return replace(
+        made,
+        branch=JointBranch(made.module.body, JointClassifier(joint.scorer, last_layer(*rows), joint.gate)),
+        trained=joint.branch,
+        train=joint.train,
+        held_out=joint.held_out,
+        second=(features, example),
+    )
 
 
 def _finished(problem: Problem, chosen: _Fit) -> CloneModule:
     """The clone as one operator graph, with its spec."""
     place = problem.images[:1] if chosen.module.source_at is None else chosen.train.features[:1]
-    body = capture(chosen.branch, *(torch.cat([one, one]) for one in (place, problem.logits[:1])))
+    node, second = chosen.second
+    body = capture(chosen.branch, *(torch.cat([one, one]) for one in (place, second)))
     body.meta[FACTS].pop("example")
     in_place_again(body)
     fitted = CloneModule(body, chosen.module.spec).with_spec(
         at=chosen.place.at,
         input_shape=chosen.place.shape,
-        feature_node=logits_node(problem.target).name,
-        feature_shape=tuple(problem.logits.shape[1:]),
+        feature_node=node.name,
+        feature_shape=tuple(second.shape[1:]),
         target_input_shape=tuple(problem.images.shape[1:]),
         target_fingerprint=fingerprint(problem.target),
         target_digests=numbers_digests(problem.target),

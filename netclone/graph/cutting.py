@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -55,23 +56,34 @@ def cut(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def classifier_rows(graph_module: fx.GraphModule, classes: Sequence[int]) -> tuple[Tensor, Tensor | None] | None:
-    """Weight ``(classes, F)`` and bias, for some classes, of the linear operator at the end of a graph, or None."""
+    """Weight ``(classes, F)`` and bias, for some classes, of the linear layer at the end of a graph, or None."""
     if features_node(graph_module) is None:
         return None
-    linear = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
-    weight, *bias = (tensor_at(graph_module, str(node.target)).detach()[list(classes)] for node in linear.args[1:3])
+    last = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
+    if last.op == "call_module":
+        layer = cast(nn.Linear, graph_module.get_submodule(str(last.target)))
+        found: list[Tensor | None] = [layer.weight, layer.bias]
+    else:
+        found = [tensor_at(graph_module, str(node.target)) for node in last.args[1:3]]
+    weight, *bias = (tensor.detach()[list(classes)] for tensor in found if tensor is not None)
     return weight, bias[0] if bias else None
 
 
 def features_node(graph_module: fx.GraphModule) -> fx.Node | None:
-    """The features ``(N, F)`` read by the last linear operator of a graph; None if it does not end in one."""
+    """The features ``(N, F)`` read by the last linear layer of a graph; None if it does not end in one."""
     output = next(node for node in graph_module.graph.nodes if node.op == "output").args[0]
-    if not isinstance(output, fx.Node) or output.target is not aten.linear.default:
+    if not isinstance(output, fx.Node) or not output.args or not _is_linear(graph_module, output):
         return None
     features = output.args[0]
     assert isinstance(features, fx.Node)
     shape = shape_of(features)
     return features if shape is not None and len(shape) == 1 else None
+
+
+def _is_linear(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(graph_module.get_submodule(str(node.target))) is nn.Linear
+    return node.target is aten.linear.default
 
 
 def _needed(output: fx.Node, at: fx.Node) -> set[fx.Node]:
