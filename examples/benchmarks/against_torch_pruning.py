@@ -1,6 +1,6 @@
 """netclone and another pruning library, Torch-Pruning or torch-kirigami, on the same networks.
 
-    python examples/benchmarks/against_torch_pruning.py FILE.json [NAME...] [--tool torch-kirigami]
+    python examples/benchmarks/against_torch_pruning.py FILE.json [NAME...] [--tool torch-kirigami] [--time-only]
 
     pip install torch-pruning torch-kirigami
 
@@ -20,9 +20,11 @@ torch-kirigami is asked as its tutorial does (docs/getting-started.md, 0.2.1): a
 channels of each axis, by magnitude. What the network returns stays, as it is by default.
 
 Where both pass, netclone slims once more, to at most the MACs that the other left (through norms where these cannot be
-reached otherwise: Torch-Pruning always takes such channels), and the two are timed in turn, in float32.
+reached otherwise: Torch-Pruning always takes such channels), and the two are timed in turn, in float32. --time-only
+leaves that out.
 
-Without names: the smallest network of each of timm's families.
+Without names: the smallest network of each of timm's families. With the FILE.json of an earlier run in place of names:
+the networks that both passed there.
 """
 
 from __future__ import annotations
@@ -214,6 +216,14 @@ def left(slim: nn.Module, network: zoo.Network) -> dict[str, float]:
     return {"parameters": small.parameters / whole.parameters, "macs": small.macs / max(1, whole.macs)}
 
 
+def both_passed(file: str) -> list[str]:
+    """The networks that both libraries slimmed in an earlier run."""
+    networks = json.loads(Path(file).read_text(encoding="utf-8"))["networks"]
+    return [
+        name for name, found in networks.items() if all(one["passed"] for key, one in found.items() if key != "both")
+    ]
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Number, median and ends of some figures."""
     return {"networks": len(values), "median": statistics.median(values), "least": min(values), "most": max(values)}
@@ -225,9 +235,11 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--tool", choices=TOOLS, default="torch-pruning")
+    parser.add_argument("--time-only", action="store_true", help="slim, but do not time the slim networks")
     asked = parser.parse_args()
     libraries = ("netclone", asked.tool)
-    chosen = [f"timm/{name}" if "/" not in name else name for name in asked.names]
+    names = both_passed(asked.names[0]) if asked.names and asked.names[0].endswith(".json") else asked.names
+    chosen = [f"timm/{name}" if "/" not in name else name for name in names]
     if not chosen:
         chosen = list(zoo.smallest(zoo.names(["*"])))
     limits = zoo.Limits(seconds=SECONDS, memory_mb=MEGABYTES, processes=torch.get_num_threads())
@@ -247,6 +259,8 @@ def main() -> int:
         asked.tool: partial(theirs, tool=asked.tool),
         "both": partial(both, tool=asked.tool),
     }
+    if asked.time_only:
+        del tasks["both"]
     for title, task in tasks.items():
         names = chosen
         if title == "both":
