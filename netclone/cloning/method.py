@@ -91,7 +91,8 @@ def clone(  # noqa: PLR0913 - public
 ) -> CloneModule:
     """Clone classes of a source for a target: the whole of Partial Network Cloning in one call.
 
-    Learns the mask, searches the target position from deep to shallow, and fits adapter and classifier there.
+    Learns the mask, searches the target position from deep to shallow, and fits adapter and classifier there. A source
+    that knows the cloned classes alone gets a classifier of old and new classes, over the features of both networks.
     Source and target are not changed. Pass the result to :func:`netclone.inject` or :func:`netclone.save`.
 
     Parameters
