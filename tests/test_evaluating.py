@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import netclone
+from netclone.errors import ArchiveError
 from netclone.metrics.evaluating import _correlation
 
 
@@ -263,6 +264,27 @@ def test_cost_counts_the_bytes_of_the_archive_of_a_clone_alone(tmp_path: Path) -
     cost = netclone.cost(module, torch.zeros(1, *module.spec.input_shape), repeats=1)
     assert cost.archive_bytes == (tmp_path / "clone.safetensors").stat().st_size > 4 * cost.parameters
     assert netclone.cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).archive_bytes is None
+
+
+def test_a_clone_that_cannot_be_saved_has_a_cost() -> None:
+    """Its images attend to each other: what that takes grows with the square of the batch."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            out: Tensor = self.fc((flat @ flat.T).softmax(1) @ flat)
+            return out
+
+    groups = netclone.channel_groups(Mixing(), torch.zeros(2, 3, 2, 2))
+    module = netclone.extract(groups, netclone.localize(groups, method="magnitude", keep=1.0))
+    with pytest.raises(ArchiveError, match="do not grow with the batch"):
+        netclone.save(module, "never.safetensors")
+    cost = netclone.cost(module, torch.zeros(2, 3, 2, 2), repeats=1)
+    assert cost.archive_bytes is None and cost.macs > 0
 
 
 def test_the_cost_of_a_model_that_hands_a_part_of_a_parameter_to_a_module() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from netclone.arguments import check_number
 from netclone.cloning.injecting import columns, modules_of, names_in, own_columns
 from netclone.cloning.modules import CloneModule, save
-from netclone.errors import ArgumentError, CloneNameError, DataError, OutputError
+from netclone.errors import ArchiveError, ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
 from netclone.graph.outputs import Output, logits_of
@@ -90,7 +90,8 @@ class Cost:
     """Parameters; MACs and latency in ms of one forward pass on the given input; bytes of a clone's file.
 
     :func:`cost` gives the median latency of many runs, :func:`costs` the fastest of several networks in turn.
-    ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for anything but a CloneModule.
+    ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for anything but a CloneModule,
+    and for a clone that cannot be saved.
     """
 
     parameters: int
@@ -329,11 +330,6 @@ def _logits(model: nn.Module, images: Tensor, first: int, output: Output) -> Ten
 def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     """Parameters, MACs and measured latency of a model in eval mode, and the size of a clone's file.
 
-    Raises
-    ------
-    ArchiveError
-        If the model is a CloneModule that cannot be saved.
-
     Examples
     --------
     >>> cost(nn.Linear(4, 2), torch.zeros(1, 4), repeats=1).macs
@@ -379,10 +375,13 @@ def costs(networks: Mapping[str, tuple[nn.Module, Sequence[Tensor]]]) -> dict[st
     }
 
 
-def _archive_bytes(module: CloneModule) -> int:
+def _archive_bytes(module: CloneModule) -> int | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clone.safetensors")
-        save(module, path)
+        try:
+            save(module, path)
+        except ArchiveError:
+            return None
         return os.path.getsize(path)
 
 
