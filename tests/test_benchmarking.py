@@ -6,6 +6,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +21,15 @@ from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
 from netclone.benchmarking import choices, plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
-from netclone.benchmarking.planning import JOINT, REFITS, Job
+from netclone.benchmarking.planning import JOINT, REFITS, Job, planned
 from netclone.benchmarking.reporting import _table, markdown
-from netclone.benchmarking.running import _Bench, changed
+from netclone.benchmarking.running import _Bench, _code, changed
 from netclone.benchmarking.scores import Row, gap, rows, tables
 from netclone.benchmarking.suites import RATES, SUITES, in_development, suite_named
 from netclone.benchmarking.training import Networks
 from netclone.errors import ArgumentError, FitError
 from netclone.learning.neighbourhoods import mirrored
+from netclone.runtime import dependencies
 from netclone.runtime.journal import Journal
 
 runner = CliRunner()
@@ -104,6 +106,76 @@ def test_settings_come_before_studies_and_refits_are_told_apart(ran: Path) -> No
     assert set(options) == {f"{m}, {words}" for m in SUITES["digits"].localize for words in REFITS}
     for method, given in options.items():
         assert given["reconstruct" if "plain" in method else "distill_steps"] == ("distilled" in method) * 4
+
+
+def test_all_methods_are_compared_once_and_the_best_known_in_further_settings_and_clone_sets() -> None:
+    digits = SUITES["digits"]
+    first, other = (replace(setting, fractions=(0.2, 0.5)) for setting in digits.settings)
+    networks: Any = None  # they are looked at for positions alone
+    jobs = planned(replace(digits, settings=(first, other)), 2, networks)
+    brief = ["fine-tune", "LwF", "source as teacher"]
+    brief += ["RanPAC, both features", "gated ensemble", "fitted gated ensemble"]
+    everything = [*TUNING, *ENSEMBLES, *HEADS]
+    for seed in (0, 1):
+        for setting, fraction, ours, others in (
+            (first, 0.2, ["netclone 50%", "netclone 25%"], everything),
+            (first, 0.5, ["netclone 50%", "netclone 25%"], brief),
+            (other, 0.2, ["netclone 50%"], brief),
+            (other, 0.5, ["netclone 50%"], brief),
+        ):
+            asked = ("main", setting, fraction, seed)
+            found = [job.method for job in jobs if (job.study, job.setting, job.fraction, job.seed) == asked]
+            assert found == [*ours, *others, JOINT]
+    main = [(job.setting.name, job.fraction) for job in jobs if job.study == "main"]
+    assert list(dict.fromkeys(main)) == [("M", 0.2), ("S 5", 0.2), ("M", 0.5), ("S 5", 0.5)]
+
+
+CLONE = "netclone 50%"
+IMPORTS = {
+    "baselines/lora.py": "from netclone.baselines.training import train\nfrom netclone.cloning.method import clone\n",
+    "cloning/method.py": "from netclone.cloning.placing import place\n",
+}
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Iterator[Path]:
+    """The package's modules, without code but for a few imports: digests are of these."""
+    for path in dependencies.PACKAGE.rglob("*.py"):
+        name = path.relative_to(dependencies.PACKAGE)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(IMPORTS.get(name.as_posix(), ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dependencies, "PACKAGE", tmp_path)
+        dependencies.code_digest.cache_clear()
+        yield tmp_path
+    dependencies.code_digest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("file", "concerned"),
+    [
+        ("baselines/lora.py", {"LoRA"}),
+        ("baselines/training.py", {"LoRA"}),  # which imports it
+        ("baselines/merging.py", {"ZipIt"}),
+        ("baselines/prompting.py", {"shallow prompts", "deep prompts", "class prompts"}),
+        ("baselines/frozen.py", {*HEADS, "gated ensemble", "fitted gated ensemble"}),
+        ("baselines/ensembling.py", {"ensemble", "calibrated ensemble", "pruned ensemble", JOINT}),
+        ("cloning/method.py", {CLONE}),
+        ("cloning/placing.py", {CLONE}),
+        ("learning/data.py", {*TUNING, *ENSEMBLES, *HEADS, JOINT}),
+        ("metrics/evaluating.py", {*TUNING, *ENSEMBLES, *HEADS, JOINT, CLONE}),
+    ],
+)
+def test_a_change_in_the_code_concerns_the_methods_that_it_makes(code: Path, file: str, concerned: set[str]) -> None:
+    first = SUITES["digits"].settings[0]
+    jobs = [Job("main", first, 0.2, 0, method) for method in (*TUNING, *ENSEMBLES, *HEADS, JOINT)]
+    jobs.append(Job("main", first, 0.2, 0, CLONE, (("keep", 0.5),)))
+    before = {job.method: _code(job) for job in jobs}
+    assert len({before[method] for method in ("fine-tune", "LoRA", "DER", "ZipIt", "ensemble", CLONE)}) == 6
+    dependencies.code_digest.cache_clear()
+    with (code / file).open("a") as changed_file:
+        changed_file.write("# another line\n")
+    assert {job.method for job in jobs if _code(job) != before[job.method]} == concerned
 
 
 @pytest.mark.long
@@ -200,6 +272,32 @@ def test_ours_the_best_of_each_kind_and_what_no_faster_one_beats_are_labelled() 
     ]
     settings = {"tuning": ["d", "b"], "ensembles": ["a"], "heads": [], "joint": "none"}
     assert plots._telling({"settings": settings}, table) == ["a", "netclone 50%", "b", "c"]
+
+
+def test_in_a_crowded_plot_only_those_that_tell_most_are_labelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than sixteen: ours, the best of each kind, the bound, and what no faster one beats; over time always."""
+    seen: list[set[str]] = []
+    monkeypatch.setattr(plots, "label", lambda axes, named, ours, avoid: seen.append(set(named)))
+    setting = {"name": "M", "group": "M", "new": [5], "fractions": [5]}
+    settings = {"ours": "netclone 50%", "settings": [setting], "joint": "joint"}
+    settings |= {"tuning": ["t1", "t2"], "ensembles": ["e1", "e2"], "heads": ["h1, both", "h1, source"]}
+    kinds = ["t1", "t2", "e1", "e2", "h1, both", "h1, source", "netclone 50%", "netclone 25%", "joint"]
+    for others in (7, 8):
+        names = [*kinds, *(f"other {number}" for number in range(others))]
+        runs = [
+            {"method": name, "study": "main", "group": "M", "setting": "M", "fraction": 5, "seed": 0, "error": ""}
+            | {"old": 0.9, "new": 0.9 - 0.01 * number, "mean": 0.9 - 0.005 * number, "old_lost": 1.0, "size": 0.5}
+            | {"seconds": 1.0, "ms": 0.5 if name == "other 6" else 1 + number}
+            for number, name in enumerate(names)
+        ]
+        seen.clear()
+        plots.draw({"suite": "none", "runs": runs, "settings": settings}, tmp_path)
+        over_time, _, old_new, _ = seen
+        telling = {"t1", "e1", "h1, both", "netclone 50%", "netclone 25%", "joint", "other 6"}
+        assert over_time == telling
+        assert old_new == (telling if len(names) == 17 else {*names} - {"h1, source"})
 
 
 def test_a_time_is_drawn_where_there_is_one(tmp_path: Path) -> None:
