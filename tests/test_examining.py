@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -15,6 +16,8 @@ from netclone import extract, load_model, localize, save
 from netclone.cli import app
 from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import preparation
+from netclone.metrics.evaluating import Scores
+from netclone.metrics.held_out import far_apart, held_out
 from netclone.workflows.examining import evaluate, opened
 
 pytestmark = pytest.mark.slow  # all of it rests on whole runs
@@ -205,6 +208,24 @@ def test_figures_far_from_those_of_the_held_out_images_are_said(root, tmp_path):
     words = ["evaluate", out, "--data", root / "all", "--target-data", root / "old"]
     assert json.loads(run(*words, "--json").stdout)["far_apart"][-1] == "old"
     assert "Note: old classes: -100.0% on images held out when the clone was made, " in run(*words).stderr
+
+
+@pytest.mark.parametrize("away", [-1, 1])
+def test_figures_are_far_apart_from_five_points_on(away):
+    scores = Scores(0.8 + 0.049 * away, 0.8 + 0.051 * away, 0.8, 0.0, 0.0, 100, 0.1, None)
+    assert far_apart({"old": 0.8, "new": 0.8}, scores) == {"new": (0.8, scores.new)}
+    assert far_apart({"new": 0.8}, replace(scores, new=0.8 + 0.049 * away)) == {}
+
+
+def test_only_accuracies_that_were_kept_with_the_clone_are_compared(root):
+    module = netclone.load(root / "reds.safetensors")
+    scores = Scores(0.2, 0.2, 0.2, 0.0, 0.0, 100, 0.1, None)
+    assert module.scores == {} and far_apart(held_out(module), scores) == {}
+    kept = module.with_spec(scores=(("validation", 0.9), ("old before", 0.9), ("new", 0.9)))
+    assert held_out(kept) == {"new": 0.9}
+    assert far_apart(held_out(kept), scores) == {"new": (0.9, 0.2)}
+    assert far_apart(held_out(kept), replace(scores, new=None)) == {}  # no image of a new class is there now
+    assert held_out(kept.with_bias(0.5)) == {}
 
 
 def test_a_machine_gets_json_and_a_person_a_table(root):
