@@ -76,6 +76,28 @@ def test_patterns_name_networks():
         zoo.names(["resnest99*"])
 
 
+def test_matches_of_a_pattern_come_by_name_and_patterns_as_they_were_given():
+    assert zoo.names(["transformers/[vd]*t", "torchvision/vgg11*", "resnet1[08]?"]) == (
+        *("transformers/deit", "transformers/vit", "torchvision/vgg11", "torchvision/vgg11_bn"),
+        *("timm/resnet101", "timm/resnet10t", "timm/resnet18d"),  # timm itself has them by number
+    )
+
+
+def test_a_pattern_without_a_library_is_of_timm_and_no_other():
+    assert zoo.names(["vgg11"]) == ("timm/vgg11",) and zoo.names(["torchvision/vgg11"]) == ("torchvision/vgg11",)
+    for pattern in ("alexnet", "torch*/nothing", "timm/alexnet"):
+        with pytest.raises(ArgumentError, match="matches no network"):
+            zoo.names(["vgg11", pattern])
+
+
+def test_what_a_network_of_torchvision_does_is_said_by_its_package():
+    kinds = {name: naming.kind(f"torchvision/{name}") for name in ("vgg11", "ssd300_vgg16", "fcn_resnet50", "r3d_18")}
+    assert list(kinds.values()) == ["classification", "detection", "segmentation", "video"]
+    assert naming.known()["torchvision/ssd300_vgg16"] == "torchvision/detection/ssd"
+    assert naming.known()["torchvision/vgg11"] == "torchvision/vgg"
+    assert naming.kind("transformers/vit") == "classification"
+
+
 def test_all_of_timm_is_known_and_belongs_to_a_family():
     import timm
 
