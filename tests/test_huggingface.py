@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -49,7 +50,7 @@ def saved(folder, kind, processor=None, **options):
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable was read when it was imported
 
 
 KINDS = [pytest.param(kind, marks=() if kind in ("vit", "resnet") else pytest.mark.long) for kind in MODELS]
