@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy
@@ -127,35 +126,9 @@ def test_without_accelerate_several_processes_are_refused(monkeypatch):
         pass
 
 
-def check_primitives():
-    """Run in each of three processes."""
-    with share(patience=60) as workers:
-        number = workers.number
-        assert workers.count == 3
-        rows = torch.arange(12.0).view(6, 2)
-        assert torch.equal(workers.joined(rows[workers.own(6)]), rows)
-        ragged = torch.full((number, 2), float(number))
-        assert workers.joined(ragged)[:, 0].tolist() == [1, 2, 2]
-        assert workers.joined(torch.tensor([number])).tolist() == [0, 1, 2]
-        one, two = torch.ones(2, 2), torch.tensor(float(number), dtype=torch.float64)
-        workers.add([one, two])
-        assert one.tolist() == [[3, 3], [3, 3]] and float(two) == 3
-        assert workers.told([number]) == [[0], [1], [2]]
-        workers.check_same([torch.ones(3), torch.tensor(True)], "data")
-        for error, seen in ((DataError("torn\nand more"), DataError), (None, WorkerError)):
-            if (error is not None) == (number == 1):
-                text = "torn" if number == 1 else "worker 1 failed: DataError: torn;"
-                with pytest.raises(seen, match=text), workers.agreed():
-                    if error is not None:
-                        raise error
-        with pytest.raises(WorkerError, match="mask: worker 2 has different values from worker 0"):
-            workers.check_same([torch.tensor(number // 2)], "mask")
-        workers.check_same([torch.ones(1)], "still together")
-
-
 @pytest.mark.slow
 def test_workers_have_in_common_what_they_should():
-    ended_well(together("-c", "import test_sharing; test_sharing.check_primitives()", count=3))
+    ended_well(together("-c", "import crew; crew.check_primitives()", count=3))
 
 
 # The same results
@@ -345,23 +318,10 @@ def clone_and_die():
     app(prog_name="netclone")
 
 
-def check_what_is_left():
-    with pytest.raises(WorkerError, match="another worker is gone"), share(patience=60) as workers:
-        if workers.main:
-            os.kill(os.getpid(), signal.SIGKILL)
-        workers.told("anyone there?")
-
-
-def check_signal():
-    with pytest.raises(WorkerError, match="stopped by the launcher"), share(patience=60):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "ends"), [("check_what_is_left", [-9, 0]), ("check_signal", [0, 0])])
 def test_whoever_is_left_gets_an_error_of_netclone(check, ends):
-    assert [status for status, _, _ in together("-c", f"import test_sharing; test_sharing.{check}()")] == ends
+    assert [status for status, _, _ in together("-c", f"import crew; crew.{check}()")] == ends
 
 
 @pytest.mark.long
