@@ -1,5 +1,6 @@
 """The zoo: networks by pattern, one row each whatever happens to it, and the table; two dozen are checked."""
 
+import functools
 import json
 import os
 import shutil
@@ -41,15 +42,19 @@ LARGER = (
 )
 
 
+@functools.cache
+def checked(name):
+    """The row of a network, for all tests that read one; in fewer modes of larger networks."""
+    return zoo.check(name, modes=modes.QUICK if name in LARGER else modes.SPREAD)  # half precision is slow on CPUs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.long) for name in QUICK + LARGER],
 )
 def test_two_dozen_networks_pass(name):
-    row = zoo.check(
-        name, modes=modes.QUICK if name in LARGER else modes.SPREAD
-    )  # without a GPU, half precision is slow
+    row = checked(name)
     assert row.target.passed, row.target.reason
     if row.source is not None:
         assert row.source.passed, row.source.reason
@@ -172,9 +177,9 @@ def test_randomised_leaves_nothing_constant_and_the_signal_alive():
 
 @pytest.mark.slow
 def test_a_row_survives_json():
-    row = zoo.check("timm/test_resnet", modes=modes.QUICK)
+    row = checked("timm/test_resnet")
     assert zoo.Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
-    without = zoo.check("timm/test_resnet", source=False, modes=modes.QUICK)
+    without = zoo.check("timm/test_resnet", source=False, modes=modes.QUICK[:1])
     assert zoo.Row.from_dict(json.loads(json.dumps(without.as_dict()))) == without
     assert without.source is None
 
@@ -340,7 +345,7 @@ def test_a_target_whose_bits_differ_in_one_mode_fails_and_the_mode_is_told(monke
 @pytest.mark.slow
 def test_the_table_holds_every_row_and_its_reasons(tmp_path):
     rows = [
-        zoo.check("timm/test_resnet"),
+        checked("timm/test_resnet"),
         zoo.Row("timm/<odd>|name", "timm/odd", 0, (), "", checking.TargetResult(False, "Error: a < b"), None, 1.0),
     ]
     zoo.write(rows, tmp_path, "netclone zoo")
