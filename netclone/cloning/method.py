@@ -157,7 +157,7 @@ def clone(  # noqa: PLR0913 - public
     >>> images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 4
     >>> old = [(images, labels % 2)]
     >>> module = netclone.clone(source, target, [(images, labels)], classes=[2, 3], target_data=old,
-    ...                         at="layer3", method="magnitude", epochs=1)
+    ...                         at="layer3", method="magnitude", epochs=1, distill_steps=10)
     >>> module.at, module.classes
     ('layer3', (2, 3))
 
