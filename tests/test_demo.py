@@ -20,13 +20,21 @@ from netclone import cli, demo
 runner = CliRunner()
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def shorter(*args: Any, **kwargs: Any) -> netclone.CloneModule:
+    """The demo's clone, distilled for fewer steps."""
+    return netclone.clone(*args, **kwargs, distill_steps=40)
+
+
+@pytest.fixture(scope="module", params=["shorter", pytest.param("as it is", marks=pytest.mark.long)])
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """The demo's output and its folder."""
     out = tmp_path_factory.mktemp("demo") / "deep" / "out"
     torch.manual_seed(123)
     before = torch.get_rng_state(), torch.get_num_threads()
-    result = runner.invoke(cli.app, ["demo", "--seed", "0", "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "shorter":
+            patch.setattr(demo, "clone", shorter)
+        result = runner.invoke(cli.app, ["demo", "--seed", "0", "--out", str(out)])
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == torch.get_num_threads()
     assert result.exit_code == 0, result.output

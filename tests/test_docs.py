@@ -37,7 +37,7 @@ AFTER_TUTORIAL = [
     and path.stem != "tutorial"
     and re.search(r"^```(python|bash)$", path.read_text(), re.M)
 ]
-IN_DEFAULT = ("index", "roll-back")  # the code of the other pages is run in the long tier
+IN_DEFAULT = ("index",)  # the code of the other pages is run in the long tier
 INSTALLED = "pip install -e ../netclone"
 PARSED_ONLY = ("push", "pull")  # they speak to a hub: test_publishing has one
 

@@ -30,7 +30,7 @@ def module():
     ("name", "options"),
     [
         ("test_resnet", {}),
-        ("test_efficientnet", {"pad_type": "same"}),
+        pytest.param("test_efficientnet", {"pad_type": "same"}, marks=pytest.mark.long),
         ("test_vit", {"global_pool": "avg", "qk_norm": True, "class_token": False}),
         ("test_resnet", {"output_stride": 8, "act_layer": "gelu"}),
     ],
