@@ -51,7 +51,7 @@ def verify(folder, target, *more):
 
 @pytest.mark.parametrize("data", [False, True])
 def test_the_right_target_passes(folder, few, data):
-    result = verify(folder, "birds", *(["--data", str(folder / "pictures")] if data else []))
+    result = verify(folder, "birds", *(["--data", str(folder / "pictures"), "--device", "cpu"] if data else []))
     assert result.exit_code == 0, result.output
     assert "Old logits are the target's bits in 6 of 6 modes." in result.output
 

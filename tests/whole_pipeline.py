@@ -20,7 +20,6 @@ from netclone.graph.modes import QUICK
 from netclone.learning.neighbourhoods import mirrored
 from netclone.reporting import page
 from netclone.workflows import deploying, examining
-from netclone.workflows.verifying import verify
 
 
 def main(device: str, source_name: str, target_name: str, folder: str) -> None:
@@ -83,7 +82,8 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     netclone.save_grafted(netclone.inject(target, module.cpu(), name="birds"), file)
     deploying.remove(file, None, alone)
     folder_of(pictures / "own", ["0", "1"], count=2)
-    assert verify(str(file), str(alone), device="cpu").passed
+    here = [netclone.load_model(str(path)) for path in (file, alone)]
+    assert compare(*here, images[:3], QUICK).passed
     old = str(pictures / "own")
     found = examining.evaluate(str(file), None, old, device=device)
     assert found.scores.samples == 4 and found.cost.parameters
