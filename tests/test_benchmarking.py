@@ -133,6 +133,7 @@ def test_all_methods_are_compared_once_and_the_best_known_in_further_settings_an
 CLONE = "netclone 50%"
 IMPORTS = {
     "baselines/lora.py": "from netclone.baselines.training import train\nfrom netclone.cloning.method import clone\n",
+    "baselines/training.py": "from netclone.learning.data import balance\nfrom netclone.graph.tracing import trace\n",
     "cloning/method.py": "from netclone.cloning.placing import place\n",
 }
 
@@ -162,7 +163,8 @@ def code(tmp_path: Path) -> Iterator[Path]:
         ("baselines/ensembling.py", {"ensemble", "calibrated ensemble", "pruned ensemble", JOINT}),
         ("cloning/method.py", {CLONE}),
         ("cloning/placing.py", {CLONE}),
-        ("learning/data.py", {*TUNING, *ENSEMBLES, *HEADS, JOINT}),
+        ("learning/data.py", {"LoRA"}),  # through its training
+        ("graph/tracing.py", set()),
         ("metrics/evaluating.py", {*TUNING, *ENSEMBLES, *HEADS, JOINT, CLONE}),
     ],
 )
