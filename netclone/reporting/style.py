@@ -49,7 +49,7 @@ _SHARP = 2  # pixels of a file for one of the page
 _LETTERS = 12  # size of letters
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 46  # around the axes of a panel
 _AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # where a label may stand
-_AWAY = (8, 12, 18, 26, 36)  # from its point
+_AWAY = (8, 12, 18, 26, 36, 50, 70, 100)  # from its point
 _CLOSE = 4  # of these places are so near that a label needs no line to its point
 _ROOM = 6  # around a point; half of it around lines
 
