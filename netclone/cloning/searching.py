@@ -25,7 +25,7 @@ from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import in_batches
-from netclone.learning.joint import JointBranch, JointClassifier, enough, fit_joint, last_layer
+from netclone.learning.joint import JointBranch, JointClassifier, enough, fit_joint, frozen_linear
 
 BRIEF = 25  # steps, for each candidate position
 
@@ -195,7 +195,7 @@ def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
     )
     return replace(
         made,
-        branch=JointBranch(made.module.body, JointClassifier(joint.scorer, last_layer(*rows), joint.gate)),
+        branch=JointBranch(made.module.body, JointClassifier(joint.scorer, frozen_linear(*rows), joint.gate)),
         trained=joint.branch,
         train=joint.train,
         held_out=joint.held_out,

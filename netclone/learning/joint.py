@@ -31,7 +31,7 @@ class Scorer(nn.Module):
 
     def __init__(self, projections: Tensor, weight: Tensor) -> None:
         super().__init__()
-        self.projections, self.rows = last_layer(projections, None), last_layer(weight, None)
+        self.projections, self.rows = frozen_linear(projections, None), frozen_linear(weight, None)
 
     def forward(self, features: Tensor) -> Tensor:
         scores: Tensor = self.rows(F.relu(self.projections(features)))
@@ -185,7 +185,7 @@ def _factor(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
     return float((log.exp() / size).detach())
 
 
-def last_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A frozen linear layer of these numbers."""
     linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(weight)
     with torch.no_grad():
