@@ -14,8 +14,8 @@ from netclone.learning import choosing
 from netclone.learning.adapting import Cached
 from netclone.learning.joint import FOLDS, enough, fit_joint
 
-OLD, NEW, SIZE = 3, 2, 16
-joint = partial(fit_joint, classes=NEW, both=True, seed=0)
+OLD, NEW, SIZE = 3, 2, 32
+joint = partial(fit_joint, classes=NEW, seed=0)
 
 
 class Network(nn.Module):
@@ -39,6 +39,27 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.network(x) * 2
+        return out
+
+
+class WrittenInto(Network):
+    """Changes its logits where its last layer put them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.stage(self.stem(x)).mean((2, 3)))
+        out.mul_(2)
+        return out
+
+
+class Twice(Network):
+    """The name of the node that its last layer reads is that of a module, which gives another node."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.first, self.fc = nn.Linear(24, classes), nn.Linear(classes, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.fc(self.first(self.stage(self.stem(x)).mean((2, 3)))))
         return out
 
 
@@ -200,20 +221,71 @@ def test_a_file_gives_the_same_clone(module: netclone.CloneModule, target: nn.Mo
         {"target_data": None},
         {"budget": "params"},
         {"without": ("calibration",)},
+        {"without": ("target_stream",)},
         {"target_data": [(IMAGES[:3], LABELS[:3])]},
     ],
-    ids=["no old samples", "a budget of parameters", "no calibration", "one sample of each old class"],
+    ids=[
+        "no old samples",
+        "a budget of parameters",
+        "no calibration",
+        "nothing of the target",
+        "one sample of each old class",
+    ],
 )
 def test_otherwise_it_reads_the_targets_logits(source: nn.Module, target: nn.Module, change: dict[str, Any]) -> None:
     assert cloned(source, target, **change).spec.feature_shape == (OLD,)
 
 
 @pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")
-def test_so_it_does_of_a_source_that_knows_others_or_a_target_without_a_last_layer(
+def test_so_it_does_of_a_small_source_one_that_knows_others_or_a_target_without_a_last_layer(
     source: nn.Module, target: nn.Module
 ) -> None:
+    assert cloned(Network(NEW, width=4), target).spec.feature_shape == (OLD,)  # of few MACs beside such a classifier
     assert cloned(network(NEW + 1), target).spec.feature_shape == (OLD,)
     assert cloned(source, Scaled(target)).spec.feature_shape == (OLD,)
+
+
+def hooked(classes: int) -> nn.Module:
+    made = Network(classes)
+    made.fc.register_forward_hook(lambda layer, given, out: out * 3 + 1)
+    return made
+
+
+def called_otherwise(classes: int) -> nn.Module:
+    made = Network(classes)
+    made.fc.register_forward_pre_hook(lambda layer, given: (2 * given[0] + 1,))
+    return made
+
+
+@pytest.mark.parametrize("made", [hooked, called_otherwise, WrittenInto])
+def test_so_it_does_where_logits_are_not_those_of_the_last_layers_weights(source: nn.Module, made: Any) -> None:
+    assert cloned(source, made(OLD).eval()).spec.feature_shape == (OLD,)
+
+
+def test_so_it_does_of_a_target_whose_features_cannot_be_named(source: nn.Module) -> None:
+    target = Twice(OLD).eval()
+    module = cloned(source, target)
+    assert not any("scorer" in name for name in module.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(netclone.inject(target, module)(IMAGES)[:, OLD:], module(IMAGES, target(IMAGES)))
+
+
+def test_latents_of_the_other_kind_are_refused(source: nn.Module) -> None:
+    """Of a target with as many features as classes, both kinds of clones have a second input of one shape."""
+    target = nn.Sequential(Network(OLD), nn.ReLU(), nn.Linear(OLD, OLD)).eval()
+    one, other = cloned(source, target), cloned(source, target, budget="params")
+    assert one.spec.feature_shape == other.spec.feature_shape and one.spec.feature_node != other.spec.feature_node
+    first, second = (netclone.latents(module, target, [DATA], target_data=[TARGET_DATA]) for module in (one, other))
+    for module, kept in ((one, second), (other, first)):
+        with pytest.raises(netclone.ArgumentError, match="feature_node"):
+            netclone.refit(module, kept)
+    with pytest.raises(netclone.ArgumentError, match="feature_node"):
+        first + second
+
+
+def test_where_there_is_no_target_it_says_what_it_reads(module: netclone.CloneModule) -> None:
+    with pytest.raises(netclone.AdapterError, match=f"reads '{module.spec.feature_node}' of it"):
+        netclone.compose([module])
 
 
 @pytest.mark.filterwarnings("ignore::netclone.NetcloneWarning")

@@ -85,7 +85,9 @@ def _check_reads_images(module: CloneModule, which: str, first: CloneModule) -> 
     spec = module.spec
     way_out = "make one with netclone.extract(source, mask, classes=...), without a position"
     if spec.feature_shape is not None:
-        raise AdapterError(f"{which} was fitted to a target and reads its logits, and here is no target: {way_out}")
+        raise AdapterError(
+            f"{which} was fitted to a target and reads '{spec.feature_node}' of it, and here is no target: {way_out}"
+        )
     if spec.source_at not in (None, INPUT):
         raise AdapterError(f"{which} takes its source's features at '{spec.source_at}', not images: {way_out}")
     if spec.input_shape != first.spec.input_shape:

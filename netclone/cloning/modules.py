@@ -74,8 +74,9 @@ class CloneModule(nn.Module):
 
     A module from :func:`netclone.extract` takes the source's own (slim) features at ``source_at``. One from
     :func:`netclone.clone` also has an adapter and a classifier: it takes the target's features at ``at`` and, as a
-    second argument, the target's own logits (``feature_node``). If it has a gate (``spec.gate``), further arguments are
-    the target's features that its router reads. Images that the router does not send get logits of minus infinity.
+    second argument, the target's own logits or what its last layer reads (``feature_node``). If it has a gate
+    (``spec.gate``), further arguments are the target's features that its router reads. Images that the router does not
+    send get logits of minus infinity.
 
     :meth:`push_to_hub`, :meth:`from_pretrained` and :meth:`save_pretrained` work with the Hugging Face Hub as those of
     other libraries do. What they store is the file of :func:`netclone.save`.
@@ -118,8 +119,9 @@ class CloneModule(nn.Module):
             return logits
         if target_features is None:
             raise AdapterError(
-                f"this clone was fitted at '{self.spec.at}' and also reads the target's features at "
-                f"'{self.spec.feature_node}' too: pass them as second argument, shape (N, {self.spec.feature_shape})"
+                f"this clone was fitted at '{self.spec.at}', and reads what the target has at "
+                f"'{self.spec.feature_node}', too: pass that as second argument, shape "
+                f"({', '.join(map(str, ('N', *self.spec.feature_shape)))})"
             )
         if self.router is not None:
             return _routed(self.body, features, target_features, self.router(*routed) > 0, len(self.classes))

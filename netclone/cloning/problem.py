@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from netclone.channels.grouping import ChannelGroups
 from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError
+from netclone.graph.counting import MacCounter
 from netclone.graph.cutting import features_node
 from netclone.graph.outputs import Output
 from netclone.graph.tracing import logits_node, shape_of, trace
@@ -102,6 +103,13 @@ class Problem:
             run=run,
             seed=seed,
         )
+
+    @cached_property
+    def macs(self) -> int:
+        """The source's multiply-accumulates for one image."""
+        with torch.no_grad(), MacCounter() as counter:
+            self.groups.graph_module(self.images[:1])
+        return int(counter.macs)
 
     @property
     def workers(self) -> Workers:

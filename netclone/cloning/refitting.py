@@ -216,7 +216,8 @@ def refit(
     """Fit a clone's classifier again, and its adapter if it has one, on a latent clone set; without any picture.
 
     The classifier starts from its formula, an adapter from where it is. Then both are fitted as :func:`netclone.clone`
-    fits them: at the input by cross-validation, elsewhere in epochs. Body and source rows stay, to the bit.
+    fits them: at the input by cross-validation, elsewhere in epochs. Body and source rows stay, to the bit. Scores of
+    old and new classes are fitted anew if there are five samples of each class.
 
     Parameters
     ----------
@@ -348,15 +349,14 @@ def _scored_again(
     (width,) = module.spec.feature_shape
     tensors = {name.removeprefix("classifier."): tensor.detach() for name, tensor in module.parts["classifier"].items()}
     classes, old = len(module.classes), train.logits.shape[1]
-    both = tensors["gate.mean"].numel() > classes + old
     labels = torch.cat([train.labels, held_out.labels])
     if enough(labels, shows, old):
-        joint = fit_joint(train, held_out, width, shows, classes=classes, both=both, seed=seed)
+        joint = fit_joint(train, held_out, width, shows, classes=classes, seed=seed)
         found = {f"classifier.scorer.{name}": tensor for name, tensor in joint.scorer.state_dict().items()}
         return joint.branch, joint.train, joint.held_out, found
     scorer = Scorer(tensors["scorer.projections.weight"], tensors["scorer.rows.weight"])
     train, held_out = (replace(part, features=scorer(part.features)) for part in (train, held_out))
-    gate = Classifier(classes + old, old, classes, both).to(train.logits)
+    gate = Classifier(classes + old, old, classes).to(train.logits)
     gate.start(train.features, train.logits, tensors["gate.source.weight"], None)
     return Branch(nn.Identity(), nn.Identity(), gate), train, held_out, {}
 
@@ -368,7 +368,7 @@ def _body_digest(module: CloneModule, trunk: fx.GraphModule) -> str:
 
 def _check_same(spec: CloneSpec, body: str, latents: Latents) -> None:
     """Raise unless latents were made for a clone of this spec and body."""
-    for name in ("classes", "at", "feature_shape", "target_fingerprint", "target_digests"):
+    for name in ("classes", "at", "feature_node", "feature_shape", "target_fingerprint", "target_digests"):
         here, there = getattr(spec, name), getattr(latents.spec, name)
         if here != there:
             raise ArgumentError(f"latents: made for a clone with {name} {there!r}, here {here!r}; make them again")

@@ -25,7 +25,7 @@ from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import in_batches
-from netclone.learning.joint import JointBranch, JointClassifier, enough, fit_joint, frozen_linear
+from netclone.learning.joint import SMALL, JointBranch, JointClassifier, enough, fit_joint, frozen_linear, weights
 
 BRIEF = 25  # steps, for each candidate position
 
@@ -170,15 +170,19 @@ def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str 
 def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
     """The candidate with a classifier of old and new classes, where the source knows the new ones alone.
 
-    None: the source knows others, the classifier is not all that is fitted, the target's features are not known, or
-    there are too few samples.
+    None: the source knows others, the classifier is not all that is fitted, it would be no small part of the source,
+    there are too few samples, or the target's features are not known or do not give its logits by the last layer's
+    weights alone.
     """
     features, rows = features_node(problem.target), classifier_rows(problem.target, range(problem.logits.shape[1]))
-    alone = problem.joint and not problem.rest and "calibration" not in problem.recipe.without
     labels = torch.cat([made.train.labels, made.held_out.labels])
+    alone = problem.joint and not problem.rest and not {"calibration", "target_stream"} & set(problem.recipe.without)
     if not alone or not made.closed or features is None or rows is None:
         return None
-    if not enough(labels, made.shows, problem.logits.shape[1]):
+    if position(problem.target, features.name) is not features:  # a module has that name, and gives another node
+        return None
+    size = weights(made.train.features.shape[1] + rows[0].shape[1], len(rows[0]) + len(problem.classes))
+    if size > SMALL * problem.macs or not enough(labels, made.shows, problem.logits.shape[1]):
         return None
     read = [
         features_at(problem.target, problem.images[index], [features.name], problem.batch_size, problem.workers)
@@ -188,19 +192,25 @@ def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
         replace(part, features=torch.cat([part.features, seen[features.name]], 1))
         for part, seen in zip((made.train, made.held_out), read, strict=True)
     )
-    example = read[0][features.name][:1]
-    own = made.trained.classifier
-    joint = fit_joint(
-        train, held_out, example.shape[1], made.shows, classes=own.classes, both=own.both, seed=problem.seed
-    )
+    head, example = frozen_linear(*rows), read[0][features.name][:1]
+    if not _gives(head, read[0][features.name], made.train.logits):
+        return None
+    new = len(problem.classes)
+    joint = fit_joint(train, held_out, example.shape[1], made.shows, classes=new, seed=problem.seed)
     return replace(
         made,
-        branch=JointBranch(made.module.body, JointClassifier(joint.scorer, frozen_linear(*rows), joint.gate)),
+        branch=JointBranch(made.module.body, JointClassifier(joint.scorer, head, joint.gate)),
         trained=joint.branch,
         train=joint.train,
         held_out=joint.held_out,
         second=(features, example),
     )
+
+
+def _gives(head: nn.Linear, features: Tensor, logits: Tensor) -> bool:
+    """Whether a linear layer gives these logits; a hook, or a later write in place, changes what the target's gives."""
+    off = (head(features) - logits).abs().max()
+    return bool(off <= torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max())
 
 
 def _finished(problem: Problem, chosen: _Fit) -> CloneModule:

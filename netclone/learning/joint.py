@@ -20,6 +20,8 @@ PROJECTIONS = 200
 """Random projections of the features (see docs/adr/0024)."""
 RIDGES = tuple(10.0**power for power in range(-4, 3))
 """What is tried on the diagonal of the second moments, in units of the mean there; less would not do in float32."""
+SMALL = 0.1
+"""The share of the source's MACs that such a classifier may have at most: it comes on top of what is kept."""
 STEPS = 50  # of L-BFGS at most
 
 
@@ -82,6 +84,11 @@ class Joint:
         return Branch(nn.Identity(), nn.Identity(), self.gate)
 
 
+def weights(features: int, classes: int) -> int:
+    """The number of weights of a scorer, each of which is a multiplication, too."""
+    return PROJECTIONS * (features + classes)
+
+
 def enough(labels: Tensor, shows: Tensor, old: int) -> bool:
     """Whether there are old samples, and of every class as many as there are folds."""
     classes = labels.unique()
@@ -89,9 +96,7 @@ def enough(labels: Tensor, shows: Tensor, old: int) -> bool:
     return bool((classes < old).any()) and fewest >= FOLDS
 
 
-def fit_joint(
-    train: Cached, held_out: Cached, width: int, shows: Tensor, *, classes: int, both: bool, seed: int
-) -> Joint:
+def fit_joint(train: Cached, held_out: Cached, width: int, shows: Tensor, *, classes: int, seed: int) -> Joint:
     """Fit scores of all classes to the features of both networks, and start a gate from them.
 
     Parameters
@@ -102,8 +107,8 @@ def fit_joint(
         The number of the target's features, G.
     shows
         The sample that each row of ``train``, and then of ``held_out``, shows.
-    classes, both
-        As for :class:`netclone.learning.adapting.Classifier`.
+    classes
+        The number of new classes.
     seed
         What projections and folds are drawn from.
     """
@@ -115,7 +120,7 @@ def fit_joint(
     scorer, scores = _scored(features, width, labels, shows, old, classes, generator)
     parts = scores.split([len(train), len(held_out)])
     train, held_out = (replace(one, features=part) for one, part in zip((train, held_out), parts, strict=True))
-    gate = Classifier(scores.shape[1], old, classes, both).to(scores)
+    gate = Classifier(scores.shape[1], old, classes).to(scores)
     gate.start(train.features, train.logits, torch.eye(scores.shape[1]).to(scores), None)
     return Joint(scorer, gate, train, held_out)
 
@@ -134,15 +139,15 @@ def _scored(
     drawn = torch.randn(PROJECTIONS, len(scale), generator=generator, dtype=torch.double).to(scale.device) / scale
     lifted = F.relu(features.double() @ drawn.T)
     wanted = F.one_hot((labels - old) % (old + new), old + new).to(lifted)  # new classes first
-    weights, fold = _alike(labels), folds(labels, shows, generator)
-    moments = [_moments(lifted[out], wanted[out], weights[out]) for out in (fold == number for number in range(FOLDS))]
+    alike, fold = _alike(labels), folds(labels, shows, generator)
+    moments = [_moments(lifted[out], wanted[out], alike[out]) for out in (fold == number for number in range(FOLDS))]
     gram, sums = (torch.stack(parts).sum(0) for parts in zip(*moments, strict=True))
     scores = torch.zeros(len(RIDGES), *wanted.shape, dtype=lifted.dtype, device=lifted.device)
     for number, (own_gram, own_sums) in enumerate(moments):
         out = fold == number
         for tried, found in enumerate(_solved(gram - own_gram, sums - own_sums)):
             scores[tried, out] = lifted[out] @ found
-    errors = ((scores - wanted).square().sum(2) * weights).mean(1)
+    errors = ((scores - wanted).square().sum(2) * alike).mean(1)
     best = int(errors.argmin())
     factor = _factor(scores[best], wanted.argmax(1), balance(labels, old).double())
     weight = factor * _solved(gram, sums)[best].T
