@@ -51,7 +51,7 @@ def fine_tuned(pair: Pair, suite: Suite, frozen: int, steps: int, seed: int) -> 
 
 
 def cloned(pair: Pair, suite: Suite, seed: int) -> dict[str, Any]:
-    """A clone of half the source's parameters at the position that the search finds best."""
+    """A clone of half of the source's MACs at the position that the search finds best."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", netclone.NetcloneWarning)
         module = netclone.clone(

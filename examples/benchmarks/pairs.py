@@ -39,7 +39,7 @@ class Pair:
         return cls(
             networks.source(seed),
             networks.target(seed),
-            tuple(data.columns[label] for label in setting.new),
+            tuple(networks.columns("source")[label] for label in setting.new),
             len(suite.old),
             images,
             labels,
