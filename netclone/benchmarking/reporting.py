@@ -10,7 +10,7 @@ from typing import Any
 from netclone.benchmarking.choices import OPTIONS
 from netclone.benchmarking.planning import amount
 from netclone.benchmarking.plots import draw
-from netclone.benchmarking.scores import Gap, Row, Run, gap, heading, known, rows, tables
+from netclone.benchmarking.scores import Gap, Row, Run, at_rest, gap, heading, known, rows, tables
 from netclone.errors import ArgumentError
 from netclone.runtime.writing import write_text
 
@@ -102,7 +102,8 @@ def markdown(results: dict[str, Any]) -> str:
         "locality*: the share of old samples whose prediction over all classes differs from that over the old ones. "
         "*size*: weights that are not the target's, as a share of the source's (LoRA and kernel modulation are merged "
         "into the target's weights, which therefore count as changed). *ms*: milliseconds an image at inference, in "
-        "batches of 32, timed in turn with the target. *s*: seconds of one run; for "
+        "batches of 32. Each network was timed in turn with the target: this is how many times the target's it took, "
+        "times the least that the target took in any run. *s*: seconds of one run; for "
         f"`{facts['joint']}`, seconds of training the source. The best tuning baseline and ours are bold.",
         "",
         *_how_tuned(results),
@@ -216,7 +217,7 @@ def _gap_lines(found: Gap, bound: str) -> list[str]:
 
 
 def _studies(results: dict[str, Any]) -> list[str]:
-    runs, ours = results["runs"], results["settings"]["ours"]
+    runs, ours = at_rest(results["runs"]), results["settings"]["ours"]
     titles = {
         "curve": "Size and accuracy",
         "localize": "Ways to localise, half the parameters, at the input",
