@@ -2,7 +2,8 @@ from .channels.grouping import ChannelGroup, ChannelGroups, Explanation, Unpruna
 from .channels.masks import ChannelMask
 from .cloning.composing import compose
 from .cloning.extracting import extract
-from .cloning.injecting import GraftedModule, clones, inject, remove
+from .cloning.grafted import GraftedModule, clones
+from .cloning.injecting import inject, remove
 from .cloning.method import clone
 from .cloning.modules import CloneModule, load, save
 from .cloning.recipe import Recipe

@@ -16,7 +16,7 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from netclone.cloning.injecting import GraftedModule, own_nodes
+from netclone.cloning.grafted import GraftedModule, own_nodes
 from netclone.cloning.target_features import find_head
 from netclone.errors import ArgumentError, NetcloneWarning
 from netclone.graph.describing import facts_about

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import itertools
 import keyword
+import pickle
 import re
 import weakref
 
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from netclone.cloning.injecting import GraftedModule, clones, inject, own_nodes, read_by, remove
+from netclone.cloning.grafted import GraftedModule, clones, own_nodes, read_by
+from netclone.cloning.injecting import inject, remove
 from netclone.cloning.modules import CloneModule
 from netclone.errors import AdapterError, ArgumentError, CloneNameError, OutputError, PositionError, SameNameWarning
 from netclone.files.spec import CloneSpec
@@ -580,6 +582,18 @@ def test_deepcopy_keeps_class_record_and_bits():
     assert clones(again) == ("shirts", "bags")
     assert state(again) == state(grafted)
     assert state(remove_all(again)) == state(traced)
+
+
+def test_a_graph_that_was_pickled_when_its_record_was_in_another_module_loads():
+    _, grafted = grafted_resnet()
+    data = pickle.dumps(grafted, protocol=2)  # that of torch.save; it holds names as text
+    former = data
+    for name in (b"Branch", b"Record"):
+        now = b"cnetclone.cloning.grafted\n" + name + b"\n"
+        assert now in data
+        former = former.replace(now, b"cnetclone.cloning.injecting\n_" + name + b"\n")
+    images = torch.randn(2, *IMAGES)
+    assert torch.equal(pickle.loads(former)(images), grafted(images))
 
 
 def test_state_dict_goes_into_another_grafted_model():

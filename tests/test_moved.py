@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import netclone
 from netclone.moved import MOVED
 
 
@@ -25,6 +26,15 @@ def test_what_three_modules_had_is_in_the_rooms_of_their_names():
     code += "; assert channel_groups is netclone.channel_groups; print(report.__module__)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.stdout == "netclone.reporting.page\n", done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:netclone.injecting is now:DeprecationWarning")
+def test_the_public_names_of_injecting_are_under_its_old_name():
+    """Two of them are in another module now."""
+    module = importlib.import_module("netclone.injecting")
+    for name in ("GraftedModule", "clones", "inject", "remove"):
+        assert getattr(module, name) is getattr(netclone, name)
+    sys.modules.pop("netclone.injecting")
 
 
 def test_no_other_name_is_found():

@@ -137,6 +137,7 @@ ELSEWHERE = {
     "channels.grouping": "test_channels.py",
     "cloning.method": "test_cloning.py",
     "cloning.modules": "test_archiving.py",
+    **dict.fromkeys(("cloning.grafted", "cloning.requirements", "cloning.rewriting"), "test_injecting.py"),
     **dict.fromkeys(("cloning.planning", "cloning.problem", "cloning.searching"), "test_cloning.py"),
     "cloning.target_features": "test_timm.py",
     "errors": "test_package.py",

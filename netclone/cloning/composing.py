@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from netclone.cloning.injecting import GraftedModule, check_clone, inject
+from netclone.cloning.grafted import GraftedModule
+from netclone.cloning.injecting import inject
 from netclone.cloning.modules import CloneModule
+from netclone.cloning.requirements import check_clone
 from netclone.errors import AdapterError, ArgumentError
 from netclone.graph.tracing import INPUT
 from netclone.runtime.entering import entered

@@ -22,7 +22,8 @@ from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.cloning.extracting import Slimmed, refit, slim_down
 from netclone.cloning.gating import gated
-from netclone.cloning.injecting import GraftedModule, clones, names_in, remove
+from netclone.cloning.grafted import GraftedModule, clones, names_in
+from netclone.cloning.injecting import remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.planning import check_source, planned
 from netclone.cloning.problem import Problem, classifier_share

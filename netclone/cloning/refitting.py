@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import check_choice, check_number
-from netclone.cloning.injecting import GraftedModule, clones, remove
+from netclone.cloning.grafted import GraftedModule, clones
+from netclone.cloning.injecting import remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.placing import features_at
 from netclone.cloning.problem import split

@@ -17,22 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import (
-    GraftedModule,
-    check_clone,
-    check_pure,
-    check_same_kind,
-    differences,
-    modules_of,
-    new_slot,
-    present,
-    read_by,
-    reads_of,
-    record_of,
-    tell,
-    tell_mismatch,
-)
+from netclone.cloning.grafted import GraftedModule, modules_of, present, read_by, record_of
 from netclone.cloning.modules import CloneModule, Slot, switched_off
+from netclone.cloning.requirements import check_clone, check_pure, check_same_kind, differences, reads_of, tell_mismatch
+from netclone.cloning.rewriting import new_slot, tell
 from netclone.errors import AdapterError, ArgumentError
 from netclone.files.spec import CloneSpec
 from netclone.graph.dry_run import is_of_operators

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netclone.arguments import check_number
-from netclone.cloning.injecting import columns, modules_of, names_in, own_columns
+from netclone.cloning.grafted import columns, modules_of, names_in, own_columns
 from netclone.cloning.modules import CloneModule, save
 from netclone.errors import ArchiveError, ArgumentError, CloneNameError, DataError, OutputError
 from netclone.graph.counting import MacCounter

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from netclone.cloning.injecting import modules_of
+from netclone.cloning.grafted import modules_of
 from netclone.errors import ArgumentError
 from netclone.metrics.evaluating import predict
 

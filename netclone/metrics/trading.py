@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from netclone.arguments import check_finite, check_number
-from netclone.cloning.injecting import columns, modules_of, present, record_of
+from netclone.cloning.grafted import columns, modules_of, present, record_of
 from netclone.errors import ArgumentError, CloneNameError, DataError
 from netclone.learning.data import Batches, streamed
 from netclone.metrics.evaluating import predict

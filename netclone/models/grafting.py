@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import clones, own_columns, read_by, remove, seat_of
+from netclone.cloning.grafted import clones, own_columns, read_by, seat_of
+from netclone.cloning.injecting import remove
 from netclone.cloning.modules import CloneModule, to_bytes
 from netclone.cloning.verifying import compare
 from netclone.errors import ArgumentError, LoadError, PositionError

@@ -16,7 +16,8 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from netclone.cloning.injecting import Seat, graft
+from netclone.cloning.grafted import Seat
+from netclone.cloning.injecting import graft
 from netclone.cloning.modules import CloneModule, from_bytes
 from netclone.errors import ArchiveError, ArgumentError, LoadError, first_line
 from netclone.files.bundling import Bundle, Packed, is_bundle, read_bundle

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from netclone.cloning.injecting import clones, modules_of
+from netclone.cloning.grafted import clones, modules_of
 from netclone.cloning.modules import CloneModule
 from netclone.errors import CloneNameError
 from netclone.graph.capturing import FACTS

@@ -18,7 +18,8 @@ import torchvision
 from torch import Tensor, fx, nn
 
 import netclone
-from netclone.cloning.injecting import clones, columns, modules_of, own_columns, remove
+from netclone.cloning.grafted import clones, columns, modules_of, own_columns
+from netclone.cloning.injecting import remove
 from netclone.errors import ArgumentError
 from netclone.files.spec import CloneSpec
 from netclone.learning.data import Batches, Samples, gather

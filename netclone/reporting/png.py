@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from netclone.cloning.injecting import modules_of
+from netclone.cloning.grafted import modules_of
 from netclone.errors import ArchiveError, ArgumentError
 from netclone.reporting.layout import ACROSS, SIZES, Box, Edge, Layout, Text, lay_out
 from netclone.reporting.style import LIGHT, WIDTH, figure, points, save

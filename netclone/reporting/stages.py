@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from netclone.cloning.injecting import own_logits, own_nodes, read_by
+from netclone.cloning.grafted import own_logits, own_nodes, read_by
 from netclone.cloning.modules import CloneModule
 from netclone.graph.capturing import FACTS, tensor_at
 from netclone.graph.tracing import shape_of

@@ -11,19 +11,12 @@ from typing import Any
 
 from torch import fx
 
-from netclone.cloning.injecting import (
-    columns,
-    differences,
-    graft,
-    modules_of,
-    own_columns,
-    seat_of,
-    tell_mismatch,
-    tell_same_names,
-)
+from netclone.cloning.grafted import columns, modules_of, own_columns, seat_of
+from netclone.cloning.injecting import graft
 from netclone.cloning.method import check_options
 from netclone.cloning.method import clone as netclone_clone
 from netclone.cloning.modules import CloneModule, save
+from netclone.cloning.requirements import differences, tell_mismatch, tell_same_names
 from netclone.errors import ArchiveError, CloneNameError, WorkerError
 from netclone.files.bundling import (
     Bundle,

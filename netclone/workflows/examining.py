@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netclone.cloning.injecting import GraftedModule, columns, modules_of
+from netclone.cloning.grafted import GraftedModule, columns, modules_of
 from netclone.errors import ArgumentError, DataError
 from netclone.files.bundling import is_bundle
 from netclone.graph.preparing import Preparation, converted, preparation

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from netclone.cloning.injecting import GraftedModule, columns, label_names
+from netclone.cloning.grafted import GraftedModule, columns, label_names
 from netclone.errors import DataError
 from netclone.graph.describing import column_names, described
 from netclone.graph.preparing import preparation

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from netclone.cloning.injecting import GraftedModule
+from netclone.cloning.grafted import GraftedModule
 from netclone.errors import ArchiveError, ArgumentError, DataError, OutputError, TraceError, first_line
 from netclone.graph.isolation import isolated
 from netclone.graph.preparing import preparation

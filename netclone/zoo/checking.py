@@ -19,7 +19,8 @@ from netclone.channels.certifying import TOLERANCE
 from netclone.channels.grouping import ChannelGroups, channel_groups
 from netclone.channels.masks import ChannelMask
 from netclone.cloning.extracting import extract
-from netclone.cloning.injecting import GraftedModule, clones, inject, own_nodes, remove
+from netclone.cloning.grafted import GraftedModule, clones, own_nodes
+from netclone.cloning.injecting import inject, remove
 from netclone.cloning.modules import CloneModule
 from netclone.cloning.verifying import Verification, compare
 from netclone.errors import NetcloneError
