@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netclone.baselines.moments import Moments
+from netclone.learning.adapting import frozen_linear
 
 WIDTH = 2000
 """Random projections of RanPAC."""
@@ -58,7 +59,7 @@ def nearest_mean(moments: Moments, strength: float) -> nn.Module:
     2013), the nearest class mean classifier: ``argmin_c |x - m_c|``, with ``m_c`` the mean of class ``c``.
     """
     means = moments.means
-    return _linear(means, -means.square().sum(1) / 2)
+    return frozen_linear(means, -means.square().sum(1) / 2)
 
 
 def slda(moments: Moments, shrinkage: float) -> nn.Module:
@@ -76,7 +77,7 @@ def slda(moments: Moments, shrinkage: float) -> nn.Module:
     within = (moments.squares[0] - (means.T * moments.counts) @ means) / moments.counts.sum()
     shrunk = (1 - shrinkage) * within + shrinkage * torch.eye(len(within)).to(within)
     weight = torch.linalg.solve(shrunk, means.T).T
-    return _linear(weight, -(weight * means).sum(1) / 2)
+    return frozen_linear(weight, -(weight * means).sum(1) / 2)
 
 
 def fecam(moments: Moments, gamma: float) -> nn.Module:
@@ -116,7 +117,7 @@ def ranpac(moments: Moments, ridge: float) -> nn.Module:
     ``replace_fc``, ``optimise_ridge_parameter``.
     """
     gram = moments.squares[0] + ridge * torch.eye(moments.squares.shape[1]).to(moments.sums)
-    return _linear(torch.linalg.solve(gram, moments.sums.T).T, None)
+    return frozen_linear(torch.linalg.solve(gram, moments.sums.T).T, None)
 
 
 def logistic(rows: Rows, decay: float) -> nn.Module:
@@ -136,7 +137,7 @@ def logistic(rows: Rows, decay: float) -> nn.Module:
         return value
 
     optimizer.step(cast("Callable[[], float]", loss))
-    return _linear(weight.detach(), bias.detach())
+    return frozen_linear(weight.detach(), bias.detach())
 
 
 class Mahalanobis(nn.Module):
@@ -189,15 +190,6 @@ class Projected(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return F.relu(features @ self.projections)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(weight)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
-    return linear.requires_grad_(False)
 
 
 def _as_it_is(features: Tensor, generator: torch.Generator) -> nn.Module:

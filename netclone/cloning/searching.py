@@ -22,10 +22,10 @@ from netclone.graph.numbers import numbers_digests
 from netclone.graph.preparing import said_preparation
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, logits_node, position
-from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, grid_of
+from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, frozen_linear, grid_of
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import in_batches
-from netclone.learning.joint import SMALL, JointBranch, JointClassifier, enough, fit_joint, frozen_linear, weights
+from netclone.learning.joint import SMALL, JointBranch, JointClassifier, enough, fit_joint, scorer_size
 
 BRIEF = 25  # steps, for each candidate position
 
@@ -181,7 +181,7 @@ def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
         return None
     if position(problem.target, features.name) is not features:  # a module has that name, and gives another node
         return None
-    size = weights(made.train.features.shape[1] + rows[0].shape[1], len(rows[0]) + len(problem.classes))
+    size = scorer_size(made.train.features.shape[1] + rows[0].shape[1], len(rows[0]) + len(problem.classes))
     if size > SMALL * problem.macs or not enough(labels, made.shows, problem.logits.shape[1]):
         return None
     read = [

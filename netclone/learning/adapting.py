@@ -193,11 +193,7 @@ class Classifier(nn.Module):
             self.linear.weight.zero_()
             self.linear.bias.zero_()
             if weight is not None:
-                self.source = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(seen)
-                self.source.weight.copy_(weight)
-                if bias is not None:
-                    self.source.bias.copy_(bias)
-                self.source.requires_grad_(False)
+                self.source = frozen_linear(weight, bias).to(seen)
                 self.gated = len(weight) > self.classes
                 if self.gated:
                     self.linear.bias.fill_(-math.log(OLD_WEIGHT))
@@ -348,6 +344,16 @@ def validated(branch: Branch, cached: Cached, batch_size: int, workers: Workers 
     right = (logits.argmax(1) == cached.labels).double()
     losses = F.cross_entropy(logits, cached.labels, reduction="none").double()
     return cached.over_kinds(right), cached.over_kinds(-losses)
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen linear layer of these numbers."""
+    linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(weight)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear.requires_grad_(False)
 
 
 def _trained(branch: Branch) -> dict[str, nn.Module]:

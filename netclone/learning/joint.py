@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netclone.learning.adapting import Branch, Cached, Classifier
+from netclone.learning.adapting import Branch, Cached, Classifier, frozen_linear
 from netclone.learning.choosing import FOLDS, folds
 from netclone.learning.data import balance
 
@@ -84,7 +84,7 @@ class Joint:
         return Branch(nn.Identity(), nn.Identity(), self.gate)
 
 
-def weights(features: int, classes: int) -> int:
+def scorer_size(features: int, classes: int) -> int:
     """The number of weights of a scorer, each of which is a multiplication, too."""
     return PROJECTIONS * (features + classes)
 
@@ -188,13 +188,3 @@ def _factor(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
 
     optimizer.step(loss)
     return float((log.exp() / size).detach())
-
-
-def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear layer of these numbers."""
-    linear = nn.Linear(weight.shape[1], len(weight), bias=bias is not None).to(weight)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
-    return linear.requires_grad_(False)
