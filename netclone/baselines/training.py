@@ -225,7 +225,7 @@ def validated(model: nn.Module, samples: Samples, old: int | None = None) -> tup
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was tried: its balanced validation accuracy, or None and the reason why it failed."""
+    """A recipe that was tried: its balanced validation accuracy, or None and why it failed; and processor seconds."""
 
     recipe: Recipe
     score: float | None
@@ -235,7 +235,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best network of a method, with its recipe and score, all trials, and the seconds that they took."""
+    """The best network of a method, with its recipe and score, all trials, and the processor seconds that they took."""
 
     model: nn.Module
     recipe: Recipe
@@ -269,9 +269,9 @@ def tune(
         raise ArgumentError("recipes: empty; give at least one")
     trials: list[Trial] = []
     best: tuple[tuple[float, float], Recipe, nn.Module] | None = None
-    started = time.perf_counter()
+    started = time.process_time()
     for recipe in recipes:
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             model = method(problem, recipe)
             score = validated(model, problem.validation, problem.old)
@@ -280,16 +280,16 @@ def tune(
         except InapplicableError:
             raise
         except NetcloneError as error:
-            trials.append(Trial(recipe, None, time.perf_counter() - began, reason(error)))
+            trials.append(Trial(recipe, None, time.process_time() - began, reason(error)))
         else:
-            trials.append(Trial(recipe, score[0], time.perf_counter() - began))
+            trials.append(Trial(recipe, score[0], time.process_time() - began))
             if best is None or score > best[0]:
                 best = score, recipe, model
         if progress is not None:
             progress(len(trials), len(recipes))
     if best is None:
         raise FitError("no recipe works: " + "; ".join(f"lr {t.recipe.lr:g}: {t.reason}" for t in trials))
-    return Tuned(best[2], best[1], best[0][0], tuple(trials), time.perf_counter() - started)
+    return Tuned(best[2], best[1], best[0][0], tuple(trials), time.process_time() - started)
 
 
 @contextlib.contextmanager

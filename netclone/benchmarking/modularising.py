@@ -28,6 +28,7 @@ from netclone.baselines.subproblems import Given, Part, SubProblem, Told, calibr
 from netclone.benchmarking.bars import Bars
 from netclone.benchmarking.module_tables import write
 from netclone.benchmarking.networks import VGG, Training
+from netclone.benchmarking.reporting import in_threads
 from netclone.benchmarking.running import circumstances, opened, threads_used
 from netclone.benchmarking.searching import search
 from netclone.benchmarking.suites import SUITES, Network, Suite
@@ -205,7 +206,7 @@ def run(
     """
     console = console or Console(quiet=True)
     journal, kept = opened(out, cache, seeds)
-    with threads_used() as threads, Bars(console) as bars:
+    with threads_used(), Bars(console) as bars:
         bench = _Bench(suite, Path(data), kept, journal, bars.tell)
         jobs = planned(suite, seeds)
         todo = [job for job in jobs if not bench.finished(job)]
@@ -218,7 +219,7 @@ def run(
             bench.run(job)
         bars.overall("done", len(todo), len(todo))
         results = bench.results(
-            jobs, {**circumstances(suite.name, suite.about, command, seeds, threads), "settings": bench.settings()}
+            jobs, {**circumstances(suite.name, suite.about, command, seeds), "settings": bench.settings()}
         )
         write(results, Path(out))
     return results
@@ -331,6 +332,7 @@ class _Bench:
             "group": job.asked.group,
             "method": job.method,
             "keep": job.keep,
+            "threads": torch.get_num_threads(),
             "error": "",
             "does_not_apply": "",
         }
@@ -374,7 +376,7 @@ class _Bench:
             if mask in LOSSES:
                 values, earlier = self.values(job)
             kept = None
-            started = time.perf_counter()
+            started = time.process_time()
             if mask in LOSSES:
                 recipe = Recipe(lr=0, steps=self.suite.steps, seed=job.seed)
                 part = module_of_values(problem, LOSSES[mask], values, job.keep, recipe)
@@ -383,7 +385,7 @@ class _Bench:
             else:
                 kept = masked(problem, cast("Localised", mask), job.keep, job.seed)
                 part = plain(problem, kept)
-            seconds = earlier + time.perf_counter() - started
+            seconds = earlier + time.process_time() - started
             self._chosen[key] = _Chosen(part, kept, self._share(part, problem), seconds)
         return self._chosen[key]
 
@@ -407,8 +409,8 @@ class _Bench:
                 )
 
             recipe = self._recipe(job, self._searched(job, f"{method.mask}, mask", "mask", module)["lr"])
-            started = time.perf_counter()
-            self._values[key] = learned_values(self.problem(job), loss, recipe), time.perf_counter() - started
+            started = time.process_time()
+            self._values[key] = learned_values(self.problem(job), loss, recipe), time.process_time() - started
         return self._values[key]
 
     def _tuned(self, job: Job, chosen: _Chosen, found: dict[str, Any]) -> tuple[Part, float]:
@@ -422,13 +424,13 @@ class _Bench:
             recipe = self._recipe(job, self._searched(job, job.method, "fine-tuned", module)["lr"])
             found["recipe"] = asdict(recipe)
         part = copy.deepcopy(chosen.part)
-        started = time.perf_counter()
+        started = time.process_time()
         if method.tuning == "fine-tuned":
             part = finetuned(problem, part, recipe)
         elif method.tuning == "distilled":
             assert chosen.mask is not None
             part = distilled(problem, chosen.mask, self._recipe(job, 0.0))
-        return calibrated(part, problem), time.perf_counter() - started
+        return calibrated(part, problem), time.process_time() - started
 
     def _recipe(self, job: Job, lr: float) -> Recipe:
         return Recipe(lr=lr, steps=self.suite.steps, batch_size=self.suite.batch_size, seed=job.seed)
@@ -465,6 +467,7 @@ class _Bench:
                 "recipe": asdict(tuned.recipe),
                 "trials": [asdict(trial) for trial in tuned.trials],
                 "seconds": tuned.seconds,
+                "threads": torch.get_num_threads(),
             }
             self.journal.append(known)
         recipe: dict[str, Any] = known["recipe"]
@@ -503,7 +506,15 @@ class _Bench:
             "networks": sum(about["seconds"] or 0 for about in made.values()),
         }
         versions = {**facts["versions"], "torch-pruning": _torch_pruning() or "not installed"}
-        return {**facts, "versions": versions, "seconds": spent, "networks": made, "searches": searches, "runs": runs}
+        return {
+            **facts,
+            "versions": versions,
+            "threads": in_threads(made["threads"] for made in (*runs, *searches)),
+            "seconds": spent,
+            "networks": made,
+            "searches": searches,
+            "runs": runs,
+        }
 
 
 def _parameters(model: nn.Module) -> int:

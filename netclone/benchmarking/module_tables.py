@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netclone.benchmarking.reporting import stored, without_result
+from netclone.benchmarking.reporting import as_now, stored, without_result
 from netclone.benchmarking.scores import Row, Run, known, rows
 from netclone.reporting.style import LIGHT, NETCLONE, Point, figure, label, panel, points, save
 from netclone.runtime.writing import write_text
@@ -68,6 +68,7 @@ def parts(results: dict[str, Any]) -> list[tuple[str, str, dict[float, list[Row]
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables as Markdown."""
+    results = as_now(results)
     facts, seconds = results["settings"], results["seconds"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seeds = len(results["seeds"])
@@ -75,7 +76,7 @@ def markdown(results: dict[str, Any]) -> str:
     asked = ", ".join(f"{name} ({', '.join(map(str, classes))})" for name, classes in names.items())
     given, restricted = facts["references"]
     spent = ", ".join(
-        f"{what} {seconds[name]:.0f} s"
+        f"{what} {seconds[name]:.0f}"
         for name, what in {"runs": "runs", "searches": "the search of learning rates", "networks": "training"}.items()
     )
     lines = [
@@ -83,14 +84,15 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['about']}.",
         "",
-        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']} "
-        f"thread{'s' * (results['threads'] != 1)}; {versions}. Time: {spent}.",
+        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']}; "
+        f"{versions}. Time in {results['clock']}: {spent}.",
         "",
         "A module is a part of a source that solves a sub-problem; there is no target. Sub-problems, with labels: "
         f"{asked}. A module of one class answers whether an image shows it (balanced accuracy: the mean over images of "
         f"the class and over {facts['others']} images of each other class). A module of several classes answers which "
         "of them an image shows. Accuracies are in %, means over seeds on test images, in brackets the lowest and the "
-        "highest seed. Columns are the sizes asked for, as shares of the source's MACs. *s*: seconds to make a module.",
+        "highest seed. Columns are the sizes asked for, as shares of the source's MACs. "
+        f"*s*: {results['clock']} to make a module.",
         "",
         f"`{given}` answers among all of its classes, as in the papers. `{restricted}` has the same choice of answers "
         "as the modules, and for one class a scale and a bias of its yes fitted to the clone set: the fair reference.",

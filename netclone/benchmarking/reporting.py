@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from netclone.benchmarking.plots import draw
 from netclone.benchmarking.scores import Gap, Row, Run, at_rest, gap, heading, known, rows, tables
 from netclone.errors import ArgumentError
 from netclone.runtime.writing import write_text
+
+CLOCK = "processor seconds"
+"""How methods are timed: in seconds of all threads together, which other work on the machine does not lengthen."""
 
 
 def write(results: dict[str, Any], out: Path, *, plots: bool = True) -> None:
@@ -35,6 +38,25 @@ def report(out: Path) -> dict[str, Any]:
     write_text(out / "results.md", text)
     draw(results, out)
     return results
+
+
+def in_threads(counts: Iterable[int]) -> str:
+    """On how many threads runs were made, in words.
+
+    Examples
+    --------
+    >>> in_threads([1, 1]), in_threads([2, 1])
+    ('1 thread', '1 or 2 threads')
+    """
+    found = sorted(set(counts))
+    return f"{' or '.join(map(str, found))} thread{'s' * (found != [1])}"
+
+
+def as_now(results: dict[str, Any]) -> dict[str, Any]:
+    """Results as they are written now: earlier versions told threads by number, and the time that passed."""
+    if "clock" in results:
+        return results
+    return {**results, "threads": in_threads([results["threads"]]), "clock": "seconds"}
 
 
 def stored(out: Path, markdown: Callable[[dict[str, Any]], str]) -> tuple[dict[str, Any], str]:
@@ -84,6 +106,7 @@ def overview(suites: Sequence[dict[str, Any]]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables as Markdown."""
+    results = as_now(results)
     facts = results["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seconds = results["seconds"]
@@ -93,9 +116,9 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['about']}.",
         "",
-        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']} "
-        f"thread{'s' * (results['threads'] != 1)}; {versions}. Runs took {seconds['runs']:.0f} s, the search of the "
-        f"baselines' recipes {seconds['searches']:.0f} s, training of sources and targets {seconds['networks']:.0f} s.",
+        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']}; "
+        f"{versions}. Runs took {seconds['runs']:.0f} {results['clock']}, the search of the "
+        f"baselines' recipes {seconds['searches']:.0f}, training of sources and targets {seconds['networks']:.0f}.",
         "",
         "Accuracies are means over seeds on the test split, with the lowest and highest seed in brackets. *mean*: the "
         "mean of old and new accuracy. *old lost*: accuracy on old classes before minus after, in points. *open "
@@ -103,8 +126,8 @@ def markdown(results: dict[str, Any]) -> str:
         "*size*: weights that are not the target's, as a share of the source's (LoRA and kernel modulation are merged "
         "into the target's weights, which therefore count as changed). *ms*: milliseconds an image at inference, in "
         "batches of 32. Each network was timed in turn with the target: this is how many times the target's it took, "
-        "times the least that the target took in any run. *s*: seconds of one run; for "
-        f"`{facts['joint']}`, seconds of training the source. The best tuning baseline and ours are bold.",
+        f"times the least that the target took in any run. *s*: {results['clock']} of one run; "
+        f"for `{facts['joint']}`, of training the source. The best tuning baseline and ours are bold.",
         "",
         *_how_tuned(results),
     ]

@@ -25,7 +25,7 @@ from netclone.baselines.frozen import Beside
 from netclone.benchmarking.bars import Bars
 from netclone.benchmarking.choices import OLD_WEIGHTS, choices_of
 from netclone.benchmarking.planning import Job, amount, bound, planned, sized
-from netclone.benchmarking.reporting import write
+from netclone.benchmarking.reporting import CLOCK, in_threads, write
 from netclone.benchmarking.searching import search
 from netclone.benchmarking.suites import Options, Suite
 from netclone.benchmarking.training import Networks, Tell, described, find, hashed, renamed
@@ -77,14 +77,14 @@ def run(
     console = console or Console(quiet=True)
     journal, kept = opened(out, cache, seeds)
     out = Path(out)
-    with threads_used() as threads, Bars(console) as bars:
+    with threads_used(), Bars(console) as bars:
         networks = Networks(suite, suite.load(Path(data)), Path(data), kept, bars.tell)
         bench = _Bench(networks, journal, bars.tell)
         jobs = planned(suite, seeds, networks)
         todo = [job for job in jobs if not bench.finished(job)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished in '{out.name}': skipped.")
-        facts = {**circumstances(suite.name, suite.about, command, seeds, threads), "settings": bench.settings()}
+        facts = {**circumstances(suite.name, suite.about, command, seeds), "settings": bench.settings()}
         results: dict[str, Any] = {}
         for number, job in enumerate(todo):
             words = f"{job.setting.name}, {amount(job.fraction)}, seed {job.seed}: {job.method}"
@@ -120,14 +120,14 @@ def opened(out: str | os.PathLike[str], cache: str | os.PathLike[str] | None, se
         raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
 
 
-def circumstances(name: str, about: str, command: str, seeds: int, threads: int) -> dict[str, Any]:
+def circumstances(name: str, about: str, command: str, seeds: int) -> dict[str, Any]:
     """What was run, when and with what, for the results of a suite."""
     return {
         "suite": name,
         "about": about,
         "command": command,
         "seeds": list(range(seeds)),
-        "threads": threads,
+        "clock": CLOCK,
         "versions": {
             "netclone": netclone.__version__,
             "python": platform.python_version(),
@@ -213,10 +213,11 @@ class _Bench:
             "seed": job.seed,
             "method": job.method,
             "options": dict(job.options),
+            "threads": torch.get_num_threads(),
             "error": "",
             "does_not_apply": "",
         }
-        started = time.perf_counter()
+        started = time.process_time()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", NetcloneWarning)
             try:
@@ -226,7 +227,7 @@ class _Bench:
             except NetcloneError as error:
                 record["error"] = reason(error)
             else:
-                record.setdefault("seconds", time.perf_counter() - started)
+                record.setdefault("seconds", time.process_time() - started)
                 record |= self._figures(job, problem, model)
         record["warnings"] = [str(w.message) for w in seen if issubclass(w.category, NetcloneWarning)]
         self.journal.append(record)
@@ -300,6 +301,7 @@ class _Bench:
                 "recipe": asdict(tuned.recipe),
                 "trials": [asdict(trial) for trial in tuned.trials],
                 "seconds": tuned.seconds,
+                "threads": torch.get_num_threads(),
             }
             self.journal.append(known)
         recipe = replace(Recipe(**known["recipe"]), steps=job.setting.steps, seed=job.seed)
@@ -307,9 +309,9 @@ class _Bench:
         if tuned is not None and origin.key(self.suite) == job.key(self.suite) and tuned.recipe == recipe:
             record["seconds"] = next(trial.seconds for trial in tuned.trials if trial.recipe == recipe)
             return tuned.model
-        started = time.perf_counter()
+        started = time.process_time()
         model = method(problem, recipe)
-        record["seconds"] = time.perf_counter() - started
+        record["seconds"] = time.process_time() - started
         return model
 
     def _figures(self, job: Job, problem: Problem, model: nn.Module) -> dict[str, Any]:
@@ -377,6 +379,7 @@ class _Bench:
         made = [about["seconds"] or 0 for about in self.networks.facts.values()]
         return {
             **facts,
+            "threads": in_threads(made["threads"] for made in (*runs, *searches)),
             "seconds": {"runs": sum(spent), "searches": sum(s["seconds"] for s in searches), "networks": sum(made)},
             "networks": self.networks.facts,
             "searches": searches,
@@ -412,12 +415,12 @@ def _code(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def threads_used() -> Iterator[int]:
+def threads_used() -> Iterator[None]:
     """Use as many threads as this process has CPUs, unless the user has set OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else before)
     try:
-        yield torch.get_num_threads()
+        yield
     finally:
         torch.set_num_threads(before)

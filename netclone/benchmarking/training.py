@@ -121,7 +121,7 @@ class Networks:
         seconds = _cached(path, model)
         if seconds is None:
             index = find(labels, known)
-            started = time.perf_counter()
+            started = time.process_time()
             train_network(
                 model,
                 self.dataset.images[index],
@@ -131,7 +131,7 @@ class Networks:
                 augment=augment,
                 progress=lambda done, total: self.tell(f"train the {role}, seed {seed}", done, total),
             )
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
             write_file(path, save(state, metadata={"seconds": repr(seconds)}))
         return model, {"name": network.name, "training": asdict(network.training), "seconds": seconds}
