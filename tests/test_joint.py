@@ -262,12 +262,25 @@ def test_so_it_does_where_logits_are_not_those_of_the_last_layers_weights(source
     assert cloned(source, made(OLD).eval()).spec.feature_shape == (OLD,)
 
 
-def test_so_it_does_of_a_target_whose_features_cannot_be_named(source: nn.Module) -> None:
+@pytest.mark.parametrize("change", [{}, {"without": ("calibration",)}], ids=["both networks", "logits"])
+def test_a_node_with_the_name_of_a_module_is_read_all_the_same(
+    source: nn.Module, change: dict[str, Any], tmp_path: Path
+) -> None:
     target = Twice(OLD).eval()
-    module = cloned(source, target)
-    assert not any("scorer" in name for name in module.state_dict())
+    module = cloned(source, target, gate=0.5, **change)
+    assert module.spec.feature_node == ("fc_1" if change else "fc")
+    assert module.spec.gate is not None and [node for node, _ in module.spec.gate.reads] == ["fc"]
+    netclone.save(module, tmp_path / "module.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(netclone.inject(target, module)(IMAGES)[:, OLD:], module(IMAGES, target(IMAGES)))
+        first = target.fc(target.first(target.stage(target.stem(IMAGES)).mean((2, 3))))
+        expected = module(IMAGES, target(IMAGES) if change else first, first)
+        assert not torch.equal(expected, module(IMAGES, target(IMAGES), target(IMAGES)))
+        for one in (module, netclone.load(tmp_path / "module.safetensors")):
+            torch.testing.assert_close(netclone.inject(target, one)(IMAGES)[:, OLD:], expected)
+    if not change:
+        kept = netclone.latents(module, target, [DATA])
+        assert kept.target_features is not None
+        torch.testing.assert_close(kept.target_features, first[IS_NEW])
 
 
 def test_latents_of_the_other_kind_are_refused(source: nn.Module) -> None:

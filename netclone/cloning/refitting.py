@@ -27,7 +27,7 @@ from netclone.graph.describing import named_columns
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
-from netclone.graph.tracing import INPUT, logits_node, position, shape_of, trace
+from netclone.graph.tracing import INPUT, logits_node, node_named, position, shape_of, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
 from netclone.learning.choosing import Choice, by_kind, fit_classifier
 from netclone.learning.data import Batches, check_taken, gather, in_batches
@@ -200,7 +200,7 @@ def latents(
     made = Latents(module.spec, _body_digest(module, trunk), features.contiguous(), logits, labels.to(logits.device))
     if not _is_joint(module):
         return made
-    node = position(traced, str(module.spec.feature_node)).name
+    node = node_named(traced, str(module.spec.feature_node)).name
     return replace(made, target_features=features_at(traced, images, [node], batch_size)[node].contiguous())
 
 

@@ -30,7 +30,7 @@ from netclone.graph.describing import NAMES, plain
 from netclone.graph.dry_run import dry_run, is_of_operators, on_meta
 from netclone.graph.numbers import dtype_name, numbers_digest
 from netclone.graph.preparing import Preparation
-from netclone.graph.tracing import check_one_device_and_dtype, position, shape_of
+from netclone.graph.tracing import check_one_device_and_dtype, node_named, position, shape_of
 
 
 def check_clone(module: object) -> None:
@@ -88,7 +88,7 @@ def reads_of(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx
             "at: this clone was not fitted for a position, so name one of the target's module paths "
             f"({listed(some)}, ...) or nodes"
         )
-    tap = _own_position(traced, at)
+    tap = _own(traced, at, position(traced, at))
     fit = f"fit an adapter with netclone.clone(source, target, data, at={at!r})"
     if shape_of(tap) != spec.input_shape:
         raise AdapterError(
@@ -108,7 +108,7 @@ def reads_of(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx
     reads = [tap]
     for name, shape, what, where in others:
         try:
-            reads.append(_own_position(traced, name))
+            reads.append(_own(traced, name, node_named(traced, name)))
         except PositionError as error:
             raise AdapterError(f"what the clone's {what} reads, {where}, is missing: {error}; {fit}") from error
         if shape_of(reads[-1]) != shape:
@@ -119,8 +119,7 @@ def reads_of(traced: fx.GraphModule, spec: CloneSpec, at: str | None) -> list[fx
     return reads
 
 
-def _own_position(traced: fx.GraphModule, at: str) -> fx.Node:
-    node = position(traced, at)
+def _own(traced: fx.GraphModule, at: str, node: fx.Node) -> fx.Node:
     if BRANCH in node.meta:
         some = list(traced.meta[FACTS]["positions"])[:3]
         raise PositionError(

@@ -179,8 +179,6 @@ def _jointly(problem: Problem, made: _Fit, samples: Tensor) -> _Fit | None:
     alone = problem.joint and not problem.rest and not {"calibration", "target_stream"} & set(problem.recipe.without)
     if not alone or not made.closed or features is None or rows is None:
         return None
-    if position(problem.target, features.name) is not features:  # a module has that name, and gives another node
-        return None
     size = scorer_size(made.train.features.shape[1] + rows[0].shape[1], len(rows[0]) + len(problem.classes))
     if size > SMALL * problem.macs or not enough(labels, made.shows, problem.logits.shape[1]):
         return None

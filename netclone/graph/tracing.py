@@ -266,9 +266,7 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
     netclone.errors.PositionError: no position 'layer9' in ResNet; did you mean 'layer4', 'layer3' or 'layer2'?
     """
     facts = traced.meta.get(FACTS, {})
-    nodes: dict[str, fx.Node] = {
-        node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")
-    }
+    nodes = _values(traced)
     paths = {path: name for path, name in facts.get("positions", {}).items() if name in nodes}
     model = type(traced).__name__
     if at == INPUT:  # even if a module has that name, whose node can still be named
@@ -286,7 +284,30 @@ def position(traced: fx.GraphModule, at: str) -> fx.Node:
             listed = f"'{near[0]}', {listed}"
         hint = f"did you mean {listed}?" if near else f"positions are module paths such as {sorted(paths)[:3]}"
         raise PositionError(f"no position '{at}' in {model}; {hint}")
-    node = nodes[paths.get(at, at)]
+    return _checked(traced, at, nodes[paths.get(at, at)])
+
+
+def node_named(traced: fx.GraphModule, name: str) -> fx.Node:
+    """As :func:`position`, but a node of that name comes first: what a clone was fitted to read is told by its node.
+
+    A module that is called twice is the position of its last call, and its name is that of the node of its first.
+
+    Raises
+    ------
+    PositionError
+        As for :func:`position`.
+    """
+    found = _values(traced).get(name)
+    return position(traced, name) if found is None else _checked(traced, name, found)
+
+
+def _values(traced: fx.GraphModule) -> dict[str, fx.Node]:
+    """The nodes that may be positions, by name."""
+    return {node.name: node for node in traced.graph.nodes if node.op not in ("output", "get_attr")}
+
+
+def _checked(traced: fx.GraphModule, at: str, node: fx.Node) -> fx.Node:
+    model = type(traced).__name__
     if shape_of(node) is None:
         raise PositionError(
             f"position '{at}' (node '{node.name}') of {model} is not one tensor: choose a node that uses it, such as "
