@@ -156,6 +156,27 @@ def test_time_that_no_width_saves_is_refused_with_what_can_be_had(groups, counte
         localize(groups, method="magnitude", keep=0.5, budget="latency")
 
 
+def test_time_that_widths_hardly_save_is_come_near_all_the_same(groups, counted, monkeypatch):
+    shares = []
+
+    def relative(model, other, images):
+        shares.append(0.55 + 0.2 * size(model, "macs", images) / size(other, "macs", images))
+        return shares[-1]
+
+    monkeypatch.setattr(budgeting, "relative_time", relative)
+    localize(groups, method="magnitude", keep=0.6, budget="latency")
+    assert max(share for share in shares if share <= 0.6) >= budgeting.NEAR * 0.6
+    assert len(shares) <= 6
+
+
+def test_a_budget_is_not_refused_before_the_least_was_tried(groups, counted, monkeypatch):
+    """However often the clock says that it is too much."""
+    shares = iter([0.51] * 9)
+    monkeypatch.setattr(budgeting, "relative_time", lambda model, other, images: next(shares, 0.49))
+    localize(groups, method="magnitude", keep=0.5, budget="latency")
+    assert next(shares, None) is None
+
+
 def test_time_is_measured_for_as_many_images_as_asked(groups, monkeypatch):
     seen = []
 

@@ -33,15 +33,15 @@ from netclone.cloning.injecting import inject
 from netclone.cloning.method import clone
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
-from netclone.graph.timing import fastest_in_turn
+from netclone.graph.timing import seconds_in_turn
 from netclone.graph.tracing import same_bits
 from netclone.learning.data import Samples
 from netclone.metrics.evaluating import evaluate
 from netclone.runtime.dependencies import code_digest
 from netclone.runtime.journal import Journal
 
-TIMED, ROUNDS = 32, 5
-"""How many images are timed at once, and how often."""
+TIMED = 32
+"""How many images are timed at once."""
 
 
 def run(
@@ -329,7 +329,7 @@ class _Bench:
         added = changed(problem.target, model)
         size = sum(parameter.numel() for parameter in problem.source.parameters())
         images = self.dataset.test_images[index][:TIMED]
-        seconds = fastest_in_turn([model.eval(), problem.target], images, ROUNDS)
+        seconds = seconds_in_turn([model.eval(), problem.target], images)
         ms, target_ms = (1000 * each / len(images) for each in seconds)
         return {
             "old": scores.old,

@@ -30,7 +30,7 @@ NEAR = 0.95
 BREADTH = 0.85
 """The least width of a group that all features pass through, as a share of that of equally narrow groups."""
 
-_TRIES = 8  # slim networks that are timed, to come near
+_TRIES, _LEAST = 8, 1e-6  # slim networks that are timed to come near; what may be asked of the model
 
 
 @dataclass(frozen=True)
@@ -320,19 +320,17 @@ class Allocation:
         ArgumentError
             If even one unit in every group is too much.
         """
-        asked, tries = keep, list[tuple[float, list[Tensor]]]()
-        for _ in range(_TRIES):
-            flags = choose(min(asked, 1.0))
-            share = self.share(flags)
-            tries.append((share, flags))
-            if NEAR * keep <= share <= keep or (share <= keep and asked >= 1):
-                break
-            asked *= (1 + NEAR) / 2 * keep / share
-        within = [number for number, (share, _) in enumerate(tries) if share <= keep]
-        if not within:
-            _check_reachable(min(share for share, _ in tries), keep, self.budget)
-        number = max(within, key=lambda number: tries[number][0])
-        return number, tries[number][1]
+        asked, tries, aim = keep, list[_Try](), (1 + NEAR) / 2 * keep
+        while True:
+            flags = choose(asked)
+            tries.append(_Try(asked, self.share(flags), flags))
+            best = max((one.share for one in tries if one.share <= keep), default=None)
+            if best is not None and (best >= NEAR * keep or asked == 1 or len(tries) >= _TRIES):
+                number = [one.share for one in tries].index(best)
+                return number, tries[number].flags
+            if asked < _LEAST or all(int(flag.sum()) <= 1 for flag in flags):
+                _check_reachable(min(one.share for one in tries), keep, self.budget)
+            asked = min(_following(tries, aim) if len(tries) < _TRIES else asked / 2, 1.0)
 
     def share(self, flags: Sequence[Tensor]) -> float:
         """The share of the budget that the slim network takes, by measurement; its BatchNorms are folded for time."""
@@ -393,6 +391,26 @@ def _slices(groups: ChannelGroups) -> dict[str, list[tuple[int, int, tuple[int, 
                 units = math.prod(groups.groups[number].size for number in numbers)
                 found.setdefault(name, []).append((axis, count // units // labelling.repeats(name, axis), numbers))
     return found
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A share of the time that a model was asked for, the one that a clock gave, and the units that stayed."""
+
+    asked: float
+    share: float
+    flags: list[Tensor]
+
+
+def _following(tries: Sequence[_Try], aim: float) -> float:
+    """What to ask for so that the share is ``aim``: on the line through the two tries that came nearest.
+
+    That through zero, for want of a second one. No less than half of the nearest, and no more than twice that.
+    """
+    near, *others = sorted(tries, key=lambda one: abs(one.share - aim))
+    rises = [(near.share - other.share, near.asked - other.asked) for other in others]
+    slope = next((rise / run for rise, run in rises if rise * run > 0), near.share / near.asked)
+    return min(max(near.asked + (aim - near.share) / slope, near.asked / 2), 2 * near.asked)
 
 
 def _check_reachable(least: float, keep: float, budget: Budget) -> None:

@@ -150,7 +150,7 @@ def _print(found: Evaluation, console: Console) -> None:
         "similarity to the source": "" if scores.similarity is None else f"{scores.similarity:.3f}",
         "sent to the clone": percent(scores.sent_old)
         and f"{percent(scores.sent_old)} of old images, {percent(scores.sent_new)} of new ones",
-        "latency": f"of one image on this machine, the fastest of several runs{' in turn' * (len(costs) > 1)}",
+        "latency": f"of one image on this machine, the median of several runs{' in turn' * (len(costs) > 1)}",
         "time": "" if scores.ms_per_image is None else f"{scores.ms_per_image:.2f} ms an image, over all images",
     }
     for what, fact in facts.items():

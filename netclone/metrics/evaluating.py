@@ -22,7 +22,7 @@ from netclone.errors import ArchiveError, ArgumentError, CloneNameError, DataErr
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
 from netclone.graph.outputs import Output, logits_of
-from netclone.graph.timing import fastest_in_turn
+from netclone.graph.timing import seconds_in_turn
 from netclone.learning.data import Batches, Samples, streamed, taken_by
 from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
@@ -89,7 +89,7 @@ class Bin:
 class Cost:
     """Parameters; MACs and latency in ms of one forward pass on the given input; bytes of a clone's file.
 
-    :func:`cost` gives the median latency of many runs, :func:`costs` the fastest of several networks in turn.
+    :func:`cost` gives the median latency of many runs, :func:`costs` that of several networks in turn.
     ``archive_bytes`` is the size of the file that :func:`netclone.save` writes; None for anything but a CloneModule,
     and for a clone that cannot be saved.
     """
@@ -338,23 +338,17 @@ def cost(model: nn.Module, *inputs: Tensor, repeats: int = 20) -> Cost:
     with running(model), MacCounter() as counter:
         model(*inputs)
     with in_eval_mode(model):
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            model(*inputs)
-            if inputs[0].is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        (seconds,) = seconds_in_turn([lambda _: model(*inputs)], inputs[0], repeats, repeats)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.macs,
-        latency_ms=1000 * statistics.median(times),
+        latency_ms=1000 * seconds,
         archive_bytes=_archive_bytes(model) if isinstance(model, CloneModule) else None,
     )
 
 
 def costs(networks: Mapping[str, tuple[nn.Module, Sequence[Tensor]]]) -> dict[str, Cost]:
-    """The cost of networks, each on its own inputs; each latency is the fastest of several runs, of all in turn.
+    """The cost of networks, each on its own inputs; each latency is the median of several runs, of all in turn.
 
     Examples
     --------
@@ -368,10 +362,10 @@ def costs(networks: Mapping[str, tuple[nn.Module, Sequence[Tensor]]]) -> dict[st
             modes.enter_context(in_eval_mode(network))
         calls = [lambda _, run=network, given=inputs: run(*given) for network, inputs in networks.values()]
         waited = next((inputs[0] for _, inputs in networks.values()), torch.zeros(()))
-        fastest = fastest_in_turn(calls, waited)
+        measured = seconds_in_turn(calls, waited)
     return {
         name: replace(one, latency_ms=1000 * seconds)
-        for (name, one), seconds in zip(found.items(), fastest, strict=True)
+        for (name, one), seconds in zip(found.items(), measured, strict=True)
     }
 
 

@@ -135,7 +135,7 @@ class Evaluation:
     """What a named network is worth and what it costs, beside its target without clones and beside the source.
 
     ``scores`` are those of the network; ``scores.old_before`` and ``scores.new_source`` those of the other two. The
-    latencies of all costs are the fastest of several runs, of all networks in turn. ``promised`` are the accuracies on
+    latencies of all costs are the medians of several runs, of all networks in turn. ``promised`` are the accuracies on
     old and new classes that were measured on held-out images when the clone was made, by name; empty if not known.
     """
 

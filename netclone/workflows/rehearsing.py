@@ -22,7 +22,7 @@ from netclone.cloning.modules import CloneModule
 from netclone.cloning.recipe import Recipe
 from netclone.errors import ArgumentError, WeakDataWarning
 from netclone.files.spec import Candidate
-from netclone.graph.timing import fastest_in_turn
+from netclone.graph.timing import seconds_in_turn
 from netclone.learning.neighbourhoods import mirrored
 from netclone.models.loading import Note, silent
 from netclone.models.reading import Pictures
@@ -122,7 +122,7 @@ def rehearse(
     place = device_named(options.get("device"))
     batch = torch.cat(read)[: recipe.batch_size].to(place)
     passes = [model_on(network, place).eval() for network in (task.source, task.target)]
-    of_source, of_target = (seconds / len(batch) for seconds in fastest_in_turn(passes, batch))
+    of_source, of_target = (seconds / len(batch) for seconds in seconds_in_turn(passes, batch))
     counts = len(task.new), 0 if task.old is None else len(task.old)
     tried = module.spec.search
     return Plan(
