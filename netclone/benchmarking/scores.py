@@ -73,10 +73,7 @@ def at_rest(runs: Sequence[Run]) -> list[Run]:
     >>> [run["ms"] for run in at_rest([{"ms": 6.0, "target_ms": 4.0}, {"ms": 3.0, "target_ms": 2.0}, {}])[:2]]
     [3.0, 3.0]
     """
-    timed = [run["target_ms"] for run in runs if run.get("target_ms") is not None]
-    if not timed:
-        return list(runs)
-    least = min(timed)
+    least = min((run["target_ms"] for run in runs if run.get("target_ms")), default=0.0)
     return [
         {**run, "ms": run["ms"] / run["target_ms"] * least, "target_ms": least} if run.get("target_ms") else run
         for run in runs
