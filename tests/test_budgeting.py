@@ -169,8 +169,22 @@ def test_time_that_widths_hardly_save_is_come_near_all_the_same(groups, counted,
     assert len(shares) <= 6
 
 
-def test_a_budget_is_not_refused_before_the_least_was_tried(groups, counted, monkeypatch):
+def test_a_step_of_time_that_fits_is_found_between_those_that_do_not(groups, counted, monkeypatch):
+    shares = []
+
+    def relative(model, other, images):
+        left = size(model, "macs", images) / size(other, "macs", images)
+        shares.append(0.51 if left > 0.35 else 0.48 if left > 0.25 else 0.1)
+        return shares[-1]
+
+    monkeypatch.setattr(budgeting, "relative_time", relative)
+    localize(groups, method="magnitude", keep=0.5, budget="latency")
+    assert shares[-1] == 0.48
+
+
+def test_a_budget_is_not_refused_before_the_least_was_tried(counted, monkeypatch):
     """However often the clock says that it is too much."""
+    groups = channel_groups(timm.create_model("test_resnet", num_classes=4), torch.randn(2, 3, 64, 64))
     shares = iter([0.51] * 9)
     monkeypatch.setattr(budgeting, "relative_time", lambda model, other, images: next(shares, 0.49))
     localize(groups, method="magnitude", keep=0.5, budget="latency")

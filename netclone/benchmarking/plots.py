@@ -76,9 +76,11 @@ def _draw_time(results: dict[str, Any], path: Path) -> None:
     low, high = axes.get_xlim()
     ticks = [2.0**power for power in range(-10, 12) if low <= 2.0**power <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # where the rims are depends on it
-    rims = [rim for row in timed for rim in _rim(axes, named[row.method], _mark(row) / 2)]
-    label(axes, {name: named[name] for name in _telling(results, timed)}, _ours, rims)
+    rims: list[list[Point]] = []
+    for _ in range(3):  # where the rims are depends on the limits
+        rims = [rim for row in timed for rim in _rim(axes, named[row.method], _mark(row) / 2)]
+        _make_room(axes, [point for rim in rims for point in rim])
+    label(axes, {name: named[name] for name in _telling(results, timed, "ms")}, _ours, rims)
     save(sheet, path)
 
 
@@ -94,17 +96,24 @@ def _rim(axes: Axes, point: Point, radius: float) -> list[list[Point]]:
     return [[tuple(place)] for place in axes.transData.inverted().transform(around)]
 
 
-def _telling(results: dict[str, Any], table: Sequence[Row]) -> list[str]:
-    """The methods worth a label, best first: ours, the best of each kind, and those that no faster one beats."""
+def _make_room(axes: Axes, around: Sequence[Point]) -> None:
+    """Widen the limits so that these points lie within."""
+    across, up = zip(*around, strict=True)
+    axes.set_xlim(min(*axes.get_xlim(), *across), max(*axes.get_xlim(), *across))
+    axes.set_ylim(min(*axes.get_ylim(), *up), max(*axes.get_ylim(), *up))
+
+
+def _telling(results: dict[str, Any], table: Sequence[Row], cost: str) -> list[str]:
+    """The methods worth a label, best first: ours, the best of each kind, and those that no cheaper one beats."""
     facts = results["settings"]
     kinds = [facts[kind] for kind in ("tuning", "ensembles", "heads") if facts.get(kind)]
     best = [next((row.method for row in table if row.method in kind), None) for kind in kinds]
-    faster = [
+    cheaper = [
         row.method
         for number, row in enumerate(table)
-        if all(known(row, "ms") < known(better, "ms") for better in table[:number])
+        if all(known(row, cost) < known(better, cost) for better in table[:number])
     ]
-    return [row.method for row in table if _ours(row.method) or row.method in (*best, *faster, facts["joint"])]
+    return [row.method for row in table if _ours(row.method) or row.method in (*best, *cheaper, facts["joint"])]
 
 
 def _draw_size(results: dict[str, Any], path: Path) -> None:
@@ -151,7 +160,10 @@ def _draw_size(results: dict[str, Any], path: Path) -> None:
             color=LIGHT["faint"],
         )
     across = [] if bound is None else [[(x, bound) for x in axes.get_xlim()]]
-    _label(axes, results, named, [line, *across])
+    shown = sorted((row for row in every if row.method in named), key=lambda row: -known(row, "mean"))
+    telling = _telling(results, shown, "size") if len(shown) > _MOST_LABELS else list(named)
+    others = [[point] for method, point in named.items() if method not in telling]
+    _label(axes, results, {method: named[method] for method in telling}, [line, *across, *others])
     save(sheet, path)
 
 
@@ -180,7 +192,7 @@ def _draw_old_new(results: dict[str, Any], path: Path) -> None:
                 seeds.append([(old, new)])
             axes.plot(*point, **_style(method))
         axes.margins(0.08)
-        telling = _telling(results, shown) if len(shown) > _MOST_LABELS else list(named)
+        telling = _telling(results, shown, "ms") if len(shown) > _MOST_LABELS else list(named)
         others = [[point] for method, point in named.items() if method not in telling]
         _label(axes, results, {method: named[method] for method in telling}, [*seeds, *others])
     save(sheet, path)

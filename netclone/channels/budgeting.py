@@ -330,7 +330,7 @@ class Allocation:
                 return number, tries[number].flags
             if asked < _LEAST or all(int(flag.sum()) <= 1 for flag in flags):
                 _check_reachable(min(one.share for one in tries), keep, self.budget)
-            asked = min(_following(tries, aim) if len(tries) < _TRIES else asked / 2, 1.0)
+            asked = min(_following(tries, keep, aim) if len(tries) < _TRIES else asked / 2, 1.0)
 
     def share(self, flags: Sequence[Tensor]) -> float:
         """The share of the budget that the slim network takes, by measurement; its BatchNorms are folded for time."""
@@ -402,15 +402,30 @@ class _Try:
     flags: list[Tensor]
 
 
-def _following(tries: Sequence[_Try], aim: float) -> float:
-    """What to ask for so that the share is ``aim``: on the line through the two tries that came nearest.
+def _following(tries: Sequence[_Try], keep: float, aim: float) -> float:
+    """What to ask for next so that the share is ``aim``, by a line through two tries.
 
-    That through zero, for want of a second one. No less than half of the nearest, and no more than twice that.
+    If ``keep`` lies between the shares of two tries, these are the two, and what follows is well between them: widths
+    have steps, and the line may lead to one of the two again. Else it goes on from the last on the one side, at most
+    by a factor of two: on the line through zero from a single try, and by a quarter where less made no difference.
     """
-    near, *others = sorted(tries, key=lambda one: abs(one.share - aim))
-    rises = [(near.share - other.share, near.asked - other.asked) for other in others]
-    slope = next((rise / run for rise, run in rises if rise * run > 0), near.share / near.asked)
-    return min(max(near.asked + (aim - near.share) / slope, near.asked / 2), 2 * near.asked)
+    over = min((one for one in tries if one.share > keep), key=lambda one: one.asked, default=None)
+    within = [one for one in tries if one.share <= keep and (over is None or one.asked < over.asked)]
+    under = max(within, key=lambda one: one.asked, default=None)
+    if over is not None and under is not None:
+        part = (aim - under.share) / (over.share - under.share)
+        return under.asked + min(max(part, 0.25), 0.75) * (over.asked - under.asked)
+    edge = over or under
+    assert edge is not None
+    if len(tries) == 1:
+        slope = edge.share / edge.asked
+    else:
+        near = min((one for one in tries if one is not edge), key=lambda one: abs(one.asked - edge.asked))
+        rise, run = edge.share - near.share, edge.asked - near.asked
+        if rise * run <= 0:
+            return edge.asked * (0.75 if edge is over else 1 / 0.75)
+        slope = rise / run
+    return min(max(edge.asked + (aim - edge.share) / slope, edge.asked / 2), 2 * edge.asked)
 
 
 def _check_reachable(least: float, keep: float, budget: Budget) -> None:
