@@ -170,6 +170,15 @@ def test_a_target_without_the_routers_features_is_refused(module: CloneModule, t
         netclone.inject(target, wrong)
 
 
+def test_a_router_in_another_dtype_is_refused(module: CloneModule, target: nn.Module) -> None:
+    other = copy.deepcopy(module)
+    assert other.router is not None
+    other.router.double()
+    with pytest.raises(ArgumentError, match=r"its router's 'weight' is torch.float64 on cpu, .*module.to"):
+        netclone.inject(target, other)
+    netclone.inject(target, other.to("cpu", torch.float32))
+
+
 def test_a_clone_that_is_fitted_again_keeps_its_gate(module: CloneModule, target: nn.Module) -> None:
     labels = torch.arange(40) % 10
     kept = netclone.latents(module, target, [(images(40, 4), labels)], target_data=[(images(40), labels % OLD)])

@@ -51,6 +51,12 @@ def check_clone(module: object) -> None:
 def check_same_kind(target: nn.Module, module: CloneModule) -> None:
     check_one_device_and_dtype(module, "module")
     seen, expected = kind_of(module), kind_of(target)
+    for name, tensor in () if module.router is None else module.router.named_buffers():
+        if seen is not None and (tensor.dtype, tensor.device) != seen:
+            raise ArgumentError(
+                f"module: its router's '{name}' is {tensor.dtype} on {tensor.device}, its other tensors are {seen[0]} "
+                f"on {seen[1]}: bring them together with module.to('{seen[1]}', {seen[0]})"
+            )
     if seen is not None and expected is not None and seen != expected:
         raise ArgumentError(
             f"module: its tensors are {seen[0]} on {seen[1]}, the target's are {expected[0]} on {expected[1]}: "
