@@ -1,9 +1,9 @@
 """What a clone is worth by effort and size: python examples/benchmarks/effort.py OUT.json [options]
 
 For each suite, seed, budget, size and effort: one clone at the input, with its accuracy on the suite's test images,
-the time that clone() took, and parameters, MACs and measured time as shares of the source's. "whole" is the source as
-it is beside the target, with the same classifier: the ceiling. Finished runs are kept in
-OUT.json: the same command goes on from there.
+the processor time that clone() took, and parameters, MACs and measured time as shares of the source's. "whole" is the
+source as it is beside the target, with the same classifier: the ceiling. Finished runs are kept in OUT.json: the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def measured(pair: Pair, augment: Any, batch_size: int, seed: int, **asked: Any)
     """One clone: accuracies, seconds and sizes."""
     options = {"augment": augment, "batch_size": batch_size, "seed": seed, "at": "input", **asked}
     options |= {"classes": pair.classes, "target_data": [pair.old_images], "latency_batch": BATCH}
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", netclone.NetcloneWarning)
         module = netclone.clone(pair.source, pair.target, [pair.new_images], **options)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     images, logits = pair.images[:BATCH], pair.reference[:BATCH]
     return {
         **pair.scored(module),
