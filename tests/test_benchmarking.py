@@ -261,7 +261,7 @@ def test_of_classifiers_over_features_the_best_of_each_kind_is_labelled(monkeypa
     assert seen == [([names[0], names[1], names[3]], [[(2.0, 0.0)]])]
 
 
-def test_ours_the_best_of_each_kind_and_what_no_faster_one_beats_are_labelled() -> None:
+def test_ours_the_best_of_each_kind_and_what_no_cheaper_one_beats_are_labelled() -> None:
     def row(method: str, mean: float, ms: float) -> Row:
         return Row(method, {"mean": mean, "ms": ms}, mean, mean, 1)
 
@@ -273,13 +273,13 @@ def test_ours_the_best_of_each_kind_and_what_no_faster_one_beats_are_labelled() 
         row("d", 0.5, 9.0),
     ]
     settings = {"tuning": ["d", "b"], "ensembles": ["a"], "heads": [], "joint": "none"}
-    assert plots._telling({"settings": settings}, table) == ["a", "netclone 50%", "b", "c"]
+    assert plots._telling({"settings": settings}, table, "ms") == ["a", "netclone 50%", "b", "c"]
 
 
 def test_in_a_crowded_plot_only_those_that_tell_most_are_labelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of more than sixteen: ours, the best of each kind, the bound, and what no faster one beats; over time always."""
+    """Of more than sixteen: ours, the best of each kind, the bound, and what no cheaper one beats; over time always."""
     seen: list[set[str]] = []
     monkeypatch.setattr(plots, "label", lambda axes, named, ours, avoid: seen.append(set(named)))
     setting = {"name": "M", "group": "M", "new": [5], "fractions": [5]}
@@ -290,16 +290,19 @@ def test_in_a_crowded_plot_only_those_that_tell_most_are_labelled(
         names = [*kinds, *(f"other {number}" for number in range(others))]
         runs = [
             {"method": name, "study": "main", "group": "M", "setting": "M", "fraction": 5, "seed": 0, "error": ""}
-            | {"old": 0.9, "new": 0.9 - 0.01 * number, "mean": 0.9 - 0.005 * number, "old_lost": 1.0, "size": 0.5}
+            | {"old": 0.9, "new": 0.9 - 0.01 * number, "mean": 0.9 - 0.005 * number, "old_lost": 1.0}
             | {"seconds": 1.0, "ms": 0.5 if name == "other 6" else 1 + number}
+            | {"size": 0.1 if name == "other 5" else 0.5}
             for number, name in enumerate(names)
         ]
         seen.clear()
         plots.draw({"suite": "none", "runs": runs, "settings": settings}, tmp_path)
-        over_time, _, old_new, _ = seen
+        over_time, over_size, old_new, _ = seen
         telling = {"t1", "e1", "h1, both", "netclone 50%", "netclone 25%", "joint", "other 6"}
         assert over_time == telling
-        assert old_new == (telling if len(names) == 17 else {*names} - {"h1, source"})
+        rest = {*names} - {"h1, source"}
+        assert over_size == ((telling - {"other 6"} | {"other 5"} if len(names) == 17 else rest) - {"joint"})
+        assert old_new == (telling if len(names) == 17 else rest)
 
 
 def test_a_time_is_drawn_where_there_is_one(tmp_path: Path) -> None:
