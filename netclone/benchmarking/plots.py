@@ -160,11 +160,15 @@ def _draw_size(results: dict[str, Any], path: Path) -> None:
             color=LIGHT["faint"],
         )
     across = [] if bound is None else [[(x, bound) for x in axes.get_xlim()]]
-    shown = sorted((row for row in every if row.method in named), key=lambda row: -known(row, "mean"))
+    shown = sorted({row.method: row for row in every if row.method in named}.values(), key=_mean, reverse=True)
     telling = _telling(results, shown, "size") if len(shown) > _MOST_LABELS else list(named)
     others = [[point] for method, point in named.items() if method not in telling]
     _label(axes, results, {method: named[method] for method in telling}, [line, *across, *others])
     save(sheet, path)
+
+
+def _mean(row: Row) -> float:
+    return known(row, "mean")
 
 
 def _draw_old_new(results: dict[str, Any], path: Path) -> None:
