@@ -15,6 +15,7 @@ from netclone.baselines import (
     ENSEMBLES,
     HEADS,
     TUNING,
+    InapplicableError,
     Problem,
     Recipe,
     extended,
@@ -317,6 +318,18 @@ def test_the_gated_ensemble_is_the_formula_of_a_clone() -> None:
     model = ENSEMBLES["gated ensemble"](given, QUICK)
     torch.testing.assert_close(logits(model, both)[:, OLD:], expected)
     assert model.left_out is None
+
+
+def test_of_one_sample_a_class_nothing_is_left_out_to_fit_by() -> None:
+    """It is for training and for validation: what was fitted to it would seem to be right on all samples."""
+    given, one = problem(), samples(OLD + NEW, 0)
+    given = replace(given, train=one, validation=replace(one, what="validation"))
+    assert len(given.samples) == OLD + NEW
+    fitted, started = (ENSEMBLES[name](given, QUICK) for name in ("fitted gated ensemble", "gated ensemble"))
+    assert torch.equal(logits(fitted, one.images), logits(started, one.images))
+    for name, method in HEADS.items():
+        with pytest.raises(InapplicableError, match="left out: give two a class"):
+            assert method(given, QUICK), name
 
 
 def test_the_ridge_has_the_least_squared_error_on_the_last_fifth() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from netclone.baselines.ensembling import fitted_scale
 from netclone.baselines.heads import KINDS, Head
-from netclone.baselines.problems import Method, Problem, Recipe, classifier
+from netclone.baselines.problems import InapplicableError, Method, Problem, Recipe, classifier
 from netclone.baselines.training import seeded
 from netclone.errors import OutputError
 from netclone.learning.adapting import Cached, Classifier
@@ -200,6 +200,8 @@ def frozen_head(problem: Problem, recipe: Recipe, *, kind: str, of: Of) -> nn.Mo
 
     Raises
     ------
+    InapplicableError
+        If there is one sample of each class, which is also the one for validation.
     OutputError
         If a network whose features are read does not end in a linear layer.
     """
@@ -208,6 +210,8 @@ def frozen_head(problem: Problem, recipe: Recipe, *, kind: str, of: Of) -> nn.Mo
 
 
 def _headed(problem: Problem, head: Head, streams: Streams, seed: int) -> Beside:
+    if len(problem.samples) == len(problem.train):
+        raise InapplicableError("classifiers over features are chosen and gated on samples left out: give two a class")
     generator = torch.Generator().manual_seed(seed)
     seen = _seen(problem, streams)
     features, columns = seen.features.double(), problem.columns
@@ -228,11 +232,10 @@ def _headed(problem: Problem, head: Head, streams: Streams, seed: int) -> Beside
 
 def _seen(problem: Problem, streams: Streams) -> Cached:
     """Features and the target's logits of all samples, those for validation last."""
-    both = problem.train, problem.validation
-    rows = torch.cat([predict(streams, part.images) for part in both])
+    rows = predict(streams, problem.samples.images)
     widths = [rows.shape[1] - sum(streams.widths), sum(streams.widths)]
     logits, features = rows.split(widths, 1)
-    return Cached(features, logits, torch.cat([part.labels for part in both]))
+    return Cached(features, logits, problem.samples.labels)
 
 
 def _classifier(seen: Cached, classes: int, rows: tuple[Tensor, Tensor | None]) -> Classifier:

@@ -64,6 +64,16 @@ class Problem:
         """K, the number of classes that the target knows."""
         return predict(self.target, self.train.images[:1]).shape[1]
 
+    @cached_property
+    def samples(self) -> Samples:
+        """All samples, those for validation last; each once, since a single one of each class may be for both."""
+        train, validation = self.train, self.validation
+        if train.images.shape == validation.images.shape and torch.equal(train.images, validation.images):
+            return train
+        images = torch.cat([train.images, validation.images])
+        labels = torch.cat([train.labels, validation.labels])
+        return Samples(images, labels, train.what)
+
     @property
     def columns(self) -> int:
         """K + n, the number of logits of a result."""

@@ -251,8 +251,7 @@ class _Bench:
 
     def _cloned(self, job: Job, problem: Problem, record: dict[str, Any]) -> nn.Module:
         """All samples of the clone set, since clone() itself holds a fifth of them out."""
-        parts = [problem.train] if job.single else [problem.train, problem.validation]
-        images, labels = (torch.cat([getattr(part, what) for part in parts]) for what in ("images", "labels"))
+        images, labels = problem.samples.images, problem.samples.labels
         new = labels >= problem.old
         named = torch.tensor(problem.classes)[labels[new] - problem.old]
         given = {"target_data": [(images[~new], labels[~new])], "augment": self.suite.augment}
