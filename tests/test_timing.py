@@ -70,6 +70,17 @@ def test_a_round_that_was_disturbed_does_not_count(clock):
     assert seconds_in_turn([first, second], torch.zeros(1)) == (1.0, 2.0)
 
 
+def test_networks_that_take_long_run_no_more_often_than_they_must(clock):
+    turns = []
+
+    def varies(images):
+        turns.append(len(turns))
+        clock.now += 1 + 0.1 * (7 * len(turns) % 30)
+
+    seconds_in_turn([varies, varies], torch.zeros(1), 4)
+    assert len(turns) == 2 * (WARM_UP + 4)
+
+
 @pytest.mark.parametrize(
     ("times", "rounds"), [([1.0], ROUNDS), ([1 + 0.1 * (7 * turn % 30) for turn in range(30)], MOST)]
 )
@@ -78,10 +89,10 @@ def test_rounds_go_on_until_the_ratio_is_known(clock, times, rounds):
 
     def varies(images):
         turns.append(times[len(turns) % len(times)])
-        clock.now += turns[-1]
+        clock.now += 1e-3 * turns[-1]
 
     def steady(images):
-        clock.now += 1.0
+        clock.now += 1e-3
 
     seconds_in_turn([varies, steady], torch.zeros(1))
     assert len(turns) == WARM_UP + rounds

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 WARM_UP, ROUNDS, MOST = 3, 12, 96
 """Runs of each graph, in turn: those that do not count, and how many there are after them, at least and at most."""
-SURE = 0.02
-"""How well the median of ratios is known when no more rounds are run."""
+SURE, LONG = 0.02, 3.0
+"""No more rounds than the least are run once the median of ratios is known so well, or they took so many seconds."""
 
 
 class _Clock(fx.Interpreter):
@@ -58,7 +58,7 @@ def seconds_in_turn(
 
     The last call's is the median of all rounds. Each of the others takes as many times as long as in the median round,
     so what slows the machine down for a while slows both. There are between ``least`` and ``most`` rounds, as many as
-    it takes to know these ratios well (``SURE``).
+    it takes to know these ratios well, or as fit into a few seconds (``SURE``, ``LONG``).
 
     Examples
     --------
@@ -78,7 +78,9 @@ def seconds_in_turn(
                 took.append(max(now() - started, 1e-9))
             if number >= WARM_UP:
                 rounds.append(took)
-            if len(rounds) >= least and all(_spread(ratios) <= SURE for ratios in _ratios(rounds)):
+            if len(rounds) >= least and (
+                sum(map(sum, rounds)) >= LONG or all(_spread(ratios) <= SURE for ratios in _ratios(rounds))
+            ):
                 break
     last = statistics.median(took[-1] for took in rounds)
     return tuple(last * statistics.median(ratios) for ratios in _ratios(rounds))
