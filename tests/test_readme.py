@@ -16,7 +16,8 @@ from netclone.benchmarking.scores import gap, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-SUITES = [name for name in ("fashion", "cifar10", "zoo") if (RESULTS / name).is_dir()]
+SUITES = ("fashion", "cifar10", "zoo")
+ALL = [str(file.parent.relative_to(RESULTS)) for file in sorted(RESULTS.rglob("results.md"))]
 
 
 def text_of(page: str) -> str:
@@ -77,20 +78,18 @@ def test_what_is_said_of_what_is_lost_and_how_long_it_takes_is_what_the_results_
     for results in map(results_of, SUITES):
         settings = results["settings"]
         found = gap(tables(results)[0][2], settings["ours"], settings["tuning"], settings["joint"])
-        assert found is not None and found.best == "LwF"
-        assert found.ours_seconds is not None and found.best_seconds is not None
+        assert found is not None and found.ours_seconds is not None and found.best_seconds is not None
         lost.append((f"{found.ours_lost:.1f}", f"{found.best_lost:.1f}"))
         times.append(f"{found.ours_seconds / found.best_seconds:.1f}")
     page = text_of("docs/results/index.md")
     first, *others = lost
     told = " and ".join(f"{ours} instead of {best}" for ours, best in others)
     assert f"netclone loses {first[0]} points of the old classes instead of {first[1]}, {told}." in page
-    learning = f"took {', '.join(times[:-1])} and {times[-1]} times one run of"
-    assert f"{learning} the best tuning method" in page
-    assert f"{learning} LwF" in text_of("README.md")
+    learning = f"took {', '.join(times[:-1])} and {times[-1]} times one run of the best tuning method"
+    assert learning in page and learning in text_of("README.md")
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_tables_of_a_suite_are_those_of_its_results(name: str) -> None:
     results = results_of(name)
     assert (RESULTS / name / "results.md").read_text(encoding="utf-8") == markdown(results)
@@ -117,7 +116,7 @@ def test_what_is_said_of_the_papers_rule_is_what_the_results_hold() -> None:
     decision = (ROOT / "docs" / "adr" / "0009-the-input-is-tried.md").read_text(encoding="utf-8")
     total = 0
     for suite in SUITES:
-        searches = _searches(suite)
+        searches = _searches(f"every-position/{suite}")
         short = [100 * (max(scores) - _by_the_rule(scores)) for scores in searches]
         worse = [points for points in short if points > 0]
         least = f", by {min(worse):.1f} or more" if len(worse) == len(searches) else ""
@@ -128,7 +127,7 @@ def test_what_is_said_of_the_papers_rule_is_what_the_results_hold() -> None:
     assert f"hold {total} searches" in decision
     page = text_of("docs/results/index.md")
     assert f"in all {total} searches of these results" in page
-    short = [100 * (max(scores) - _by_the_rule(scores)) for scores in _searches("zoo")]
+    short = [100 * (max(scores) - _by_the_rule(scores)) for scores in _searches("every-position/zoo")]
     assert f"in `zoo` that is {min(short):.0f} to {max(short):.0f} points of validation score below the input" in page
 
 
