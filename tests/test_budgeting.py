@@ -6,6 +6,7 @@ import torch
 from architectures import random_mask
 
 from netclone.channels import budgeting
+from netclone.channels.approaching import NEAR
 from netclone.channels.budgeting import Allocation, Measure, channel_share
 from netclone.channels.grouping import channel_groups
 from netclone.cloning.extracting import extract
@@ -165,7 +166,7 @@ def test_time_that_widths_hardly_save_is_come_near_all_the_same(groups, counted,
 
     monkeypatch.setattr(budgeting, "relative_time", relative)
     localize(groups, method="magnitude", keep=0.6, budget="latency")
-    assert max(share for share in shares if share <= 0.6) >= budgeting.NEAR * 0.6
+    assert max(share for share in shares if share <= 0.6) >= NEAR * 0.6
     assert len(shares) <= 6
 
 

@@ -9,14 +9,12 @@ command goes on from there.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pairs import Pair, Runs, arguments, networks_of
 
-import netclone
 from netclone.cloning.recipe import EFFORTS
 from netclone.graph.counting import MacCounter
 from netclone.graph.timing import relative_time
@@ -45,11 +43,8 @@ def macs(run: Callable[[], object]) -> int:
 def measured(pair: Pair, augment: Any, batch_size: int, seed: int, **asked: Any) -> dict[str, Any]:
     """One clone: accuracies, seconds and sizes."""
     options = {"augment": augment, "batch_size": batch_size, "seed": seed, "at": "input", **asked}
-    options |= {"classes": pair.classes, "target_data": [pair.old_images], "latency_batch": BATCH}
     started = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", netclone.NetcloneWarning)
-        module = netclone.clone(pair.source, pair.target, [pair.new_images], **options)
+    module = pair.cloned(latency_batch=BATCH, **options)
     seconds = time.process_time() - started
     images, logits = pair.images[:BATCH], pair.reference[:BATCH]
     return {

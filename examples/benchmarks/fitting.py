@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from typing import Any
 from unittest import mock
 
 from pairs import Pair, Runs, arguments, networks_of
 from torch import Tensor
 
-import netclone
 from netclone.benchmarking.suites import Suite
 from netclone.cloning import searching
 from netclone.learning.adapting import Branch, Cached, fit
@@ -40,15 +38,14 @@ def measured(suite: Suite, pair: Pair, seed: int, keep: float, with_old: bool) -
     """The three fits of one slim source, on the suite's test images."""
     options = {name: value for name, value in suite.clone.items() if name != "search"}
     options |= {"target_data": [pair.old_images] if with_old else None, "augment": suite.augment}
-    options |= {"classes": pair.classes, "keep": keep, "seed": seed, "at": "input", "findings": Findings()}
+    options |= {"keep": keep, "seed": seed, "at": "input", "findings": Findings()}
     record: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {"no fit": {"epochs": 0}, "adam": {}, "clone": {}}
     for name, change in changes.items():
         started = time.perf_counter()
         fitted = by_adam if name == "adam" else fit_classifier
-        with mock.patch.object(searching, "fit_classifier", fitted), warnings.catch_warnings():
-            warnings.simplefilter("ignore", netclone.NetcloneWarning)
-            module = netclone.clone(pair.source, pair.target, [pair.new_images], **{**options, **change})
+        with mock.patch.object(searching, "fit_classifier", fitted):
+            module = pair.cloned(**{**options, **change})
         scores = pair.scored(module)
         record[name] = {**scores, "seconds": time.perf_counter() - started, "evidence": module.scores}
     return record

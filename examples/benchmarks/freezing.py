@@ -9,7 +9,6 @@ Finished runs are kept in OUT.json: the same command goes on from there.
 from __future__ import annotations
 
 import statistics
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from pairs import Pair, Runs, arguments, networks_of
 from torch import nn
 
-import netclone
 from netclone.baselines import Problem, Recipe, finetune, stages, tune
 from netclone.benchmarking.suites import RATES, Suite
 from netclone.learning.data import Samples
@@ -52,18 +50,7 @@ def fine_tuned(pair: Pair, suite: Suite, frozen: int, steps: int, seed: int) -> 
 
 def cloned(pair: Pair, suite: Suite, seed: int) -> dict[str, Any]:
     """A clone of half of the source's MACs at the position that the search finds best."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", netclone.NetcloneWarning)
-        module = netclone.clone(
-            pair.source,
-            pair.target,
-            [pair.new_images],
-            classes=pair.classes,
-            target_data=[pair.old_images],
-            augment=suite.augment,
-            seed=seed,
-            **{**suite.clone, "keep": 0.5},
-        )
+    module = pair.cloned(augment=suite.augment, seed=seed, **{**suite.clone, "keep": 0.5})
     at = module.at or "input"
     return {
         "at": at,

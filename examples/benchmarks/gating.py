@@ -9,7 +9,6 @@ kept in OUT.json: the same command goes on from there.
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -69,16 +68,7 @@ def measured(suite: Suite, pair: Pair, seed: int, keep: float) -> dict[str, Any]
     """The curves of one clone, and the time that its gate saves."""
     options = {name: value for name, value in suite.clone.items() if name != "search"}
     options |= {"augment": suite.augment, "at": "input", "gate": 0.5, "keep": keep, "seed": seed}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", netclone.NetcloneWarning)
-        module = netclone.clone(
-            pair.source,
-            pair.target,
-            [pair.new_images],
-            classes=pair.classes,
-            target_data=[pair.old_images],
-            **options,
-        )
+    module = pair.cloned(**options)
     grafted = netclone.inject(pair.target, module, name="clone")
     images, labels = pair.tested
     scores, logits = seen_whole(grafted, "clone", images)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
 from unittest import mock
 
 from pairs import Pair, Runs, arguments, networks_of
@@ -28,19 +27,7 @@ def with_projections(suite: Suite, pair: Pair, seed: int, projections: int | Non
         changes.enter_context(mock.patch.object(searching, "SMALL", 0.0 if projections is None else 1.0))
         if projections is not None:
             changes.enter_context(mock.patch.object(joint, "PROJECTIONS", projections))
-        changes.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", netclone.NetcloneWarning)
-        return netclone.clone(
-            pair.source,
-            pair.target,
-            [pair.new_images],
-            classes=pair.classes,
-            target_data=[pair.old_images],
-            augment=suite.augment,
-            at="input",
-            seed=seed,
-            **options,
-        )
+        return pair.cloned(augment=suite.augment, at="input", seed=seed, **options)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ class Pair:
         """Its images of old classes."""
         old = self.labels < self.old
         return self.images[old], self.labels[old]
+
+    def cloned(self, **options: Any) -> netclone.CloneModule:
+        """A clone of the new classes, from all images unless ``options`` say otherwise; warnings are not shown."""
+        given = {"classes": self.classes, "target_data": [self.old_images]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", netclone.NetcloneWarning)
+            return netclone.clone(self.source, self.target, [self.new_images], **{**given, **options})
 
     def scored(self, module: netclone.CloneModule) -> dict[str, float]:
         """Accuracies of the grafted target on the test images, and the points that old classes lose."""

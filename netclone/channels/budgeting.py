@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from netclone.arguments import Budget, check_choice, check_number
+from netclone.channels.approaching import approached
 from netclone.channels.blocks import residual_blocks
 from netclone.channels.grouping import ChannelGroup, ChannelGroups, unused_outputs
 from netclone.channels.slimming import slim
@@ -25,13 +26,8 @@ from netclone.graph.timing import relative_time, seconds_of_nodes
 from netclone.graph.tracing import shape_of
 from netclone.runtime.sharing import ALONE, Workers
 
-NEAR = 0.95
-"""A measured time of at least so much of what was asked for is near enough; nearer than that a clock does not say."""
-
 BREADTH = 0.85
 """The least width of a group that all features pass through, as a share of that of equally narrow groups."""
-
-_TRIES, _LEAST = 8, 1e-6  # slim networks that are timed to come near; what may be asked of the model
 
 
 @dataclass(frozen=True)
@@ -321,17 +317,11 @@ class Allocation:
         ArgumentError
             If even one unit in every group is too much.
         """
-        asked, tries, aim = keep, list[_Try](), (1 + NEAR) / 2 * keep
-        while True:
-            flags = choose(asked)
-            tries.append(_Try(asked, self.share(flags), flags))
-            best = max((one.share for one in tries if one.share <= keep), default=None)
-            if best is not None and (best >= NEAR * keep or asked == 1 or len(tries) >= _TRIES):
-                number = [one.share for one in tries].index(best)
-                return number, tries[number].flags
-            if asked < _LEAST or all(int(flag.sum()) <= 1 for flag in flags):
-                _check_reachable(min(one.share for one in tries), keep, self.budget)
-            asked = min(_following(tries, keep, aim) if len(tries) < _TRIES else asked / 2, 1.0)
+
+        def refuse(least: float) -> None:
+            _check_reachable(least, keep, self.budget)
+
+        return approached(choose, self.share, keep, refuse)
 
     def share(self, flags: Sequence[Tensor]) -> float:
         """The share of the budget that the slim network takes, by measurement; for time it is made as a clone is."""
@@ -400,41 +390,6 @@ def _slices(groups: ChannelGroups) -> dict[str, list[tuple[int, int, tuple[int, 
                 units = math.prod(groups.groups[number].size for number in numbers)
                 found.setdefault(name, []).append((axis, count // units // labelling.repeats(name, axis), numbers))
     return found
-
-
-@dataclass(frozen=True)
-class _Try:
-    """A share of the time that a model was asked for, the one that a clock gave, and the units that stayed."""
-
-    asked: float
-    share: float
-    flags: list[Tensor]
-
-
-def _following(tries: Sequence[_Try], keep: float, aim: float) -> float:
-    """What to ask for next so that the share is ``aim``, by a line through two tries.
-
-    If ``keep`` lies between the shares of two tries, these are the two, and what follows is well between them: widths
-    have steps, and the line may lead to one of the two again. Else it goes on from the last on the one side, at most
-    by a factor of two: on the line through zero from a single try, and by a quarter where less made no difference.
-    """
-    over = min((one for one in tries if one.share > keep), key=lambda one: one.asked, default=None)
-    within = [one for one in tries if one.share <= keep and (over is None or one.asked < over.asked)]
-    under = max(within, key=lambda one: one.asked, default=None)
-    if over is not None and under is not None:
-        part = (aim - under.share) / (over.share - under.share)
-        return under.asked + min(max(part, 0.25), 0.75) * (over.asked - under.asked)
-    edge = over or under
-    assert edge is not None
-    if len(tries) == 1:
-        slope = edge.share / edge.asked
-    else:
-        near = min((one for one in tries if one is not edge), key=lambda one: abs(one.asked - edge.asked))
-        rise, run = edge.share - near.share, edge.asked - near.asked
-        if rise * run <= 0:
-            return edge.asked * (0.75 if edge is over else 1 / 0.75)
-        slope = rise / run
-    return min(max(edge.asked + (aim - edge.share) / slope, edge.asked / 2), 2 * edge.asked)
 
 
 def _check_reachable(least: float, keep: float, budget: Budget) -> None:
