@@ -6,7 +6,6 @@ import torch
 from architectures import random_mask
 
 from netclone.channels import budgeting
-from netclone.channels.approaching import NEAR
 from netclone.channels.budgeting import Allocation, Measure, channel_share
 from netclone.channels.grouping import channel_groups
 from netclone.cloning.extracting import extract
@@ -155,32 +154,6 @@ def test_time_that_no_width_saves_is_refused_with_what_can_be_had(groups, counte
     monkeypatch.setattr(budgeting, "relative_time", lambda model, other, images: 0.8)
     with pytest.raises(ArgumentError, match=r"keep: 0.5 of the latency cannot be reached .* leaves 0.8"):
         localize(groups, method="magnitude", keep=0.5, budget="latency")
-
-
-def test_time_that_widths_hardly_save_is_come_near_all_the_same(groups, counted, monkeypatch):
-    shares = []
-
-    def relative(model, other, images):
-        shares.append(0.55 + 0.2 * size(model, "macs", images) / size(other, "macs", images))
-        return shares[-1]
-
-    monkeypatch.setattr(budgeting, "relative_time", relative)
-    localize(groups, method="magnitude", keep=0.6, budget="latency")
-    assert max(share for share in shares if share <= 0.6) >= NEAR * 0.6
-    assert len(shares) <= 6
-
-
-def test_a_step_of_time_that_fits_is_found_between_those_that_do_not(groups, counted, monkeypatch):
-    shares = []
-
-    def relative(model, other, images):
-        left = size(model, "macs", images) / size(other, "macs", images)
-        shares.append(0.51 if left > 0.35 else 0.48 if left > 0.25 else 0.1)
-        return shares[-1]
-
-    monkeypatch.setattr(budgeting, "relative_time", relative)
-    localize(groups, method="magnitude", keep=0.5, budget="latency")
-    assert shares[-1] == 0.48
 
 
 def test_a_budget_is_not_refused_before_the_least_was_tried(counted, monkeypatch):
