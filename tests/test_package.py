@@ -107,6 +107,35 @@ def test_what_is_not_needed_is_not_loaded(run, heavy):
     assert out.stdout.splitlines()[-1] == "[]"
 
 
+NOT_INSTALLED = """
+import importlib.metadata as installed
+version = installed.version
+def known(name):
+    if name == "netclone":
+        raise installed.PackageNotFoundError(name)
+    return version(name)
+installed.version = known
+import netclone, timm, torch
+source, target = (timm.create_model("test_resnet", num_classes=count) for count in (4, 2))
+images = torch.randn(8, 3, 32, 32)
+module = netclone.clone(
+    source, target, [(images, torch.tensor([2, 3] * 4))], classes=[2, 3], method="magnitude", at="input",
+    epochs=1, distill_steps=0,
+)
+print(dict(module.spec.versions)["netclone"])
+from netclone.files.provenance import event
+print(event("inject", "birds", "0" * 64).version)
+"""
+
+
+def test_it_need_not_be_installed():
+    """A copy on the path has no metadata of a package."""
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NOT_INSTALLED], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert out.stdout.split() == [netclone.__version__] * 2, out.stderr
+
+
 def test_contributing_says_where_things_go():
     """Every room is in the table, once, from the lowest to the highest as in setup.cfg."""
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text().partition("## Where things go")[2].partition("\n## ")[0]

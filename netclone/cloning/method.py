@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+import netclone
 from netclone.arguments import Budget, check_number
 from netclone.channels.budgeting import check_budget
 from netclone.channels.grouping import ChannelGroups, channel_groups
@@ -214,7 +215,10 @@ def clone(  # noqa: PLR0913 - public
         made = {"mask": "given" if given else "learned", **asked, **recipe.facts()}
         return module.with_spec(
             recipe=tuple((name, json.dumps(value)) for name, value in made.items()),
-            versions=tuple((name, version(name)) for name in ("netclone", "torch", "timm", "torchvision")),
+            versions=(
+                ("netclone", netclone.__version__),
+                *((name, version(name)) for name in ("torch", "timm", "torchvision")),
+            ),
         )
 
 
@@ -363,7 +367,7 @@ def _key(problem: Problem, data: Sequence[Samples | None], *asked: object) -> st
     tensors = [tensor for part in data if part is not None for tensor in (part.images, part.labels)]
     for network in (problem.groups.graph_module, problem.target):
         tensors += network.state_dict().values()
-    versions = version("netclone"), code_digest(__name__), torch.__version__
+    versions = netclone.__version__, code_digest(__name__), torch.__version__
     plain = [value.kept if isinstance(value, ChannelMask) else value for value in asked]
     facts = problem.groups.fingerprint, problem.classes, problem.recipe.facts(), problem.seed, plain
     place = problem.images.device.type

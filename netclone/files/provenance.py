@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from importlib.metadata import version
 
+import netclone
 from netclone.errors import ArchiveError, ArgumentError
 from netclone.files.graphdata import check_keys, check_list, shown
 from netclone.runtime.text import is_plain_text
@@ -91,7 +91,7 @@ def is_absolute_path(text: str) -> bool:
 
 def event(action: str, clone: str, digest: str, *, file: str = "", by: str = "") -> Event:
     """What is done today to a clone whose file has this digest."""
-    return Event(action, clone, today(), file, digest, by, version("netclone"))
+    return Event(action, clone, today(), file, digest, by, netclone.__version__)
 
 
 @dataclass(frozen=True)
