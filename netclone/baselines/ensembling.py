@@ -17,6 +17,7 @@ from netclone.cloning.extracting import extract
 from netclone.learning.data import OLD_WEIGHT, Samples, balance
 from netclone.learning.localizing import localize
 from netclone.metrics.evaluating import predict
+from netclone.runtime.devices import place_to_solve
 
 
 class Rescalable(Protocol):
@@ -95,7 +96,8 @@ def pruned_ensemble(problem: Problem, recipe: Recipe) -> nn.Module:
     groups = channel_groups(problem.source, problem.train.images[:2])
     mask = localize(groups, classes=problem.classes, method="magnitude", budget="params", keep=problem.keep)
     images = problem.train.images
-    data = [(images, torch.zeros(len(images), dtype=torch.long))]  # least squares reads no labels, and ours are not its
+    unread = torch.zeros(len(images), dtype=torch.long, device=images.device)  # least squares reads no labels
+    data = [(images, unread)]
     return _calibrated(problem, extract(groups, mask, classes=problem.classes, reconstruct=data))
 
 
@@ -145,7 +147,8 @@ class _Rescaled(nn.Module):
 
 def fitted_scale(logits: Samples, old: int, size: int, old_weight: float) -> tuple[Tensor, Tensor]:
     """Scale and bias ``(size,)`` that minimise the balanced cross entropy; a convex problem."""
-    values, weights = logits.images.double(), balance(logits.labels, old, old_weight).double()
+    values, labels = (tensor.to(place_to_solve(logits.images)) for tensor in (logits.images.double(), logits.labels))
+    weights = balance(labels, old, old_weight).double()
     scale = torch.ones(size, dtype=torch.double, device=values.device, requires_grad=True)
     bias = torch.zeros(size, dtype=torch.double, device=values.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([scale, bias], max_iter=200, line_search_fn="strong_wolfe")
@@ -153,7 +156,7 @@ def fitted_scale(logits: Samples, old: int, size: int, old_weight: float) -> tup
     def loss() -> Tensor:
         optimizer.zero_grad()
         out = _Rescaled(old, scale, bias)(values)
-        value = (F.cross_entropy(out, logits.labels, reduction="none") * weights).mean()
+        value = (F.cross_entropy(out, labels, reduction="none") * weights).mean()
         value.backward()
         return value
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from netclone.baselines.moments import Moments
 from netclone.learning.adapting import frozen_linear
+from netclone.runtime.devices import place_to_solve
 
 WIDTH = 2000
 """Random projections of RanPAC."""
@@ -125,19 +126,19 @@ def logistic(rows: Rows, decay: float) -> nn.Module:
 
     Reference: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.108.
     """
-    width = rows.features.shape[1]
-    weight, bias = rows.features.new_zeros(rows.classes, width), rows.features.new_zeros(rows.classes)
+    features, labels = (tensor.to(place_to_solve(rows.features)) for tensor in (rows.features, rows.labels))
+    weight, bias = features.new_zeros(rows.classes, features.shape[1]), features.new_zeros(rows.classes)
     parts = [weight.requires_grad_(True), bias.requires_grad_(True)]
     optimizer = torch.optim.LBFGS(parts, max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(rows.features @ weight.T + bias, rows.labels) + decay / 2 * weight.square().sum()
+        value = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
         value.backward()
         return value
 
     optimizer.step(cast("Callable[[], float]", loss))
-    return frozen_linear(weight.detach(), bias.detach())
+    return frozen_linear(*(part.detach().to(rows.features) for part in parts))
 
 
 class Mahalanobis(nn.Module):

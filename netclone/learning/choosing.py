@@ -14,6 +14,7 @@ from netclone.errors import FitError
 from netclone.learning.adapting import Branch, Cached, Classifier, outputs, set_threshold, validated
 from netclone.learning.data import OLD_WEIGHT, balance
 from netclone.learning.stepping import Loop
+from netclone.runtime.devices import place_to_solve
 from netclone.runtime.sharing import ALONE, Workers
 
 FOLDS = 5
@@ -75,6 +76,10 @@ class _Rows:
 
     def __getitem__(self, chosen: Tensor) -> _Rows:
         return _Rows(*(tensor[chosen] for tensor in vars(self).values()))
+
+    def on(self, device: torch.device) -> _Rows:
+        """The same on a device."""
+        return _Rows(*(tensor.to(device) for tensor in vars(self).values()))
 
     def outputs(self, numbers: _Numbers) -> Tensor:
         """Old and new logits, side by side."""
@@ -200,8 +205,9 @@ def choose(
     given = torch.zeros_like(own[:, :1]) if given is None else given
     labels = samples.labels - (samples.logits.shape[1] - columns)
     rows = _Rows(own.double(), given.double(), seen.double(), samples.logits[:, :columns].double(), labels, shows)
-    linear = classifier.linear
-    start = _Numbers(*(part.detach().double() for part in (classifier.scale, linear.bias, linear.weight)))
+    rows = rows.on(place_to_solve(rows.seen))
+    linear, place = classifier.linear, rows.labels.device
+    start = _Numbers(*(part.detach().double().to(place) for part in (classifier.scale, linear.bias, linear.weight)))
     tried = FITS if not classifier.gated or rows.fewest() >= FOLDS else {}
     outputs = _left_out(rows, start, tried, folds(rows.labels, rows.shows, generator))
     losses = {name: rows.by_sample(rows.losses(out) * rows.weights(OLD_WEIGHT)) for name, out in outputs.items()}
@@ -221,7 +227,7 @@ def choose(
             for part, number in zip((classifier.scale, linear.bias, linear.weight), vars(found).values(), strict=True):
                 part.copy_(number)
     scores = tuple((name, float(hit.mean())) for name, hit in hits.items())
-    return Choice(fit, scores, tuple(means.items()), right[fit])
+    return Choice(fit, scores, tuple(means.items()), right[fit].to(labels.device))
 
 
 def _surely_positive(gains: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from netclone.errors import AdapterError, DataError
 from netclone.learning.adapting import grid_of
 from netclone.learning.choosing import folds
+from netclone.runtime.devices import place_to_solve
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, on the mean squared weight over standardised features."""
@@ -122,6 +123,7 @@ def fit_router(
         if (count := len(shows[kind].unique())) < FOLDS:
             raise DataError(f"{name}: {count} samples are too few to fit a gate; give {FOLDS} or more")
     rows = router.pooled(*features).double()
+    rows, labels, shows = (tensor.to(place_to_solve(rows)) for tensor in (rows, labels, shows))
     mean, std = rows.mean(0), rows.std(0, unbiased=False)
     std = std.clamp_min(1e-4 * float(std.max()) or 1.0)
     rows = (rows - mean) / std
