@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from netclone.errors import ArgumentError
+from netclone.graph.modes import QUICK
 from netclone.runtime.devices import device_named, model_on, on_device
 
 HERE = Path(__file__).parent
@@ -34,6 +35,28 @@ def test_the_whole_pipeline_runs_on_a_device_that_refuses_to_mix_with_the_cpu(
     """A batch, index or generator's draw that is left on the CPU fails there."""
     done = run(["whole_pipeline.py", "strict", source, target, str(tmp_path)])
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-2000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["methods", "modules"])
+def test_every_method_of_the_benchmarks_runs_on_such_a_device(which: str, tmp_path: Path) -> None:
+    done = run(["whole_benchmark.py", "strict", which, str(tmp_path)])
+    assert done.returncode == 0 and done.stdout == "done\n", done.stdout + done.stderr[-2000:]
+
+
+ZOO = """
+import strict_device
+from netclone.graph.modes import QUICK
+from netclone.zoo import check
+strict_device.register()
+row = check("timm/test_resnet", device="strict", modes=QUICK)
+print(row.passed, row.target.modes, row.target.reason, row.source.reason)
+"""
+
+
+def test_the_zoo_checks_a_network_on_such_a_device() -> None:
+    done = run(["-c", ZOO])
+    assert done.stdout == f"True {len(QUICK)}  \n", done.stdout + done.stderr[-2000:]
 
 
 FORGOTTEN = """

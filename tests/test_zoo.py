@@ -371,7 +371,7 @@ def test_the_table_holds_every_row_and_its_reasons(tmp_path):
         zoo.report(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("folder", ["zoo", "zoo/targets"])
+@pytest.mark.parametrize("folder", ["zoo", "zoo/targets", "zoo/cuda"])
 def test_the_committed_tables_are_what_the_committed_figures_give(folder, tmp_path):
     """``netclone zoo --report --out docs/zoo`` wrote them."""
     committed = Path(__file__).parent.parent / "docs" / folder

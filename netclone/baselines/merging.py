@@ -232,7 +232,7 @@ def zipped(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     both = torch.cat([first, second])
     alike = (both @ both.T).fill_diagonal_(-torch.inf)
-    into = torch.zeros(len(both), dtype=torch.long)
+    into = torch.zeros(len(both), dtype=torch.long, device=both.device)
     for number in range(len(first)):
         i, j = divmod(int(alike.argmax()), len(both))
         into[i] = into[j] = number

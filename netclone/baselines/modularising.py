@@ -122,9 +122,9 @@ def learned_values(problem: SubProblem, loss: MaskLoss, recipe: Recipe) -> list[
     gated, retained = Gated(groups), loss.retained(groups)
     samples = problem.train
     weights = problem.weights(samples.labels)
-    values = [torch.ones(size, requires_grad=True) for size in gated.sizes]
+    values = [torch.ones(size, device=samples.images.device, requires_grad=True) for size in gated.sizes]
     with seeded(recipe.seed, samples.images.device):
-        head = loss.head(problem.outputs, problem.answers)
+        head = loss.head(problem.outputs, problem.answers).to(samples.images.device)
     optimizer = torch.optim.Adam(
         [{"params": values, "lr": recipe.lr}, {"params": list(head.parameters()), "lr": loss.head_lr}]
     )
@@ -163,7 +163,7 @@ def module_of_values(
     samples = problem.train
     logits, weights = predict(body, samples.images), problem.weights(samples.labels)
     with seeded(recipe.seed, logits.device):
-        head = loss.head(problem.outputs, problem.answers)
+        head = loss.head(problem.outputs, problem.answers).to(samples.images.device)
     optimizer = torch.optim.Adam(head.parameters(), loss.head_lr)
     for _ in range(HEAD_STEPS):
         value = loss.value(head(logits), samples.labels, weights, logits.new_zeros(()))

@@ -99,12 +99,12 @@ class SubProblem:
 
 
 class Part(nn.Module):
-    """A network and what makes answers ``(N, answers)`` of its logits."""
+    """A network and what makes answers ``(N, answers)`` of its logits, on the network's device."""
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.body = body
-        self.head = head
+        self.head = head.to(next(body.parameters()).device)
 
     def forward(self, images: Tensor) -> Tensor:
         answers: Tensor = self.head(self.body(images))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from netclone.baselines.problems import InapplicableError, Problem, Recipe
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, DataError, FitError, NetcloneError
+from netclone.graph.timing import clock_of_work
 from netclone.learning.data import Samples, balance
 from netclone.learning.neighbourhoods import Augment
 from netclone.metrics.evaluating import predict
@@ -269,9 +269,10 @@ def tune(
         raise ArgumentError("recipes: empty; give at least one")
     trials: list[Trial] = []
     best: tuple[tuple[float, float], Recipe, nn.Module] | None = None
-    started = time.process_time()
+    now = clock_of_work(problem.validation.images.device)
+    started = now()
     for recipe in recipes:
-        began = time.process_time()
+        began = now()
         try:
             model = method(problem, recipe)
             score = validated(model, problem.validation, problem.old)
@@ -280,16 +281,16 @@ def tune(
         except InapplicableError:
             raise
         except NetcloneError as error:
-            trials.append(Trial(recipe, None, time.process_time() - began, reason(error)))
+            trials.append(Trial(recipe, None, now() - began, reason(error)))
         else:
-            trials.append(Trial(recipe, score[0], time.process_time() - began))
+            trials.append(Trial(recipe, score[0], now() - began))
             if best is None or score > best[0]:
                 best = score, recipe, model
         if progress is not None:
             progress(len(trials), len(recipes))
     if best is None:
         raise FitError("no recipe works: " + "; ".join(f"lr {t.recipe.lr:g}: {t.reason}" for t in trials))
-    return Tuned(best[2], best[1], best[0][0], tuple(trials), time.process_time() - started)
+    return Tuned(best[2], best[1], best[0][0], tuple(trials), now() - started)
 
 
 @contextlib.contextmanager

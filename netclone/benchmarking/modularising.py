@@ -10,7 +10,6 @@ import copy
 import functools
 import importlib.metadata
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,9 +38,10 @@ from netclone.errors import NetcloneError
 from netclone.graph.capturing import capture
 from netclone.graph.folding import fold_batch_norms
 from netclone.graph.quickening import quick
-from netclone.graph.timing import relative_time
+from netclone.graph.timing import clock_of_work, relative_time
 from netclone.learning.data import Samples
 from netclone.runtime.dependencies import code_digest
+from netclone.runtime.devices import device_named
 from netclone.runtime.journal import Journal
 
 TORCH_PRUNING = "Torch-Pruning"
@@ -192,6 +192,7 @@ def run(
     seeds: int = 3,
     cache: str | os.PathLike[str] | None = None,
     console: Console | None = None,
+    device: str | torch.device = "cpu",
     command: str = "",
 ) -> dict[str, Any]:
     """Run the suite, write ``results.json``, ``results.md`` and a plot, and return the content of ``results.json``.
@@ -202,12 +203,13 @@ def run(
     Raises
     ------
     ArgumentError
-        If ``seeds`` is not positive, a data file is missing, or ``out`` cannot be written to.
+        If ``seeds`` is not positive, a data file is missing, there is no such device, or ``out`` cannot be written to.
     """
+    place = device_named(device) or torch.device("cpu")
     console = console or Console(quiet=True)
     journal, kept = opened(out, cache, seeds)
     with threads_used(), Bars(console) as bars:
-        bench = _Bench(suite, Path(data), kept, journal, bars.tell)
+        bench = _Bench(suite, Path(data), kept, journal, bars.tell, place)
         jobs = planned(suite, seeds)
         todo = [job for job in jobs if not bench.finished(job)]
         if len(todo) < len(jobs):
@@ -218,9 +220,8 @@ def run(
             bars.overall(what, number, len(todo))
             bench.run(job)
         bars.overall("done", len(todo), len(todo))
-        results = bench.results(
-            jobs, {**circumstances(suite.name, suite.about, command, seeds), "settings": bench.settings()}
-        )
+        facts = {**circumstances(suite.name, suite.about, command, seeds, place), "settings": bench.settings()}
+        results = bench.results(jobs, facts)
         write(results, Path(out))
     return results
 
@@ -241,9 +242,11 @@ class _Chosen:
 class _Bench:
     """The runs of a suite: makes modules, measures them, stores the results."""
 
-    def __init__(self, suite: ModuleSuite, folder: Path, cache: Path, journal: Journal, tell: Tell) -> None:
-        self.suite, self.journal, self.tell = suite, journal, tell
-        self.dataset = suite.base.load(folder)
+    def __init__(
+        self, suite: ModuleSuite, folder: Path, cache: Path, journal: Journal, tell: Tell, device: torch.device
+    ) -> None:
+        self.suite, self.journal, self.tell, self.device = suite, journal, tell, device
+        self.dataset = suite.base.load(folder).on(device)
         self.networks = [
             Networks(
                 replace(suite.base, name=f"{suite.name}-{number}", source=source, target=source),
@@ -291,12 +294,12 @@ class _Bench:
 
     def _made(self, job: Job) -> SubProblem:
         """The first images of each class that matters, in an order set by the seed; a fifth of them is held out."""
-        labels, columns = self.dataset.labels, torch.tensor(self.dataset.columns)
+        labels, columns = self.dataset.labels, torch.tensor(self.dataset.columns, device=self.device)
         parts: list[list[Tensor]] = [[], []]
         for label in range(len(columns)) if job.asked.alone else job.asked.classes:
             generator = torch.Generator().manual_seed(1000 * job.seed + label)
             index = find(labels, (label,))
-            order = index[torch.randperm(len(index), generator=generator)]
+            order = index[torch.randperm(len(index), generator=generator).to(self.device)]
             chosen = order[: max(5, round(self.suite.fraction * len(order)))]
             held = max(1, round(0.2 * len(chosen)))
             parts[0].append(chosen[held:])
@@ -311,7 +314,7 @@ class _Bench:
 
     def test(self, problem: SubProblem, job: Job) -> Samples:
         """The test images that the module is asked about, labelled with the answers."""
-        labels, columns = self.dataset.test_labels, torch.tensor(self.dataset.columns)
+        labels, columns = self.dataset.test_labels, torch.tensor(self.dataset.columns, device=self.device)
         others = [label for label in range(len(columns)) if label not in job.asked.classes] if job.asked.alone else []
         outside = [find(labels, (label,))[: self.suite.others] for label in others]
         index = torch.cat([find(labels, job.asked.classes), *outside])
@@ -376,7 +379,8 @@ class _Bench:
             if mask in LOSSES:
                 values, earlier = self.values(job)
             kept = None
-            started = time.process_time()
+            now = clock_of_work(self.device)
+            started = now()
             if mask in LOSSES:
                 recipe = Recipe(lr=0, steps=self.suite.steps, seed=job.seed)
                 part = module_of_values(problem, LOSSES[mask], values, job.keep, recipe)
@@ -385,7 +389,7 @@ class _Bench:
             else:
                 kept = masked(problem, cast("Localised", mask), job.keep, job.seed)
                 part = plain(problem, kept)
-            seconds = earlier + time.process_time() - started
+            seconds = earlier + now() - started
             self._chosen[key] = _Chosen(part, kept, self._share(part, problem), seconds)
         return self._chosen[key]
 
@@ -409,8 +413,9 @@ class _Bench:
                 )
 
             recipe = self._recipe(job, self._searched(job, f"{method.mask}, mask", "mask", module)["lr"])
-            started = time.process_time()
-            self._values[key] = learned_values(self.problem(job), loss, recipe), time.process_time() - started
+            now = clock_of_work(self.device)
+            started = now()
+            self._values[key] = learned_values(self.problem(job), loss, recipe), now() - started
         return self._values[key]
 
     def _tuned(self, job: Job, chosen: _Chosen, found: dict[str, Any]) -> tuple[Part, float]:
@@ -424,13 +429,14 @@ class _Bench:
             recipe = self._recipe(job, self._searched(job, job.method, "fine-tuned", module)["lr"])
             found["recipe"] = asdict(recipe)
         part = copy.deepcopy(chosen.part)
-        started = time.process_time()
+        now = clock_of_work(self.device)
+        started = now()
         if method.tuning == "fine-tuned":
             part = finetuned(problem, part, recipe)
         elif method.tuning == "distilled":
             assert chosen.mask is not None
             part = distilled(problem, chosen.mask, self._recipe(job, 0.0))
-        return calibrated(part, problem), time.process_time() - started
+        return calibrated(part, problem), now() - started
 
     def _recipe(self, job: Job, lr: float) -> Recipe:
         return Recipe(lr=lr, steps=self.suite.steps, batch_size=self.suite.batch_size, seed=job.seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netclone.benchmarking.reporting import as_now, stored, without_result
+from netclone.benchmarking.reporting import as_now, circumstances_of, stored, without_result
 from netclone.benchmarking.scores import Row, Run, known, rows
 from netclone.reporting.style import LIGHT, NETCLONE, Point, figure, label, panel, points, save
 from netclone.runtime.writing import write_text
@@ -70,8 +70,6 @@ def markdown(results: dict[str, Any]) -> str:
     """The tables as Markdown."""
     results = as_now(results)
     facts, seconds = results["settings"], results["seconds"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    seeds = len(results["seeds"])
     names = {asked["name"]: asked["classes"] for asked in facts["asked"]}
     asked = ", ".join(f"{name} ({', '.join(map(str, classes))})" for name, classes in names.items())
     given, restricted = facts["references"]
@@ -84,8 +82,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['about']}.",
         "",
-        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']}; "
-        f"{versions}. Time in {results['clock']}: {spent}.",
+        f"{circumstances_of(results)} Time in {results['clock']}: {spent}.",
         "",
         "A module is a part of a source that solves a sub-problem; there is no target. Sub-problems, with labels: "
         f"{asked}. A module of one class answers whether an image shows it (balanced accuracy: the mean over images of "

@@ -182,7 +182,7 @@ def train_network(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.lr, total_steps=total, pct_start=0.25)
     model.train()
     for epoch in range(how.epochs):
-        order = torch.randperm(len(labels), generator=generator)
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
         for step in range(steps):
             batch = order[step * how.batch_size : (step + 1) * how.batch_size]
             x = images[batch]

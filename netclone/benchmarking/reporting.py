@@ -53,10 +53,21 @@ def in_threads(counts: Iterable[int]) -> str:
 
 
 def as_now(results: dict[str, Any]) -> dict[str, Any]:
-    """Results as they are written now: earlier versions told threads by number, and the time that passed."""
+    """Results as they are written now: earlier versions told threads by number and the time that passed, on a CPU."""
+    results = {"device": "cpu", **results}
     if "clock" in results:
         return results
     return {**results, "threads": in_threads([results["threads"]]), "clock": "seconds"}
+
+
+def circumstances_of(results: dict[str, Any]) -> str:
+    """When, how and with what results were made, in a line of Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    seeds, device = len(results["seeds"]), results["device"]
+    return (
+        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']}"
+        f"{'' if device == 'cpu' else f', on one {device}'}; {versions}."
+    )
 
 
 def stored(out: Path, markdown: Callable[[dict[str, Any]], str]) -> tuple[dict[str, Any], str]:
@@ -108,16 +119,13 @@ def markdown(results: dict[str, Any]) -> str:
     """The tables as Markdown."""
     results = as_now(results)
     facts = results["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seconds = results["seconds"]
-    seeds = len(results["seeds"])
     lines = [
         f"# Benchmark: {results['suite']}",
         "",
         f"{results['about']}.",
         "",
-        f"`{results['command']}`, {results['date'][:10]}; {seeds} seed{'s' * (seeds != 1)}, {results['threads']}; "
-        f"{versions}. Runs took {seconds['runs']:.0f} {results['clock']}, the search of the "
+        f"{circumstances_of(results)} Runs took {seconds['runs']:.0f} {results['clock']}, the search of the "
         f"baselines' recipes {seconds['searches']:.0f}, training of sources and targets {seconds['networks']:.0f}.",
         "",
         "Accuracies are means over seeds on the test split, with the lowest and highest seed in brackets. *mean*: the "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -33,11 +32,12 @@ from netclone.cloning.injecting import inject
 from netclone.cloning.method import clone
 from netclone.cloning.placing import reason
 from netclone.errors import ArgumentError, NetcloneError, NetcloneWarning
-from netclone.graph.timing import seconds_in_turn
+from netclone.graph.timing import clock_of_work, seconds_in_turn
 from netclone.graph.tracing import same_bits
 from netclone.learning.data import Samples
 from netclone.metrics.evaluating import evaluate
 from netclone.runtime.dependencies import code_digest
+from netclone.runtime.devices import device_named
 from netclone.runtime.journal import Journal
 
 TIMED = 32
@@ -51,6 +51,7 @@ def run(
     *,
     seeds: int = 3,
     cache: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
     console: Console | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -66,25 +67,28 @@ def run(
         Folder with the data and weights.
     cache
         Folder of trained networks. None: ``cache`` in ``out``.
+    device
+        Where networks are trained, run and timed, by torch's name, or ``"auto"``.
     command
         The command line of this call, for the results.
 
     Raises
     ------
     ArgumentError
-        If ``seeds`` is not positive, a data file is missing, or ``out`` cannot be written to.
+        If ``seeds`` is not positive, a data file is missing, there is no such device, or ``out`` cannot be written to.
     """
+    place = device_named(device) or torch.device("cpu")
     console = console or Console(quiet=True)
     journal, kept = opened(out, cache, seeds)
     out = Path(out)
     with threads_used(), Bars(console) as bars:
-        networks = Networks(suite, suite.load(Path(data)), Path(data), kept, bars.tell)
+        networks = Networks(suite, suite.load(Path(data)).on(place), Path(data), kept, bars.tell)
         bench = _Bench(networks, journal, bars.tell)
         jobs = planned(suite, seeds, networks)
         todo = [job for job in jobs if not bench.finished(job)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished in '{out.name}': skipped.")
-        facts = {**circumstances(suite.name, suite.about, command, seeds), "settings": bench.settings()}
+        facts = {**circumstances(suite.name, suite.about, command, seeds, place), "settings": bench.settings()}
         results: dict[str, Any] = {}
         for number, job in enumerate(todo):
             words = f"{job.setting.name}, {amount(job.fraction)}, seed {job.seed}: {job.method}"
@@ -120,14 +124,15 @@ def opened(out: str | os.PathLike[str], cache: str | os.PathLike[str] | None, se
         raise ArgumentError(f"out: cannot write to '{out}': {error.strerror or error}") from error
 
 
-def circumstances(name: str, about: str, command: str, seeds: int) -> dict[str, Any]:
+def circumstances(name: str, about: str, command: str, seeds: int, device: torch.device) -> dict[str, Any]:
     """What was run, when and with what, for the results of a suite."""
     return {
         "suite": name,
         "about": about,
         "command": command,
         "seeds": list(range(seeds)),
-        "clock": CLOCK,
+        "clock": CLOCK if device.type == "cpu" else "seconds",
+        "device": _called(device),
         "versions": {
             "netclone": netclone.__version__,
             "python": platform.python_version(),
@@ -136,6 +141,11 @@ def circumstances(name: str, about: str, command: str, seeds: int) -> dict[str, 
         },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _called(device: torch.device) -> str:
+    """The maker's name of a device, if torch knows it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 class _Bench:
@@ -180,7 +190,7 @@ class _Bench:
         for label in known:
             generator = torch.Generator().manual_seed(1000 * job.seed + label)
             index = find(self.dataset.labels, (label,))
-            order = index[torch.randperm(len(index), generator=generator)]
+            order = index[torch.randperm(len(index), generator=generator).to(index.device)]
             share = job.fraction < 1
             chosen = order[: max(5, round(job.fraction * len(order))) if share else int(job.fraction)]
             held = max(1, round(0.2 * len(chosen)))
@@ -217,7 +227,8 @@ class _Bench:
             "error": "",
             "does_not_apply": "",
         }
-        started = time.process_time()
+        now = clock_of_work(self.networks.device)
+        started = now()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", NetcloneWarning)
             try:
@@ -227,7 +238,7 @@ class _Bench:
             except NetcloneError as error:
                 record["error"] = reason(error)
             else:
-                record.setdefault("seconds", time.process_time() - started)
+                record.setdefault("seconds", now() - started)
                 record |= self._figures(job, problem, model)
         record["warnings"] = [str(w.message) for w in seen if issubclass(w.category, NetcloneWarning)]
         self.journal.append(record)
@@ -253,7 +264,7 @@ class _Bench:
         """All samples of the clone set, since clone() itself holds a fifth of them out."""
         images, labels = problem.samples.images, problem.samples.labels
         new = labels >= problem.old
-        named = torch.tensor(problem.classes)[labels[new] - problem.old]
+        named = torch.tensor(problem.classes, device=labels.device)[labels[new] - problem.old]
         given = {"target_data": [(images[~new], labels[~new])], "augment": self.suite.augment}
         options: Options = {**given, **dict(job.options)}
         module = clone(
@@ -308,9 +319,10 @@ class _Bench:
         if tuned is not None and origin.key(self.suite) == job.key(self.suite) and tuned.recipe == recipe:
             record["seconds"] = next(trial.seconds for trial in tuned.trials if trial.recipe == recipe)
             return tuned.model
-        started = time.process_time()
+        now = clock_of_work(self.networks.device)
+        started = now()
         model = method(problem, recipe)
-        record["seconds"] = time.process_time() - started
+        record["seconds"] = now() - started
         return model
 
     def _figures(self, job: Job, problem: Problem, model: nn.Module) -> dict[str, Any]:

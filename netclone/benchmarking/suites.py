@@ -38,6 +38,12 @@ class Dataset:
     test_labels: Tensor
     columns: tuple[int, ...]
 
+    def on(self, device: torch.device) -> Dataset:
+        """The same on a device."""
+        train, test = (self.images, self.labels), (self.test_images, self.test_labels)
+        images, labels, test_images, test_labels = (tensor.to(device) for tensor in (*train, *test))
+        return Dataset(images, labels, test_images, test_labels, self.columns)
+
 
 @dataclass(frozen=True)
 class Network:

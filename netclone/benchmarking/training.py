@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from netclone.benchmarking.networks import train_network
 from netclone.benchmarking.suites import Dataset, Network, Suite, needed
+from netclone.graph.timing import clock_of_work
 from netclone.metrics.evaluating import predict
 from netclone.runtime.digests import content_digest
 from netclone.runtime.writing import write_file
@@ -31,7 +31,7 @@ class Networks:
         self.facts: dict[str, dict[str, Any]] = {}
         self.data_digest = hashed(
             *(
-                str(x.shape) + hashlib.sha256(x[:: max(1, len(x) // 500)].contiguous().numpy().tobytes()).hexdigest()
+                str(x.shape) + hashlib.sha256(_some(x).numpy().tobytes()).hexdigest()
                 for x in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
             )
         )
@@ -71,7 +71,17 @@ class Networks:
         """All that the networks depend on: data, training and given weights."""
         both = (self.suite.source, self.suite.target)
         weights = [self._weights_digest(network) for network in both]
-        return [self.data_digest, *map(described, both), *weights]
+        return [self.data_digest, *map(described, both), *weights, *self._elsewhere]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are: networks are there, too."""
+        return self.dataset.images.device
+
+    @property
+    def _elsewhere(self) -> list[str]:
+        """What figures depend on beside all that, if they are not made on the CPU."""
+        return [] if self.device.type == "cpu" else [self.device.type]
 
     def _network(self, role: str, network: Network, seed: int, classes: tuple[int, ...] | None) -> nn.Module:
         """A network with given weights, or trained ones from the cache, or trained now."""
@@ -83,7 +93,7 @@ class Networks:
             else:
                 model, about = self._trained(role, network, seed, classes)
             about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            self._built[role, seed], self.facts[f"{role}, seed {seed}"] = model.eval(), about
+            self._built[role, seed], self.facts[f"{role}, seed {seed}"] = model.to(self.device).eval(), about
         return self._built[role, seed]
 
     def _given(self, network: Network, file: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -116,14 +126,15 @@ class Networks:
         known = tuple(range(len(self.dataset.columns))) if classes is None else classes
         model = network.build(len(known), seed)
         made_of = (described(network), getattr(augment, "__name__", ""), str(seed), str(known), self.data_digest)
-        key = hashed(*made_of, torch.__version__)
+        key = hashed(*made_of, torch.__version__, *self._elsewhere)
         path = self.cache / f"{self.suite.networks or self.suite.name}-{role}-seed{seed}-{key[:16]}.safetensors"
         seconds = _cached(path, model)
         if seconds is None:
             index = find(labels, known)
-            started = time.process_time()
+            now = clock_of_work(self.device)
+            started = now()
             train_network(
-                model,
+                model.to(self.device),
                 self.dataset.images[index],
                 renamed(labels[index], known),
                 network.training,
@@ -131,21 +142,26 @@ class Networks:
                 augment=augment,
                 progress=lambda done, total: self.tell(f"train the {role}, seed {seed}", done, total),
             )
-            seconds = time.process_time() - started
-            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            seconds = now() - started
+            state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
             write_file(path, save(state, metadata={"seconds": repr(seconds)}))
         return model, {"name": network.name, "training": asdict(network.training), "seconds": seconds}
 
 
+def _some(samples: Tensor) -> Tensor:
+    """About five hundred of the samples, on the CPU."""
+    return samples[:: max(1, len(samples) // 500)].cpu().contiguous()
+
+
 def find(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
     """Indices of the samples of some classes."""
-    return torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
+    return torch.isin(labels, torch.tensor(classes, device=labels.device)).nonzero().flatten()
 
 
 def renamed(labels: Tensor, known: tuple[int, ...]) -> Tensor:
     """Labels as positions in ``known``."""
-    place = torch.full((max(known) + 1,), -1)
-    place[list(known)] = torch.arange(len(known))
+    place = torch.full((max(known) + 1,), -1, device=labels.device)
+    place[list(known)] = torch.arange(len(known), device=labels.device)
     return place[labels]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from netclone.cli.application import CHECK, app, print_next, print_written, reported, shown
+from netclone.cli.application import CHECK, Device, app, print_next, print_written, reported, shown
 from netclone.errors import ArgumentError
 
 Suite = Literal[
@@ -53,6 +53,7 @@ def bench(
             "timm/vit_tiny_patch16_224@FILE.safetensors.",
         ),
     ] = None,
+    device: Device = "cpu",
     development: Annotated[
         bool, typer.Option("--development", help="Score on held-out training images instead of the test split.")
     ] = False,
@@ -80,17 +81,19 @@ def bench(
             folders = {"data": data, "out": out, "cache": cache}
             options = " ".join(f"--{name} {shown(path)}" for name, path in folders.items() if path is not None)
             command = f"netclone bench {suite} --seeds {seeds} {options}" + " --development" * development
+            command += f" --device {shlex.quote(device)}" * (device != "cpu")
+            how: dict[str, Any] = {"seeds": seeds, "cache": cache, "device": device, "console": console}
             change = in_development if development else lambda chosen: chosen
             if modules:
                 if weights is not None:
                     raise ArgumentError("weights: the suite modules has given networks; only vit takes weights")
                 chosen = replace(modularising.MODULES, base=change(modularising.MODULES.base))
-                modularising.run(chosen, data, out, seeds=seeds, cache=cache, console=console, command=command)
+                modularising.run(chosen, data, out, **how, command=command)
             else:
                 asked = suite_named(suite)
                 if weights is not None:
                     asked = with_weights(asked, weights)
                     command += f" --weights {shlex.quote(asked.target.name)}"
-                run(change(asked), data, out, seeds=seeds, cache=cache, console=console, command=command)
+                run(change(asked), data, out, **how, command=command)
         print_written(console, out / "results.json", out / "results.md", more=" and plots")
         print_next("read the tables", shlex.quote(str(out / "results.md")))

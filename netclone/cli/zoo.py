@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from netclone.cli.application import CHECK, app, print_next, print_written, reported, shown
+from netclone.cli.application import CHECK, Device, app, print_next, print_written, reported, shown
 
 if TYPE_CHECKING:
     from netclone.zoo import Row
@@ -46,6 +46,7 @@ def zoo(
     seconds: Annotated[float, typer.Option(min=1, help="Time limit per network, in seconds.")] = 180,
     memory: Annotated[float, typer.Option(min=500, help="Memory limit per network, in MB.")] = 6000,
     processes: Annotated[int, typer.Option(min=1, help="Networks to check at once, each on one thread.")] = 2,
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("netclone-zoo"),
     report_only: Annotated[
         bool, typer.Option("--report", help="Run nothing; write the table again from zoo.json in --out.")
@@ -77,11 +78,20 @@ def zoo(
                     *(f"'{p}'" for p in patterns or ()),
                     *flags,
                     f"--real {real:g} --seconds {seconds:g} --memory {memory:g} --processes {processes}",
+                    *([f"--device {shlex.quote(device)}"] if device != "cpu" else []),
                     f"--out {shown(out)}",
                 ]
             )
             limits = Limits(seconds, memory, processes)
-            rows = sweep(chosen, out, source=not targets_only, real=int(real * 1e6), limits=limits, console=console)
+            rows = sweep(
+                chosen,
+                out,
+                source=not targets_only,
+                real=int(real * 1e6),
+                limits=limits,
+                device=device,
+                console=console,
+            )
             write(rows, out, command)
         _print_zoo(rows, console)
         print_written(console, *(out / f"zoo.{kind}" for kind in ("json", "md", "html")[report_only:]))

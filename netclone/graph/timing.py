@@ -110,6 +110,21 @@ def clock_for(images: Tensor) -> Callable[[], float]:
     return time.thread_time if alone and fine else time.perf_counter
 
 
+def clock_of_work(device: torch.device) -> Callable[[], float]:
+    """What tells the time of long work that a device does.
+
+    On the CPU the seconds of all threads together, which other work on the machine does not lengthen. Elsewhere the
+    time that passes.
+
+    Examples
+    --------
+    >>> now = clock_of_work(torch.device("cpu"))
+    >>> 0 <= now() <= now()
+    True
+    """
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def relative_time(model: Callable[[Tensor], Any], other: Callable[[Tensor], Any], images: Tensor) -> float:
     """The time that a model takes for images ``(N, ...)``, as a share of another's, by :func:`seconds_in_turn`.
 

@@ -114,6 +114,8 @@ def answered(
 def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bool = True) -> Tensor:
     """Indices ``(count,)`` of samples, drawn by their weights ``(N,)``; without repetition at most all of them.
 
+    They are drawn on the CPU, so that every device draws the same, and are where the weights are.
+
     Examples
     --------
     >>> drawn(torch.tensor([0.0, 1.0, 1.0]), 5, torch.Generator(), repeat=False).sort().values
@@ -121,8 +123,8 @@ def drawn(weights: Tensor, count: int, generator: torch.Generator, *, repeat: bo
     """
     count = count if repeat else min(count, int((weights > 0).sum()))
     if count == 0:
-        return torch.empty(0, dtype=torch.long)
-    return torch.multinomial(weights.cpu().float(), count, replacement=repeat, generator=generator)
+        return torch.empty(0, dtype=torch.long, device=weights.device)
+    return torch.multinomial(weights.cpu().float(), count, replacement=repeat, generator=generator).to(weights.device)
 
 
 def _described(images: object) -> str:

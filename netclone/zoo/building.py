@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,10 @@ class Network:
     def parameters(self) -> int:
         """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def on(self, device: str | torch.device) -> Network:
+        """The same with its network moved to a device."""
+        return replace(self, model=self.model.to(device))
 
     def images(self, count: int, seed: int = 0) -> Tensor:
         """Noise as images, in the dtype and on the device of the network."""
@@ -207,7 +211,8 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
 
     New networks hide faults: BatchNorm's statistics are 0 and 1, layer scales are tiny, heads and tokens are zero. Here
     the statistics become those of the images, so that the signal neither dies nor explodes, and are then shifted at
-    random. Affine weights, biases, layer scales, gains, tokens and zero heads are drawn at random.
+    random. Affine weights, biases, layer scales, gains, tokens and zero heads are drawn at random. All this is drawn on
+    the CPU: every device gets the same.
 
     Examples
     --------
@@ -217,14 +222,19 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
     False
     """
     generator = torch.Generator().manual_seed(seed)
+
+    def blank(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() == 1:  # gains, temperatures
-                parameter.uniform_(0.5, 1.5, generator=generator)
+                parameter.copy_(blank(parameter).uniform_(0.5, 1.5, generator=generator))
             elif parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
                 start = float(parameter.flatten()[0])
-                parameter.normal_(start if abs(start) >= 0.5 else 0.0, 0.2, generator=generator)
+                mean = start if abs(start) >= 0.5 else 0.0
+                parameter.copy_(blank(parameter).normal_(mean, 0.2, generator=generator))
             elif parameter.dim() > 1 and parameter.numel() and float(parameter.std()) < 1e-3:
                 parameter.mul_(0.02 / float(parameter.std()))  # heads that start close to zero
         momenta = [norm.momentum for norm in norms]
@@ -237,7 +247,8 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 1) -> nn.Module:
             norm.momentum = momentum
             if norm.running_mean is None or norm.running_var is None:
                 continue
-            noise = torch.randn(norm.num_features, generator=generator, dtype=norm.running_mean.dtype)
+            noise = blank(norm.running_mean).normal_(generator=generator).to(norm.running_mean.device)
+            factor = blank(norm.running_var).uniform_(0.5, 1.5, generator=generator)
             norm.running_mean += 0.3 * noise * norm.running_var.sqrt()
-            norm.running_var *= torch.rand(norm.num_features, generator=generator, dtype=noise.dtype) + 0.5
+            norm.running_var *= factor.to(norm.running_var.device)
     return model

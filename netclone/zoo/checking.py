@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from netclone.errors import NetcloneError
 from netclone.graph.capturing import FACTS, is_captured
 from netclone.graph.exporting import copied
 from netclone.graph.modes import SPREAD, Mode
+from netclone.graph.timing import seconds_in_turn
 from netclone.graph.tracing import INPUT, position, same_bits, shape_of, trace
 from netclone.learning.localizing import localize
 from netclone.metrics.evaluating import cost
@@ -36,7 +36,7 @@ from netclone.zoo.naming import known
 KEEP = 0.5  # share of every channel group that is kept, by magnitude
 REAL = 60_000_000  # most parameters of a network that gets weights; larger ones are checked as targets on device meta
 FIXED_TARGET = "timm/test_resnet"
-_REPEATS = 5  # repetitions of a forward pass, to time it
+_REPEATS = 5  # of a forward pass, to time it
 _REASONS = 4  # how many reasons for unprunable parameters are listed
 
 
@@ -124,7 +124,14 @@ class CheckFailed(Exception):
     """A promise of netclone does not hold for a network."""
 
 
-def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[Mode] = SPREAD) -> Row:
+def check(
+    name: str,
+    *,
+    source: bool = True,
+    real: int = REAL,
+    modes: Sequence[Mode] = SPREAD,
+    device: str | torch.device = "cpu",
+) -> Row:
     """Check one network. Nothing is raised; failures are in the row.
 
     Parameters
@@ -137,6 +144,8 @@ def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[M
         The most parameters of a network that gets (random) weights, so that outputs are compared too.
     modes
         The modes of deployment in which old logits are compared.
+    device
+        Where a network with weights runs.
 
     Examples
     --------
@@ -149,7 +158,7 @@ def check(name: str, *, source: bool = True, real: int = REAL, modes: Sequence[M
         network = build(name, "meta")
         small = network.parameters <= real
         if small:
-            network = build(name)
+            network = build(name).on(device)
     except Exception as error:  # a library's constructor may raise anything
         why = TargetResult(False, _reason(error))
         return Row(name, known().get(name, ""), 0, (), "", why, None, time.perf_counter() - started)
@@ -391,14 +400,14 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @cache
-def _fixed_target() -> nn.Module:
-    return build(FIXED_TARGET).model.double()
+def _fixed_target(device: torch.device) -> nn.Module:
+    return build(FIXED_TARGET).on(device).model.double()
 
 
 def _in_fixed_target(module: CloneModule, images: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3:
         return  # the fixed target takes images in colour
-    target = _fixed_target()
+    target = _fixed_target(images.device)
     traced = trace(target, images)
     grafted = inject(traced, module, at=INPUT)
     with torch.no_grad():
@@ -410,21 +419,13 @@ def _in_fixed_target(module: CloneModule, images: Tensor) -> None:
 
 
 def _latency_ratio(slim: nn.Module, full: nn.Module, images: Tensor) -> float | None:
-    """Median latency of slim over full, timed in turn; None for a graph with float64 in it, which float32 breaks."""
-    ratios = []
-    with torch.no_grad():
-        try:
-            slim(images.clone())
-        except RuntimeError:
-            return None
-        for _ in range(_REPEATS + 1):
-            times = []
-            for network in (slim, full):
-                begun = time.perf_counter()
-                network(images.clone())
-                times.append(time.perf_counter() - begun)
-            ratios.append(times[0] / times[1])
-    return statistics.median(ratios[1:])
+    """Latency of slim as a share of full; None for a graph with float64 in it, which float32 breaks."""
+    calls = [lambda batch, network=network: network(batch.clone()) for network in (slim, full)]
+    try:
+        part, whole = seconds_in_turn(calls, images, _REPEATS, _REPEATS)
+    except RuntimeError:
+        return None
+    return part / whole
 
 
 def _stays(groups: ChannelGroups) -> tuple[str, ...]:
