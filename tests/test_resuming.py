@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+import netclone
 from netclone import clone
 from netclone.cloning import method, searching
 from netclone.errors import ArchiveError
@@ -224,11 +225,11 @@ def test_what_another_version_found_is_not_used(tmp_path, monkeypatch):
             cloned(path, progress=ended)
     assert "localize" not in seen
     found = path.read_bytes()
-    for function in ("version", "code_digest"):
+    for owner, name, other in ((netclone, "__version__", "another"), (method, "code_digest", lambda name: "another")):
         seen.clear()
         path.write_bytes(found)
         with monkeypatch.context() as patch:
-            patch.setattr(method, function, lambda name: "another")
+            patch.setattr(owner, name, other)
             with pytest.raises(Gone):
                 cloned(path, progress=ended)
         assert "localize" in seen

@@ -17,9 +17,9 @@ from pictures import folder as folder_of
 import netclone
 from netclone.cloning.verifying import compare
 from netclone.graph.modes import QUICK
+from netclone.learning import solving
 from netclone.learning.neighbourhoods import mirrored
 from netclone.reporting import page
-from netclone.runtime import devices
 from netclone.workflows import deploying, examining
 
 
@@ -69,8 +69,8 @@ def main(device: str, source_name: str, target_name: str, folder: str) -> None:
     page.report(grafted, data, f"{folder}/birds.html")
     assert Path(folder, "birds.html").stat().st_size > 10_000
 
-    # And from the CPU: networks and batches are moved, the caller's stay where they are. The classifier is fitted there.
-    devices.FEW = 0
+    # And from the CPU: networks and batches are moved, the caller's stay where they are. Classifiers are fitted there.
+    solving.FEW = 0
     source, target = (network.cpu() for network in networks)
     options |= {"target_data": None, "at": module.at, "source_at": module.source_at}
     moved = netclone.clone(source, target, [(images, labels)], device=device, **options)

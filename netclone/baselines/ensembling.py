@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -16,8 +15,8 @@ from netclone.channels.grouping import channel_groups
 from netclone.cloning.extracting import extract
 from netclone.learning.data import OLD_WEIGHT, Samples, balance
 from netclone.learning.localizing import localize
+from netclone.learning.solving import minimise, place_to_solve
 from netclone.metrics.evaluating import predict
-from netclone.runtime.devices import place_to_solve
 
 
 class Rescalable(Protocol):
@@ -151,14 +150,10 @@ def fitted_scale(logits: Samples, old: int, size: int, old_weight: float) -> tup
     weights = balance(labels, old, old_weight).double()
     scale = torch.ones(size, dtype=torch.double, device=values.device, requires_grad=True)
     bias = torch.zeros(size, dtype=torch.double, device=values.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([scale, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
         out = _Rescaled(old, scale, bias)(values)
-        value = (F.cross_entropy(out, labels, reduction="none") * weights).mean()
-        value.backward()
-        return value
+        return (F.cross_entropy(out, labels, reduction="none") * weights).mean()
 
-    optimizer.step(cast("Callable[[], float]", loss))
+    minimise([scale, bias], loss, steps=200)
     return scale.detach().to(logits.images), bias.detach().to(logits.images)

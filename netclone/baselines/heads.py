@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from netclone.baselines.moments import Moments
 from netclone.learning.adapting import frozen_linear
-from netclone.runtime.devices import place_to_solve
+from netclone.learning.solving import minimise, place_to_solve
 
 WIDTH = 2000
 """Random projections of RanPAC."""
@@ -129,15 +129,11 @@ def logistic(rows: Rows, decay: float) -> nn.Module:
     features, labels = (tensor.to(place_to_solve(rows.features)) for tensor in (rows.features, rows.labels))
     weight, bias = features.new_zeros(rows.classes, features.shape[1]), features.new_zeros(rows.classes)
     parts = [weight.requires_grad_(True), bias.requires_grad_(True)]
-    optimizer = torch.optim.LBFGS(parts, max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
-        value.backward()
-        return value
+        return F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
 
-    optimizer.step(cast("Callable[[], float]", loss))
+    minimise(parts, loss, steps=STEPS)
     return frozen_linear(*(part.detach().to(rows.features) for part in parts))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch.nn import functional as F
 from netclone.errors import FitError
 from netclone.learning.adapting import Branch, Cached, Classifier, outputs, set_threshold, validated
 from netclone.learning.data import OLD_WEIGHT, balance
+from netclone.learning.solving import minimise, place_to_solve
 from netclone.learning.stepping import Loop
-from netclone.runtime.devices import place_to_solve
 from netclone.runtime.sharing import ALONE, Workers
 
 FOLDS = 5
@@ -279,18 +278,14 @@ def _solved(rows: _Rows, start: _Numbers, tried: Mapping[str, float | None]) -> 
     found = {}
     for name, deviation in tried.items():
         parts = [now.scale, now.bias] if deviation is None else list(vars(now).values())
-        optimizer = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
-        def loss(deviation: float | None = deviation, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
-            optimizer.zero_grad()
+        def loss(deviation: float | None = deviation) -> Tensor:
             moved = (now.scale - start.scale).square() + (now.bias - start.bias).square().sum()
             prior = moved / PRIOR**2
             if deviation is not None:
                 prior = prior + (now.weight - start.weight).square().sum() / deviation**2
-            value = (rows.losses(rows.outputs(now)) * weights).mean() + prior / (2 * count)
-            value.backward()
-            return value
+            return (rows.losses(rows.outputs(now)) * weights).mean() + prior / (2 * count)
 
-        optimizer.step(cast("Callable[[], float]", loss))
+        minimise(parts, loss, steps=STEPS, history=10)
         found[name] = _Numbers(*(part.detach().clone() for part in vars(now).values()))
     return found

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from netclone.learning.adapting import Branch, Cached, Classifier, frozen_linear
 from netclone.learning.choosing import FOLDS, folds
 from netclone.learning.data import balance
+from netclone.learning.solving import minimise
 
 PROJECTIONS = 200
 """Random projections of the features (see docs/adr/0024)."""
@@ -178,13 +179,9 @@ def _factor(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
     """The factor of scores with the least cross entropy, between old and new classes balanced."""
     size = scores.std().clamp_min(1e-12)
     log = torch.zeros((), dtype=scores.dtype, device=scores.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log], max_iter=STEPS, line_search_fn="strong_wolfe")
 
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = (F.cross_entropy(log.exp() * scores / size, labels, reduction="none") * weights).mean()
-        value.backward()
-        return float(value.detach())
+    def loss() -> Tensor:
+        return (F.cross_entropy(log.exp() * scores / size, labels, reduction="none") * weights).mean()
 
-    optimizer.step(loss)
+    minimise([log], loss, steps=STEPS)
     return float((log.exp() / size).detach())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from netclone.errors import AdapterError, DataError
 from netclone.learning.adapting import grid_of
 from netclone.learning.choosing import folds
-from netclone.runtime.devices import place_to_solve
+from netclone.learning.solving import minimise, place_to_solve
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, on the mean squared weight over standardised features."""
@@ -150,15 +150,11 @@ def fit_router(
 def _logistic(rows: Tensor, is_new: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """Weight and bias of the logistic regression of old against new with a ridge."""
     weight, bias = rows.new_zeros(rows.shape[1]).requires_grad_(), rows.new_zeros(()).requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = _loss(rows @ weight + bias, is_new) + strength * weight.square().sum()
-        value.backward()
-        return float(value.detach())
+    def loss() -> Tensor:
+        return _loss(rows @ weight + bias, is_new) + strength * weight.square().sum()
 
-    optimizer.step(loss)
+    minimise([weight, bias], loss, steps=STEPS, history=10)
     return weight.detach(), bias.detach()
 
 

@@ -12,9 +12,6 @@ from netclone.errors import ArgumentError, first_line
 
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
-FEW = 2**21
-"""How many numbers are few: see :func:`place_to_solve`."""
-
 
 def device_named(name: str | torch.device | None) -> torch.device | None:
     """The device of a name. ``"auto"`` is the accelerator that torch finds, or else the CPU. None stays None.
@@ -73,19 +70,6 @@ def on_device(inputs: Tensor | tuple[Tensor] | None, device: torch.device) -> Te
     if isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         return (inputs[0].to(device),)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
-
-
-def place_to_solve(rows: Tensor) -> torch.device:
-    """Where many short steps over these rows take the least time: on the CPU, if there are at most ``FEW`` numbers.
-
-    An accelerator works on so few in less time than the CPU takes to tell it to.
-
-    Examples
-    --------
-    >>> place_to_solve(torch.zeros(3, 2))
-    device(type='cpu')
-    """
-    return torch.device("cpu") if rows.numel() <= FEW else rows.device
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
