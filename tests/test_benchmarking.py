@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from netclone import benchmarking, cli
 from netclone.baselines import ENSEMBLES, HEADS, TUNING, Recipe, Trial, Tuned
-from netclone.benchmarking import choices, plots, searching
+from netclone.benchmarking import choices, modularising, plots, searching
 from netclone.benchmarking.networks import ResNet, Training, cropped, train_network
 from netclone.benchmarking.planning import JOINT, REFITS, Job, planned
 from netclone.benchmarking.reporting import _table, markdown
@@ -531,6 +531,23 @@ def test_unknown_suites_seeds_and_folders_are_refused(tmp_path: Path) -> None:
         benchmarking.run(SUITES["digits"], out=tmp_path / "file", seeds=1)
     with pytest.raises(ArgumentError, match="no results"):
         benchmarking.report(tmp_path)
+
+
+@pytest.mark.parametrize("run", [benchmarking.run, modularising.run])
+def test_a_device_that_is_not_there_is_refused_before_a_folder_is_made(run: Any, tmp_path: Path) -> None:
+    suite = SUITES["digits"] if run is benchmarking.run else modularising.MODULES
+    with pytest.raises(ArgumentError, match="device: 'nosuch' cannot be used here"):
+        run(suite, out=tmp_path / "out", device="nosuch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_device_is_named_where_it_is_no_cpu(ran: Path) -> None:
+    results = results_in(ran)
+    assert results["device"] == "cpu" and results["clock"] == "processor seconds"
+    facts = {"device": "NVIDIA H200", "clock": "seconds"}
+    elsewhere = markdown({**results, **facts})
+    assert "1 thread; netclone" in markdown(results) and "1 thread, on one NVIDIA H200; netclone" in elsewhere
+    assert re.search(r"Runs took \d+ seconds", elsewhere)
 
 
 def test_changed_weights_are_counted_once() -> None:

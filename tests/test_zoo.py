@@ -272,6 +272,9 @@ def test_limits_end_one_network_and_not_the_sweep(tmp_path):
     assert time.monotonic() - started < 60  # it was not waited for
     with pytest.raises(ArgumentError, match="expected seconds and MB above 0"):
         zoo.sweep([], tmp_path, limits=zoo.Limits(processes=0))
+    with pytest.raises(ArgumentError, match="device: 'nosuch' cannot be used here"):
+        zoo.sweep([], tmp_path / "device", device="nosuch")
+    assert not (tmp_path / "device").exists()
 
 
 @pytest.mark.slow
