@@ -159,7 +159,7 @@ def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
     )
     tried = module.spec.search
     scored = [candidate for candidate in tried if candidate.score is not None]
-    assert module.at == max(scored, key=lambda candidate: candidate.score or 0).at
+    assert module.at == "input"  # so few samples do not say that another position is as good
     order = [place.at for place in candidates(netclone.trace(target))] + ["input"]
     assert [candidate.at for candidate in tried] == [*order[: len(tried) - 1], "input"]
     scores = [candidate.score or 0 for candidate in scored if candidate.at != "input"]
@@ -206,8 +206,38 @@ def test_every_position_is_tried_if_asked() -> None:
     assert tried == [place.at for place in candidates(netclone.trace(target, torch.zeros(2, 3, SIZE, SIZE)))] + [
         "input"
     ]
-    best = max(candidate.score or 0 for candidate in module.spec.search)
-    assert dict(module.spec.scores)["validation"] >= best  # the best is fitted on
+    chosen = next(candidate.score or 0 for candidate in module.spec.search if candidate.at == module.at)
+    assert dict(module.spec.scores)["validation"] >= chosen  # it is fitted on
+
+
+def held_out(old: int, new: int) -> Cached:
+    """So many samples of old and of new classes."""
+    labels = (torch.arange(old + new) >= old).long()
+    return Cached(torch.zeros(old + new, 1), torch.zeros(old + new, 1), labels)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flipped", "wrong", "expected"),
+    [
+        pytest.param(5, 5, 0, 0, False, id="a tie of ten"),
+        pytest.param(5, 5, -1, 0, False, id="one of ten better"),
+        pytest.param(600, 120, 0, 0, True, id="a tie of many"),
+        pytest.param(2000, 400, 2, -2, True, id="a tie of many that differ in some"),
+        pytest.param(600, 120, -30, 0, True, id="better"),
+        pytest.param(600, 120, 30, 0, False, id="worse"),
+        pytest.param(0, 500, 0, 0, True, id="no old samples"),
+    ],
+)
+def test_a_position_is_as_good_as_the_input_if_enough_samples_say_so(
+    old: int, new: int, flipped: int, wrong: int, expected: bool
+) -> None:
+    """``flipped`` (below zero: gained) new samples, and as many of ``wrong`` old ones, are classified otherwise."""
+    others = torch.ones(old + new, dtype=torch.bool)
+    right = others.clone()
+    for count, end in ((flipped, old + new), (wrong, old)):
+        part = slice(end - abs(count), end)
+        right[part], others[part] = count <= 0, count >= 0
+    assert searching.surely_as_good(right, others, held_out(old, new)) is expected
 
 
 def test_what_positions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,11 +24,13 @@ from netclone.graph.preparing import said_preparation
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, logits_node, position
 from netclone.learning.adapting import Adapter, Branch, Cached, Classifier, fit, frozen_linear, grid_of
-from netclone.learning.choosing import Choice, by_kind, fit_classifier
+from netclone.learning.choosing import Choice, by_kind, classified, fit_classifier
 from netclone.learning.data import in_batches
 from netclone.learning.joint import SMALL, JointBranch, JointClassifier, enough, fit_joint, scorer_size
 
 BRIEF = 25  # steps, for each candidate position
+AS_GOOD = 0.01
+"""How far below the input a position inside the target, which costs less, may score: see :func:`surely_as_good`."""
 
 
 @dataclass
@@ -48,6 +51,11 @@ class _Fit:
     def closed(self) -> bool:
         """Whether the classifier alone is fitted: a convex problem, solved at once and not in epochs."""
         return isinstance(self.trained.adapter, nn.Identity)
+
+    def right(self, problem: Problem) -> Tensor:
+        """Whether each held-out sample is given its class ``(N,)``."""
+        by = problem.batch_size, problem.workers
+        return classified(self.trained, self.train, self.held_out, self.choice, *by)
 
     def run(self, problem: Problem, epochs: int, how: str = "") -> float:
         """Fit and return the validation score; a second call for an adapter goes on where the first ended."""
@@ -80,7 +88,10 @@ def search(
     slimmed: Slimmed,
     plan: Sequence[Planned],
 ) -> CloneModule:
-    """Fit candidates briefly, deep to shallow, until validation stops improving, then the input; fit the best fully."""
+    """Fit candidates briefly, deep to shallow, until validation stops improving, then the input; fit the best fully.
+
+    A position inside the target is better than the input only if it is surely as good.
+    """
     tried: list[Candidate] = []
     stopped = False
     best: tuple[float, _Fit] | None = None
@@ -104,7 +115,12 @@ def search(
             continue
         tried.append(Candidate(place.at, one.cut, score))
         problem.run.tell("search", number + 1, len(plan))
-        if best is None or score > best[0]:
+        if place.at == INPUT and best is not None:
+            inside = best[1].right(problem)
+            better = not surely_as_good(inside, candidate.right(problem), candidate.held_out)
+        else:
+            better = best is None or score > best[0]
+        if better:
             best = score, candidate
         else:
             stopped = problem.recipe.search != "all"
@@ -122,6 +138,21 @@ def search(
     kinds = by_kind(chosen.trained, chosen.train, chosen.held_out, chosen.choice, *by)
     scores = (("validation", score), *kinds, *(chosen.choice.told() if chosen.choice else ()))
     return _finished(problem, chosen).with_spec(scores=scores, search=tuple(tried))
+
+
+def surely_as_good(right: Tensor, others: Tensor, held_out: Cached) -> bool:
+    """Whether one score is at most ``AS_GOOD`` below another, or higher, by more than its standard error.
+
+    Both are balanced accuracies on the same samples; ``right (N,)`` and ``others (N,)`` say which are given their class.
+    Of old and of new samples one more is taken to be classified otherwise: with none, two of a kind would be as sure as
+    two thousand.
+    """
+    gains = right.double() - others.double()
+    is_old = held_out.labels < held_out.logits.shape[1]
+    kinds = [gains[kind] for kind in (is_old, ~is_old) if bool(kind.any())]
+    mean = sum(float(kind.mean()) for kind in kinds) / len(kinds)
+    variance = sum((float(kind.square().sum()) + 1) / len(kind) ** 2 for kind in kinds) / len(kinds) ** 2
+    return mean - math.sqrt(variance) >= -AS_GOOD
 
 
 def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:

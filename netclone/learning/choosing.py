@@ -145,6 +145,24 @@ def fit_classifier(
     return validated(branch, held_out, *by)[0], choice
 
 
+def classified(
+    branch: Branch,
+    train: Cached,
+    held_out: Cached,
+    choice: Choice | None,
+    batch_size: int,
+    workers: Workers = ALONE,
+) -> Tensor:
+    """Whether each held-out sample is given its class ``(N,)``.
+
+    A classifier that was fitted to the held-out samples too is judged by what was fitted without them.
+    """
+    if choice is not None and len(choice.right) == len(train) + len(held_out):
+        return choice.right[len(train) :]
+    logits = torch.cat([held_out.logits, outputs(branch, held_out, batch_size, workers)], 1)
+    return logits.argmax(1) == held_out.labels
+
+
 def by_kind(
     branch: Branch,
     train: Cached,
@@ -155,14 +173,9 @@ def by_kind(
 ) -> tuple[tuple[str, float], ...]:
     """Accuracy on held-out samples by name: ``old before`` and ``old``, without and with the clone, and ``new``.
 
-    A classifier that was fitted to the held-out samples too is judged by what was fitted without them. What there is no
-    sample of is left out.
+    What there is no sample of is left out.
     """
-    if choice is not None and len(choice.right) == len(train) + len(held_out):
-        right = choice.right[len(train) :]
-    else:
-        logits = torch.cat([held_out.logits, outputs(branch, held_out, batch_size, workers)], 1)
-        right = logits.argmax(1) == held_out.labels
+    right = classified(branch, train, held_out, choice, batch_size, workers)
     before, _ = held_out.by_kind((held_out.logits.argmax(1) == held_out.labels).double())
     found = zip(("old before", "old", "new"), (before, *held_out.by_kind(right.double())), strict=True)
     return tuple((name, float(mean)) for name, mean in found if mean is not None)
