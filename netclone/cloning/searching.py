@@ -143,9 +143,9 @@ def search(
 def surely_as_good(right: Tensor, others: Tensor, held_out: Cached) -> bool:
     """Whether one score is at most ``AS_GOOD`` below another, or higher, by more than its standard error.
 
-    Both are balanced accuracies on the same samples; ``right (N,)`` and ``others (N,)`` say which are given their class.
-    Of old and of new samples one more is taken to be classified otherwise: with none, two of a kind would be as sure as
-    two thousand.
+    Both are balanced accuracies on the same samples. ``right (N,)`` and ``others (N,)`` say which get their class. One
+    more of the old samples and one more of the new ones is taken to be classified otherwise: without, two samples would
+    be as sure as two thousand.
     """
     gains = right.double() - others.double()
     is_old = held_out.labels < held_out.logits.shape[1]
