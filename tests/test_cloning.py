@@ -222,9 +222,10 @@ def held_out(old: int, new: int) -> Cached:
         pytest.param(5, 5, 0, 0, False, id="a tie of ten"),
         pytest.param(5, 5, -1, 0, False, id="one of ten better"),
         pytest.param(600, 120, 0, 0, True, id="a tie of many"),
-        pytest.param(2000, 400, 2, -2, True, id="a tie of many that differ in some"),
+        pytest.param(2000, 400, 2, -10, True, id="a tie of many that differ in some"),
         pytest.param(600, 120, -30, 0, True, id="better"),
         pytest.param(600, 120, 30, 0, False, id="worse"),
+        pytest.param(4000, 4000, 8, 0, False, id="worse by little"),
         pytest.param(0, 500, 0, 0, True, id="no old samples"),
     ],
 )

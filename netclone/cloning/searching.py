@@ -30,7 +30,7 @@ from netclone.learning.joint import SMALL, JointBranch, JointClassifier, enough,
 
 BRIEF = 25  # steps, for each candidate position
 AS_GOOD = 0.01
-"""How far below the input a position inside the target, which costs less, may score: see :func:`surely_as_good`."""
+"""How far below the input a position inside the target may be as far as one can tell: see :func:`surely_as_good`."""
 
 
 @dataclass
@@ -141,7 +141,7 @@ def search(
 
 
 def surely_as_good(right: Tensor, others: Tensor, held_out: Cached) -> bool:
-    """Whether one score is at most ``AS_GOOD`` below another, or higher, by more than its standard error.
+    """Whether one score is no lower than another, nor more than ``AS_GOOD`` lower if it was lucky by a standard error.
 
     Both are balanced accuracies on the same samples. ``right (N,)`` and ``others (N,)`` say which get their class. One
     more of the old samples and one more of the new ones is taken to be classified otherwise: without, two samples would
@@ -152,7 +152,7 @@ def surely_as_good(right: Tensor, others: Tensor, held_out: Cached) -> bool:
     kinds = [gains[kind] for kind in (is_old, ~is_old) if bool(kind.any())]
     mean = sum(float(kind.mean()) for kind in kinds) / len(kinds)
     variance = sum((float(kind.square().sum()) + 1) / len(kind) ** 2 for kind in kinds) / len(kinds) ** 2
-    return mean - math.sqrt(variance) >= -AS_GOOD
+    return mean >= 0 and mean - math.sqrt(variance) >= -AS_GOOD
 
 
 def _candidate(problem: Problem, slimmed: Slimmed, place: Place, source_at: str | None, samples: Tensor) -> _Fit:
