@@ -225,7 +225,7 @@ def validated(model: nn.Module, samples: Samples, old: int | None = None) -> tup
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was tried: its balanced validation accuracy, or None and why it failed; and processor seconds."""
+    """A recipe that was tried: its balanced validation accuracy, or None and why it failed; and its seconds."""
 
     recipe: Recipe
     score: float | None
@@ -235,7 +235,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best network of a method, with its recipe and score, all trials, and the processor seconds that they took."""
+    """The best network of a method, with its recipe and score, all trials, and the seconds that they took.
+
+    On the CPU they are seconds of a processor, elsewhere those that pass.
+    """
 
     model: nn.Module
     recipe: Recipe

@@ -246,6 +246,7 @@ class _Bench:
         self, suite: ModuleSuite, folder: Path, cache: Path, journal: Journal, tell: Tell, device: torch.device
     ) -> None:
         self.suite, self.journal, self.tell, self.device = suite, journal, tell, device
+        self.clock = clock_of_work(device)
         self.dataset = suite.base.load(folder).on(device)
         self.networks = [
             Networks(
@@ -379,8 +380,7 @@ class _Bench:
             if mask in LOSSES:
                 values, earlier = self.values(job)
             kept = None
-            now = clock_of_work(self.device)
-            started = now()
+            started = self.clock()
             if mask in LOSSES:
                 recipe = Recipe(lr=0, steps=self.suite.steps, seed=job.seed)
                 part = module_of_values(problem, LOSSES[mask], values, job.keep, recipe)
@@ -389,7 +389,7 @@ class _Bench:
             else:
                 kept = masked(problem, cast("Localised", mask), job.keep, job.seed)
                 part = plain(problem, kept)
-            seconds = earlier + now() - started
+            seconds = earlier + self.clock() - started
             self._chosen[key] = _Chosen(part, kept, self._share(part, problem), seconds)
         return self._chosen[key]
 
@@ -413,9 +413,8 @@ class _Bench:
                 )
 
             recipe = self._recipe(job, self._searched(job, f"{method.mask}, mask", "mask", module)["lr"])
-            now = clock_of_work(self.device)
-            started = now()
-            self._values[key] = learned_values(self.problem(job), loss, recipe), now() - started
+            started = self.clock()
+            self._values[key] = learned_values(self.problem(job), loss, recipe), self.clock() - started
         return self._values[key]
 
     def _tuned(self, job: Job, chosen: _Chosen, found: dict[str, Any]) -> tuple[Part, float]:
@@ -429,14 +428,13 @@ class _Bench:
             recipe = self._recipe(job, self._searched(job, job.method, "fine-tuned", module)["lr"])
             found["recipe"] = asdict(recipe)
         part = copy.deepcopy(chosen.part)
-        now = clock_of_work(self.device)
-        started = now()
+        started = self.clock()
         if method.tuning == "fine-tuned":
             part = finetuned(problem, part, recipe)
         elif method.tuning == "distilled":
             assert chosen.mask is not None
             part = distilled(problem, chosen.mask, self._recipe(job, 0.0))
-        return calibrated(part, problem), now() - started
+        return calibrated(part, problem), self.clock() - started
 
     def _recipe(self, job: Job, lr: float) -> Recipe:
         return Recipe(lr=lr, steps=self.suite.steps, batch_size=self.suite.batch_size, seed=job.seed)

@@ -155,6 +155,7 @@ class _Bench:
         self.networks, self.journal, self.tell = networks, journal, tell
         self.suite, self.dataset = networks.suite, networks.dataset
         self.bound = bound(self.suite)
+        self.clock = clock_of_work(networks.device)
 
     def digest(self, job: Job) -> str:
         """A digest of everything that a run depends on, code included; if it differs, the run is repeated."""
@@ -227,8 +228,7 @@ class _Bench:
             "error": "",
             "does_not_apply": "",
         }
-        now = clock_of_work(self.networks.device)
-        started = now()
+        started = self.clock()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", NetcloneWarning)
             try:
@@ -238,7 +238,7 @@ class _Bench:
             except NetcloneError as error:
                 record["error"] = reason(error)
             else:
-                record.setdefault("seconds", now() - started)
+                record.setdefault("seconds", self.clock() - started)
                 record |= self._figures(job, problem, model)
         record["warnings"] = [str(w.message) for w in seen if issubclass(w.category, NetcloneWarning)]
         self.journal.append(record)
@@ -319,10 +319,9 @@ class _Bench:
         if tuned is not None and origin.key(self.suite) == job.key(self.suite) and tuned.recipe == recipe:
             record["seconds"] = next(trial.seconds for trial in tuned.trials if trial.recipe == recipe)
             return tuned.model
-        now = clock_of_work(self.networks.device)
-        started = now()
+        started = self.clock()
         model = method(problem, recipe)
-        record["seconds"] = now() - started
+        record["seconds"] = self.clock() - started
         return model
 
     def _figures(self, job: Job, problem: Problem, model: nn.Module) -> dict[str, Any]:

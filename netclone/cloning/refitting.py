@@ -29,7 +29,7 @@ from netclone.graph.outputs import Output
 from netclone.graph.quickening import for_gradients
 from netclone.graph.tracing import INPUT, logits_node, node_named, position, shape_of, trace
 from netclone.learning.adapting import Branch, Cached, Classifier, fit
-from netclone.learning.choosing import Choice, by_kind, fit_classifier
+from netclone.learning.choosing import Choice, by_kind, classified, fit_classifier
 from netclone.learning.data import Batches, check_taken, gather, in_batches
 from netclone.learning.joint import Scorer, enough, fit_joint
 from netclone.learning.stepping import Loop
@@ -284,7 +284,7 @@ def refit(
                 tensor.copy_(found[name])
     facts = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "validation": validation, "samples": len(cached)}
     recipe = *(item for item in module.spec.recipe if item[0] != "refit"), ("refit", json.dumps(facts))
-    kinds = by_kind(branch, train, held_out, choice, batch_size)
+    kinds = by_kind(held_out, classified(branch, train, held_out, choice, batch_size))
     scores = (("validation", score), *kinds, *(choice.told() if choice else ()))
     spec = replace(module.spec, recipe=recipe, scores=scores, stored=())
     return CloneModule(made, spec, copy.deepcopy(module.router)).eval()

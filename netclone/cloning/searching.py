@@ -134,8 +134,7 @@ def search(
             chosen = _candidate(problem, slimmed, chosen.place, chosen.module.source_at, problem.train)
         if some or not chosen.closed:
             score = chosen.run(problem, problem.recipe.epochs, ", longer")
-    by = problem.batch_size, problem.workers
-    kinds = by_kind(chosen.trained, chosen.train, chosen.held_out, chosen.choice, *by)
+    kinds = by_kind(chosen.held_out, chosen.right(problem))
     scores = (("validation", score), *kinds, *(chosen.choice.told() if chosen.choice else ()))
     return _finished(problem, chosen).with_spec(scores=scores, search=tuple(tried))
 

@@ -29,7 +29,7 @@ class _Clock(fx.Interpreter):
         started = self.now()
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            _wait(value)
+            wait_for(value)
         self.seconds[n.name] = min(self.now() - started, self.seconds.get(n.name, float("inf")))
         return value
 
@@ -71,10 +71,10 @@ def seconds_in_turn(
         for number in range(WARM_UP + most):
             took = []
             for run in calls:
-                _wait(images)
+                wait_for(images)
                 started = now()
                 run(images)
-                _wait(images)
+                wait_for(images)
                 took.append(max(now() - started, 1e-9))
             if number >= WARM_UP:
                 rounds.append(took)
@@ -137,7 +137,7 @@ def relative_time(model: Callable[[Tensor], Any], other: Callable[[Tensor], Any]
     return seconds / others
 
 
-def _wait(tensor: Tensor) -> None:
+def wait_for(tensor: Tensor) -> None:
     """Wait for a device that works on its own."""
     synchronize = getattr(getattr(torch, tensor.device.type, None), "synchronize", None)
     if synchronize is not None:

@@ -163,19 +163,11 @@ def classified(
     return logits.argmax(1) == held_out.labels
 
 
-def by_kind(
-    branch: Branch,
-    train: Cached,
-    held_out: Cached,
-    choice: Choice | None,
-    batch_size: int,
-    workers: Workers = ALONE,
-) -> tuple[tuple[str, float], ...]:
+def by_kind(held_out: Cached, right: Tensor) -> tuple[tuple[str, float], ...]:
     """Accuracy on held-out samples by name: ``old before`` and ``old``, without and with the clone, and ``new``.
 
-    What there is no sample of is left out.
+    ``right (N,)`` says which get their class with the clone. What there is no sample of is left out.
     """
-    right = classified(branch, train, held_out, choice, batch_size, workers)
     before, _ = held_out.by_kind((held_out.logits.argmax(1) == held_out.labels).double())
     found = zip(("old before", "old", "new"), (before, *held_out.by_kind(right.double())), strict=True)
     return tuple((name, float(mean)) for name, mean in found if mean is not None)

@@ -22,7 +22,7 @@ from netclone.errors import ArchiveError, ArgumentError, CloneNameError, DataErr
 from netclone.graph.counting import MacCounter
 from netclone.graph.measuring import in_eval_mode, running
 from netclone.graph.outputs import Output, logits_of
-from netclone.graph.timing import seconds_in_turn
+from netclone.graph.timing import seconds_in_turn, wait_for
 from netclone.learning.data import Batches, Samples, streamed, taken_by
 from netclone.runtime.devices import device_named, model_on
 from netclone.runtime.entering import entered
@@ -178,8 +178,7 @@ def evaluate(  # noqa: PLR0913 - public
     ):
         start = time.perf_counter()
         logits.append(predict(model, samples.images, batch_size, workers, first=seen, output=output))
-        if samples.images.is_cuda:
-            torch.cuda.synchronize()
+        wait_for(samples.images)
         seconds += time.perf_counter() - start
         labels.append(samples.labels)
         if isinstance(reference, nn.Module):
