@@ -2,7 +2,8 @@
 
 It is a Python backend for torch's PrivateUse1: a tensor there keeps its numbers in a tensor on the CPU that hangs at
 its storage, and every operator is computed with those. An operator that meets a tensor on the CPU which is more than a
-single number fails, as on a GPU. ``register()`` registers the device, for good: do so in a process of its own.
+single number fails, as on a GPU, and so does one that draws from a generator of the CPU. ``register()`` registers the
+device, for good: do so in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
             f"{operator}: Expected all tensors to be on the same device, but found "
             + ", ".join(str(tensor.device) for tensor in tensors)
+        )
+
+    if any(isinstance(value, torch.Generator) for value in flat) and any(map(_is_on_it, tensors)):
+        raise RuntimeError(
+            f"{operator}: Expected a '{NAME}' device type for generator but found 'cpu', not the same device"
         )
 
     def on_the_cpu(value: Any) -> Any:

@@ -168,6 +168,17 @@ def test_the_search_goes_from_deep_to_shallow_and_keeps_what_it_saw() -> None:
     assert {"search"} < set(told)
 
 
+@pytest.mark.parametrize("as_good", [True, False])
+def test_the_input_is_chosen_unless_another_position_is_surely_as_good(
+    as_good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "surely_as_good", lambda right, others, held_out: as_good)
+    source, target = network("test_efficientnet", 4), network("test_resnet", 2)
+    options = dict(classes=[2], target_data=samples(2), method="random", epochs=1, distill_steps=0)
+    module = clone(source, target, samples(4), **options)  # type: ignore[arg-type]
+    assert (module.at != "input") == as_good
+
+
 def test_at_the_input_the_whole_slim_source_runs_beside_the_target(tmp_path: Path) -> None:
     source, target = network("test_efficientnet", 5), network("test_resnet", 3)
     module = clone(

@@ -70,6 +70,7 @@ for name, mixed in {
     "index": lambda: images[torch.tensor([0, 1])],
     "add": lambda: images + torch.randn(3, 1, 1),
     "conv": lambda: torch.nn.Conv2d(3, 2, 1)(images),
+    "draw": lambda: images.normal_(generator=torch.Generator()),
     "cat": lambda: torch.cat([images, torch.zeros(1, 3, 8, 8)]),
 }.items():
     try:
@@ -81,9 +82,14 @@ for name, mixed in {
 
 def test_the_device_of_the_tests_finds_what_is_left_on_the_cpu() -> None:
     done = run(["-c", FORGOTTEN])
-    assert done.stdout.split("\n")[:-1] == ["where True", "index True", "add True", "conv True", "cat True"], (
-        done.stderr
-    )
+    assert done.stdout.split("\n")[:-1] == [
+        "where True",
+        "index True",
+        "add True",
+        "conv True",
+        "draw True",
+        "cat True",
+    ], done.stderr
 
 
 def test_a_device_is_known_by_its_name() -> None:
